@@ -1,0 +1,54 @@
+# Two commands: `make demo` and `make test`. Each sets up everything it needs on a fresh machine.
+# Options: PYTHON=python3.12 (3.11 or newer), VENV=folder, JOBS=test processes.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+GL_PACKAGES := libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libosmesa6
+
+.DEFAULT_GOAL := help
+.PHONY: help setup gl demo test check lint format clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.installed  ## virtual environment with the tested versions
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Kairos needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+gl: setup  ## off-screen rendering: check it, install Mesa when allowed to
+	@$(BIN)/kairos doctor --gl-only || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing Mesa for off-screen rendering: $(GL_PACKAGES)"; \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(GL_PACKAGES) \
+	    && $(BIN)/kairos doctor --gl-only; \
+	  else \
+	    echo "Off-screen rendering needs Mesa. On Debian or Ubuntu: sudo apt-get install -y $(GL_PACKAGES)"; exit 1; \
+	  fi; }
+
+demo: gl  ## the main job: imagine beside reality, plan, act
+	$(BIN)/kairos demo $(ARGS)
+
+test: gl lint  ## style, types, layers, and every test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:randomly -n $(JOBS) --dist loadfile $(ARGS)
+
+check: setup lint  ## the same without the slow tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:randomly -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: setup  ## import order and other safe repairs
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the environment and caches (never data or runs)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
