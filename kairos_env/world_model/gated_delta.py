@@ -1,0 +1,477 @@
+"""The gated delta rule: linear-time memory with decay and error-correcting writes.
+
+Per head there is one matrix ``S`` of shape (K, V), the memory. A token decays it and then writes the
+*difference* between its value and what the decayed memory already returns for its key:
+
+    S <- exp(g) S
+    S <- S + k (x) beta (v - S^T k)
+    o  = S^T q
+
+with ``q`` and ``k`` L2-normalised and ``q`` scaled by ``1 / sqrt(K)``. The decay comes first: the old
+value is read from the decayed memory.
+
+``naive_gated_delta`` is these lines. ``chunk_gated_delta`` computes the same in parallel within chunks
+and carries only one (K, V) matrix from chunk to chunk. ``GatedDeltaNet`` is the layer around it.
+
+Letters: B batch, F frames, L tokens per frame, T tokens, D model width, H heads, K key width,
+V value width, N chunks, C tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Engine = Literal["naive", "chunked"]
+ENGINES: tuple[Engine, ...] = ("naive", "chunked")
+
+# Added to the sum of squares, so that a zero key stays zero instead of becoming NaN.
+L2_EPS = 1e-6
+
+
+def naive_gated_delta(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence, one token at a time: the reference for the fast forms.
+
+    Args:
+        q: (B, T, H, K) queries, any length; normalised here.
+        k: (B, T, H, K) keys, any length; normalised here.
+        v: (B, T, H, V) values.
+        g: (B, T, H) log decay, <= 0.
+        beta: (B, T, H) write strength, in [0, 1].
+        state: (B, H, K, V) memory before the first token; None is zeros.
+
+    Returns:
+        outputs (B, T, H, V) in ``v``'s dtype, and the memory after the last token (B, H, K, V) in float32
+        (float64 for float64 inputs).
+
+    Raises:
+        ValueError: the shapes do not fit together.
+    """
+    _check_shapes(q, k, v, g, beta, state)
+    with torch.autocast(q.device.type, enabled=False):
+        dtype = _compute_dtype(v)
+        q, k = _normalise(q.to(dtype)) / math.sqrt(q.shape[-1]), _normalise(k.to(dtype))
+        values, decay, beta = v.to(dtype), g.to(dtype).exp(), beta.to(dtype)
+        memory = _initial_state(state, k, values)
+        outputs = []
+        for t in range(q.shape[1]):
+            memory = decay[:, t, :, None, None] * memory
+            error = values[:, t] - torch.einsum("bhkv,bhk->bhv", memory, k[:, t])
+            memory = memory + torch.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t, :, None] * error)
+            outputs.append(torch.einsum("bhkv,bhk->bhv", memory, q[:, t]))
+        return torch.stack(outputs, dim=1).to(v.dtype), memory
+
+
+@overload
+def chunk_gated_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    state: Tensor | None = None,
+    chunk: int = 64,
+    return_states: Literal[False] = False,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def chunk_gated_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    state: Tensor | None = None,
+    chunk: int = 64,
+    *,
+    return_states: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+def chunk_gated_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    state: Tensor | None = None,
+    chunk: int = 64,
+    return_states: bool = False,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+    """The same as ``naive_gated_delta``, parallel within chunks of at most ``chunk`` tokens.
+
+    Args:
+        q, k, v, g, beta, state: see ``naive_gated_delta``.
+        chunk: changes the speed, not the result.
+        return_states: also return the memory before every chunk. Chunks are then exactly ``chunk`` tokens
+            long (the last may be shorter); with ``chunk=L`` these are the memories before every frame.
+
+    Returns:
+        outputs (B, T, H, V), final memory (B, H, K, V), and with ``return_states`` the memories
+        (B, H, N, K, V), entry n before token ``n * chunk``, N = ceil(T / chunk).
+
+    Raises:
+        ValueError: the shapes do not fit together, or ``chunk`` is below 1.
+    """
+    _check_shapes(q, k, v, g, beta, state)
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 token, got {chunk}")
+    if return_states:
+        return _chunked(q, k, v, g, beta, state, chunk)
+    # Equal chunks need the least padding: 65 tokens are two chunks of 33, not 64 + 1 padded to 64.
+    count = -(-q.shape[1] // chunk)
+    return _chunked(q, k, v, g, beta, state, -(-q.shape[1] // count))[:2]
+
+
+def frame_gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> Tensor:
+    """Every frame on its own, from its own incoming memory; no frame sees another one's tokens.
+
+    Args:
+        q: (B, F, L, H, K) queries, as in ``naive_gated_delta``.
+        k: (B, F, L, H, K).
+        v: (B, F, L, H, V).
+        g: (B, F, L, H).
+        beta: (B, F, L, H).
+        state: (B, F, H, K, V) memory before each frame.
+
+    Returns:
+        outputs (B, F, L, H, V) in ``v``'s dtype.
+
+    Raises:
+        ValueError: the shapes do not fit together.
+    """
+    if q.ndim != 5 or state.ndim != 5:
+        raise ValueError(
+            f"expected q (B, F, L, H, K) and state (B, F, H, K, V), got {tuple(q.shape)} and {tuple(state.shape)}"
+        )
+    flat = [x.flatten(0, 1) for x in (q, k, v, g, beta, state)]
+    _check_shapes(*flat)
+    with torch.autocast(q.device.type, enabled=False):
+        dtype = _compute_dtype(v)
+        query, key, values, decay, strength = (_split_chunks(x, 1, q.shape[2], dtype) for x in flat[:5])
+        query, key = _normalise(query) / math.sqrt(q.shape[-1]), _normalise(key)
+        query_key, strict, decay_in, _ = _scores(query, key, decay, strength)
+        # The memory is known, so only the values have to be solved for, not the keys as well.
+        memory = flat[5].to(dtype).flatten(0, 1)
+        error = (values - (decay_in * key) @ memory) * strength[..., None]
+        written = torch.linalg.solve_triangular(strict, error, upper=False, unitriangular=True)
+        output = torch.baddbmm(query_key @ written, decay_in * query, memory)
+        return output.unflatten(0, state.shape[:3]).transpose(2, 3).to(v.dtype)
+
+
+def gated_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    state: Tensor | None = None,
+    engine: Engine = "chunked",
+) -> tuple[Tensor, Tensor]:
+    """The gated delta rule by the named engine; arguments and results as in ``naive_gated_delta``."""
+    if engine == "naive":
+        return naive_gated_delta(q, k, v, g, beta, state)
+    if engine == "chunked":
+        return chunk_gated_delta(q, k, v, g, beta, state)
+    raise ValueError(f"unknown gated delta engine {engine!r}; legal are {', '.join(ENGINES)}")
+
+
+# ---------------------------------------------------------------------------------------------------
+# The chunked form. With G_i = sum of g up to token i of the chunk, S the memory before it, and
+# u_i = beta_i (v_i - (decayed memory)^T k_i) what token i really writes:
+#
+#     (I + A) u = beta (v - e^G k S)       A_ij = beta_i e^(G_i - G_j) k_i . k_j   for j < i
+#     o         = e^G q S + M u            M_ij = e^(G_i - G_j) q_i . k_j          for j <= i
+#     S'        = e^(G_C) S + sum_j e^(G_C - G_j) k_j (x) u_j
+#
+# u is affine in S: u = x_v + x_k S with (I + A) [x_v | x_k] = [beta v | -beta e^G k]. So everything but
+# the chain of memories is computed for all chunks at once, and the chain is S' = P S + R.
+# ---------------------------------------------------------------------------------------------------
+
+
+def _chunked(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.autocast(q.device.type, enabled=False):
+        batch, length, heads = g.shape
+        width_k, width_v = k.shape[-1], v.shape[-1]
+        count, dtype = -(-length // size), _compute_dtype(v)
+        # All (B * H * N, C, ...); the padding (k = 0, beta = 0, g = 0) leaves the memory as it is.
+        query, key, values, decay, strength = (_split_chunks(x, count, size, dtype) for x in (q, k, v, g, beta))
+        query, key = _normalise(query) / math.sqrt(width_k), _normalise(key)
+        query_key, strict, decay_in, decay_out = _scores(query, key, decay, strength)
+
+        right = torch.cat([values, -(decay_in * key)], dim=-1) * strength[..., None]
+        solved = torch.linalg.solve_triangular(strict, right, upper=False, unitriangular=True)
+        carry = (decay_out * key).mT @ solved
+        add, keep = carry[..., :width_v], carry[..., width_v:]
+        keep = keep + torch.diag_embed(decay_in[:, -1].expand(-1, width_k))
+
+        memory = _initial_state(state, k, v.to(dtype)).flatten(0, 1)
+        before = []
+        for keep_n, add_n in zip(
+            keep.unflatten(0, (-1, count)).unbind(1), add.unflatten(0, (-1, count)).unbind(1), strict=True
+        ):
+            before.append(memory)
+            memory = torch.baddbmm(add_n, keep_n, memory)
+        states = torch.stack(before, dim=1)  # (B * H, N, K, V)
+
+        mixed = query_key @ solved
+        read = decay_in * query + mixed[..., width_v:]
+        output = torch.baddbmm(mixed[..., :width_v], read, states.flatten(0, 1))
+        output = output.view(batch, heads, count * size, width_v)[:, :, :length].transpose(1, 2)
+        return (
+            output.to(v.dtype),
+            memory.unflatten(0, (batch, heads)),
+            states.unflatten(0, (batch, heads)),
+        )
+
+
+def _scores(query: Tensor, key: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """M (causal), A (strictly lower), e^G and e^(G_C - G), for (X, C, K) queries and keys."""
+    size = g.shape[-1]
+    # Sums in float64: a strong decay early in the chunk must not cost the digits of the later, weak ones.
+    total = g.double().cumsum(-1)
+    future = torch.ones(size, size, dtype=torch.bool, device=g.device).triu(1)
+    # Masked before exp: differences towards the future are positive and would overflow.
+    between = (total[:, :, None] - total[:, None, :]).to(g.dtype).masked_fill(future, -math.inf).exp()
+    query_key = (query @ key.mT) * between
+    strict = ((key @ key.mT) * between * beta[..., None]).tril(-1)
+    decay_in = total.to(g.dtype).exp()[..., None]
+    decay_out = (total[:, -1:] - total).to(g.dtype).exp()[..., None]
+    return query_key, strict, decay_in, decay_out
+
+
+def _split_chunks(x: Tensor, count: int, size: int, dtype: torch.dtype) -> Tensor:
+    """(B, T, H, ...) to contiguous (B * H * N, C, ...), zero-padded behind."""
+    missing = count * size - x.shape[1]
+    x = x.to(dtype).transpose(1, 2)
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing) if x.ndim == 4 else (0, missing))
+    return x.reshape(-1, size, *x.shape[3:])
+
+
+def _normalise(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_EPS)
+
+
+def _compute_dtype(v: Tensor) -> torch.dtype:
+    return torch.float64 if v.dtype == torch.float64 else torch.float32
+
+
+def _initial_state(state: Tensor | None, k: Tensor, v: Tensor) -> Tensor:
+    if state is None:
+        return v.new_zeros(k.shape[0], k.shape[2], k.shape[3], v.shape[3])
+    return state.to(v.dtype)
+
+
+def _check_chunk(chunk: int) -> int:
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 token, got {chunk}")
+    return chunk
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None) -> None:
+    legal = q.ndim == k.ndim == v.ndim == 4 and q.shape == k.shape and q.shape[:3] == v.shape[:3] and q.shape[1] > 0
+    legal = legal and g.shape == beta.shape == q.shape[:3]
+    legal = legal and (state is None or state.shape == (q.shape[0], q.shape[2], q.shape[3], v.shape[3]))
+    if not legal:
+        given = ", ".join(
+            f"{name} {tuple(x.shape)}"
+            for name, x in (("q", q), ("k", k), ("v", v), ("g", g), ("beta", beta), ("state", state))
+            if x is not None
+        )
+        raise ValueError(
+            f"gated delta rule: got {given}; expected q and k (B, T, H, K) with T >= 1, v (B, T, H, V), "
+            "g and beta (B, T, H), state (B, H, K, V) or None"
+        )
+
+
+@dataclass(frozen=True)
+class GatedDeltaState:
+    """What a ``GatedDeltaNet`` remembers between calls; its size does not depend on the length seen.
+
+    Args:
+        recurrent: (B, H, K, V) float32 memory.
+        conv: (B, 3, 2 H K + H V) the last three inputs of the short convolutions, queries | keys | values.
+    """
+
+    recurrent: Tensor
+    conv: Tensor
+
+    def map(self, transform: Callable[[Tensor], Tensor]) -> GatedDeltaState:
+        """Apply ``transform`` to both tensors, for example to select batch elements or to move them."""
+        return GatedDeltaState(transform(self.recurrent), transform(self.conv))
+
+
+class SwishGatedRMSNorm(nn.Module):
+    """``weight * x / rms(x) * swish(gate)`` over the last axis, in float32."""
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        """``x`` and ``gate`` (..., V) to (..., V) in ``x``'s dtype."""
+        normed = F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps)
+        return (normed * F.silu(gate.float())).to(x.dtype)
+
+
+class GatedDeltaNet(nn.Module):
+    """Gated delta rule layer: projections, short causal convolutions, the memory, a gated norm.
+
+    Parameter names are those of the published checkpoints.
+
+    Args:
+        dim: D, model width.
+        heads: H.
+        head_k_dim: K.
+        expand_v: V = K * expand_v, must come out whole.
+        engine: which implementation of the recurrence ``forward`` uses.
+    """
+
+    conv_kernel = 4
+
+    def __init__(
+        self, dim: int, heads: int, head_k_dim: int = 256, expand_v: float = 2.0, engine: Engine = "chunked"
+    ) -> None:
+        super().__init__()
+        if engine not in ENGINES:
+            raise ValueError(f"unknown gated delta engine {engine!r}; legal are {', '.join(ENGINES)}")
+        if (head_k_dim * expand_v) % 1 or head_k_dim * expand_v < 1:
+            raise ValueError(f"head_k_dim {head_k_dim} * expand_v {expand_v} must be a whole number of at least 1")
+        self.dim, self.heads, self.head_k_dim, self.head_v_dim = dim, heads, head_k_dim, int(head_k_dim * expand_v)
+        self.engine: Engine = engine
+        self.key_dim, self.value_dim = heads * self.head_k_dim, heads * self.head_v_dim
+
+        self.q_proj = nn.Linear(dim, self.key_dim, bias=False)
+        self.k_proj = nn.Linear(dim, self.key_dim, bias=False)
+        self.v_proj = nn.Linear(dim, self.value_dim, bias=False)
+        self.a_proj = nn.Linear(dim, heads, bias=False)
+        self.b_proj = nn.Linear(dim, heads, bias=False)
+        self.g_proj = nn.Linear(dim, self.value_dim, bias=False)
+        self.o_proj = nn.Linear(self.value_dim, dim, bias=False)
+        self.q_conv1d = self._short_conv(self.key_dim)
+        self.k_conv1d = self._short_conv(self.key_dim)
+        self.v_conv1d = self._short_conv(self.value_dim)
+        self.o_norm = SwishGatedRMSNorm(self.head_v_dim)
+        self.A_log = nn.Parameter(torch.empty(heads))
+        self.dt_bias = nn.Parameter(torch.empty(heads))
+        self.reset_decay()
+
+    def _short_conv(self, channels: int) -> nn.Conv1d:
+        # Used for its weight (C, 1, 4) and its init; forward convolves q, k and v in one go.
+        return nn.Conv1d(channels, channels, self.conv_kernel, groups=channels, bias=False)
+
+    @torch.no_grad()
+    def reset_decay(self) -> None:
+        """Decay rates as published: A ~ U(0, 16), step sizes log-uniform in [1e-3, 1e-1]."""
+        self.A_log.uniform_(0, 16).clamp_(min=1e-4).log_()
+        step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
+        self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+
+    def initial_state(self, batch_size: int) -> GatedDeltaState:
+        """The empty memory, on the layer's device."""
+        weight = self.q_proj.weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        return GatedDeltaState(
+            weight.new_zeros(batch_size, self.heads, self.head_k_dim, self.head_v_dim, dtype=dtype),
+            weight.new_zeros(batch_size, self.conv_kernel - 1, 2 * self.key_dim + self.value_dim),
+        )
+
+    def forward(self, x: Tensor, state: GatedDeltaState | None = None) -> tuple[Tensor, GatedDeltaState]:
+        """Read and write ``x`` (B, T, D) in order, from ``state`` (None: empty).
+
+        Returns:
+            y (B, T, D), and the state after the last token: any split of a sequence gives the same result.
+        """
+        state = state or self.initial_state(x.shape[0])
+        raw = self._convolution_inputs(x)
+        padded = torch.cat([state.conv.to(raw.dtype), raw], dim=1)
+        q, k, v = self._convolve(padded)
+        o, recurrent = gated_delta(q, k, v, *self._decay_and_strength(x), state.recurrent, engine=self.engine)
+        return self._output(o, x), GatedDeltaState(recurrent, padded[:, -(self.conv_kernel - 1) :])
+
+    def forward_frames(
+        self, x_clean: Tensor, x_noisy: Tensor, state: GatedDeltaState | None = None
+    ) -> tuple[Tensor, Tensor, GatedDeltaState]:
+        """Two streams over the same frames: the clean one is remembered, the noisy one only reads.
+
+        The clean stream runs as in ``forward``. Noisy frame f starts from the clean stream's state before
+        frame f (memory and convolution tail) and leaves no trace: its outputs are what ``forward`` gives for
+        the clean frames before f followed by noisy frame f.
+
+        Args:
+            x_clean: (B, F, L, D).
+            x_noisy: (B, F, L, D).
+            state: before the first frame; None is empty.
+
+        Returns:
+            y_clean and y_noisy (B, F, L, D), and the state after the last clean frame.
+        """
+        if x_clean.ndim != 4 or x_clean.shape != x_noisy.shape:
+            raise ValueError(
+                f"expected two streams (B, F, L, D), got {tuple(x_clean.shape)} and {tuple(x_noisy.shape)}"
+            )
+        batch, frames, length, _ = x_clean.shape
+        tail = self.conv_kernel - 1
+        state = state or self.initial_state(batch)
+
+        # Clean stream.
+        flat = x_clean.flatten(1, 2)
+        raw = self._convolution_inputs(flat)
+        padded = torch.cat([state.conv.to(raw.dtype), raw], dim=1)
+        q, k, v = self._convolve(padded)
+        o, recurrent, states = chunk_gated_delta(
+            q, k, v, *self._decay_and_strength(flat), state.recurrent, chunk=length, return_states=True
+        )
+        y_clean = self._output(o, flat).unflatten(1, (frames, length))
+
+        # Noisy stream: frame f's convolution sees the last three clean inputs before frame f.
+        tails = padded.unfold(1, tail, length)[:, :frames].transpose(2, 3)  # (B, F, 3, C)
+        raw = self._convolution_inputs(x_noisy)
+        q, k, v = (
+            z.unflatten(0, (batch, frames))
+            for z in self._convolve(torch.cat([tails.to(raw.dtype), raw], dim=2).flatten(0, 1))
+        )
+        o = frame_gated_delta(q, k, v, *self._decay_and_strength(x_noisy), states.transpose(1, 2))
+        return y_clean, self._output(o, x_noisy), GatedDeltaState(recurrent, padded[:, -tail:])
+
+    def _convolution_inputs(self, x: Tensor) -> Tensor:
+        return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
+
+    def _convolve(self, padded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Causal depthwise convolution and SiLU: (B, 3 + T, C) to q, k (B, T, H, K) and v (B, T, H, V)."""
+        weight = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight])[:, 0]  # (C, 4)
+        length = padded.shape[1] - (self.conv_kernel - 1)
+        # Four shifted products: no transposes, and faster than a depthwise conv1d on a CPU.
+        mixed = padded[:, :length] * weight[:, 0]
+        for i in range(1, self.conv_kernel):
+            mixed = torch.addcmul(mixed, padded[:, i : i + length], weight[:, i])
+        q, k, v = F.silu(mixed).split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
+        return (
+            q.unflatten(-1, (self.heads, self.head_k_dim)),
+            k.unflatten(-1, (self.heads, self.head_k_dim)),
+            v.unflatten(-1, (self.heads, self.head_v_dim)),
+        )
+
+    def _decay_and_strength(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """g = -exp(A_log) softplus(a + dt_bias) <= 0 and beta = sigmoid(b), both (..., H), at least float32."""
+        a, b = self.a_proj(x), self.b_proj(x)
+        dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
+        g = -self.A_log.to(dtype).exp() * F.softplus(a.to(dtype) + self.dt_bias.to(dtype))
+        return g, b.to(dtype).sigmoid()
+
+    def _output(self, o: Tensor, x: Tensor) -> Tensor:
+        gate = self.g_proj(x).unflatten(-1, (self.heads, self.head_v_dim))
+        return self.o_proj(self.o_norm(o, gate).flatten(-2))
