@@ -1,0 +1,1 @@
+"""Recorded experience of any format, read lazily as `kairos_env.records.Episode`."""
