@@ -29,9 +29,7 @@ def make_episode(seed: int = 0, steps: int = 5) -> Episode:
         return rng.uniform(-1, 1, shape).astype(np.float32)
 
     return Episode(
-        images={
-            c.name: rng.integers(0, 256, (steps + 1, c.height, c.width, 3), dtype=np.uint8) for c in SPEC.cameras
-        },
+        images={c.name: rng.integers(0, 256, (steps + 1, c.height, c.width, 3), dtype=np.uint8) for c in SPEC.cameras},
         proprio=numbers(steps + 1, 3),
         actions=numbers(steps, 2),
         rewards=numbers(steps),
