@@ -257,7 +257,7 @@ def _start_worker(config: RecordConfig, make_env: MakeEnv) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
         _worker = (config, make_env(config))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the recording must name it
         # An initializer that raises breaks the pool and hides why; the first episode reports it instead.
         _worker = f"{type(error).__name__}: {error}"
 

@@ -66,7 +66,7 @@ class StandIn:
 
     def expert_action(self, task: str | None = None) -> Array:
         reached = np.linalg.norm(self.eef - self.object) < 0.03
-        target = self.goal + [0, 0, 0.02] if (task or self.task) == "push" and reached else self.object
+        target = self.goal + np.array([0, 0, 0.02]) if (task or self.task) == "push" and reached else self.object
         return np.append(np.clip(target - self.eef, -0.05, 0.05), 1.0).astype(np.float32)
 
     def _observe(self) -> tuple[dict[str, Array], dict[str, Any]]:

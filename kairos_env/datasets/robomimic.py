@@ -416,10 +416,10 @@ def _episode_problem(episode: Episode, spec: RobotSpec) -> str:
     if steps == 0:
         return "it has no decisions"
     for camera in spec.cameras:
-        shape = (steps + 1, camera.height, camera.width, 3)
+        frames = (steps + 1, camera.height, camera.width, 3)
         image = np.asarray(episode.images.get(camera.name, np.zeros(0)))
-        if image.shape != shape or image.dtype != np.uint8:
-            return f"images[{camera.name!r}] is {image.dtype} {image.shape}, expected uint8 {shape}"
+        if image.shape != frames or image.dtype != np.uint8:
+            return f"images[{camera.name!r}] is {image.dtype} {image.shape}, expected uint8 {frames}"
     for key, value, shape in (
         ("proprio", episode.proprio, (steps + 1, spec.proprio_dim)),
         ("actions", episode.actions, (steps, spec.action_dim)),

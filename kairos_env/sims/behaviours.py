@@ -42,7 +42,8 @@ class Wander:
 
     def __init__(self, env: Any, task: str, rng: np.random.Generator, near_object: bool = False) -> None:
         self.spec, self.rng, self.near_object = env.robot_spec, rng, near_object
-        self.waypoint, self.gripper, self.left = np.zeros(3), 0.0, 0
+        self.waypoint: Array = np.zeros(3)
+        self.gripper, self.pace, self.left = 0.0, 1.0, 0
 
     def act(self, info: Mapping[str, Any]) -> Array:
         limit = self.spec.action_high[:3]
@@ -81,7 +82,7 @@ class NoisyExpert(Expert):
     def __init__(self, env: Any, task: str, rng: np.random.Generator) -> None:
         super().__init__(env, task, rng)
         self.scale = rng.uniform(0.05, 0.5)
-        self.noise = np.zeros(3)
+        self.noise: Array = np.zeros(3)
         self.burst, self.patience = 0, int(rng.integers(2, 9))
         self.play = Wander(env, task, rng)
 
