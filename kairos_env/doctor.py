@@ -224,6 +224,9 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps([asdict(f) for f in findings], indent=2))
     else:
         _print_report(findings)
+        problems = sum(f.status == "problem" for f in findings)
+        fine = "Off-screen rendering works." if args.gl_only else "Everything that the bundled demo needs works."
+        print(f"\n{problems} problem(s)." if problems else f"\n{fine}")
     return int(any(f.status == "problem" for f in findings))
 
 
@@ -237,8 +240,6 @@ def _print_report(findings: list[Finding]) -> None:
         print(f"  {MARKS[f.status]}  {f.name:<{width}}  {f.text}")
         if f.remedy:
             print(f"      {'':<{width}}  -> {f.remedy}")
-    problems = sum(f.status == "problem" for f in findings)
-    print(f"\n{problems} problem(s)." if problems else "\nEverything that the bundled demo needs works.")
 
 
 def _check_requirement(section: str, requirement: str, tested: Mapping[str, str], missing: Status) -> Finding:

@@ -1,0 +1,177 @@
+"""The command line, and the only place where every part of the package is joined.
+
+Nothing heavy is imported before the command is known, so that ``kairos --help`` answers at once. A command
+is a function ``build(parser) -> run`` that declares its options and returns what to call with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+Run = Callable[[argparse.Namespace], int]
+Build = Callable[[argparse.ArgumentParser], Run]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: a line for the list, examples for its own help, and how to build it."""
+
+    summary: str
+    examples: str
+    build: Build
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands under a common word."""
+
+    summary: str
+    examples: str
+    commands: Mapping[str, Command | Group]
+
+
+def _demo(parser: argparse.ArgumentParser) -> Run:
+    from kairos_env import demo
+
+    demo.add_arguments(parser)
+    return demo.main
+
+
+def _play(parser: argparse.ArgumentParser) -> Run:
+    from kairos_env import play
+
+    play.add_arguments(parser)
+    return play.main
+
+
+def _doctor(parser: argparse.ArgumentParser) -> Run:
+    from kairos_env import doctor
+
+    doctor.add_arguments(parser)
+    return doctor.main
+
+
+def _record(parser: argparse.ArgumentParser) -> Run:
+    from kairos_env.options import add_options, read_options
+    from kairos_env.record import RecordConfig, record
+
+    add_options(parser, RecordConfig)
+
+    def run(args: argparse.Namespace) -> int:
+        folder = record(read_options(args, RecordConfig))
+        print(f"recorded into {folder}")
+        return 0
+
+    return run
+
+
+COMMANDS: Mapping[str, Command | Group] = {
+    "demo": Command("imagine beside reality, plan, act: the main job", "kairos demo\nkairos demo --help", _demo),
+    "play": Command(
+        "drive the imagined robot in a browser page on this machine", "kairos play\nkairos play --port 8000", _play
+    ),
+    "record": Command(
+        "record episodes of the simulator into a folder of HDF5 files",
+        "kairos record --out runs/record --episodes 2000 --workers 2\n"
+        "kairos record --out runs/heldout --episodes 100 --first-initial-state-id 1000000\n"
+        "kairos record --out runs/push --tasks push --behaviours expert=0.5,random=0.5\n"
+        "A recording that was stopped goes on when the same command is given again.",
+        _record,
+    ),
+    "doctor": Command(
+        "what is installed, which off-screen renderer works, what each extra needs",
+        "kairos doctor\nkairos doctor --json",
+        _doctor,
+    ),
+}
+
+ROOT = Group(
+    "A trained world-action model of a robot as a Gymnasium environment: step it, plan in it, act with it.",
+    "kairos demo\nkairos record --help",
+    COMMANDS,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        0 for success, 1 if the command itself reports a failure, 2 for a wrong request, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words == ["--version"]:
+        from kairos_env import __version__
+
+        print(f"kairos {__version__}")
+        return 0
+    traceback = "--traceback" in words
+    words = [word for word in words if word != "--traceback"]
+    name, node = "kairos", ROOT
+    found: Command | Group = ROOT
+    while isinstance(found, Group):
+        node = found
+        if not words or words[0] in ("-h", "--help"):
+            print(_overview(name, node))
+            return 0 if words else 2
+        word = words.pop(0)
+        if word not in node.commands:
+            print(_unknown(name, node, word), file=sys.stderr)
+            return 2
+        name, found = f"{name} {word}", node.commands[word]
+    try:
+        return _execute(name, found, words)
+    except KeyboardInterrupt:
+        print("\nstopped; what was written is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (head, less) went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        # These are how the package says that a request cannot be met; anything else is a bug and is shown whole.
+        if traceback:
+            raise
+        print(f"{name}: {error}\n(add --traceback to see where)", file=sys.stderr)
+        return 2
+
+
+def _execute(name: str, command: Command, words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog=name,
+        description=command.summary[0].upper() + command.summary[1:] + ".",
+        epilog="examples:\n" + _indented(command.examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run = command.build(parser)
+    try:
+        args = parser.parse_args(words)
+    except SystemExit as stop:  # argparse has printed the help or the error
+        return stop.code if isinstance(stop.code, int) else 2
+    return run(args)
+
+
+def _overview(name: str, group: Group) -> str:
+    width = max(map(len, group.commands))
+    listed = "\n".join(f"  {word:<{width}}  {command.summary}" for word, command in group.commands.items())
+    return (
+        f"{group.summary}\n\nusage: {name} <command> [options]\n\n{listed}\n\n"
+        f"examples:\n{_indented(group.examples)}\n\n{name} <command> --help tells more."
+    )
+
+
+def _unknown(name: str, group: Group, word: str) -> str:
+    close = difflib.get_close_matches(word, group.commands, n=1)
+    hint = f"did you mean {name} {close[0]}?" if close else f"commands: {', '.join(group.commands)}"
+    return f"{name}: no command {word!r}; {hint}"
+
+
+def _indented(text: str) -> str:
+    return "\n".join("  " + line for line in text.splitlines())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
