@@ -199,7 +199,8 @@ def gated_delta(
 #     S'        = e^(G_C) S + sum_j e^(G_C - G_j) k_j (x) u_j
 #
 # u is affine in S: u = x_v + x_k S with (I + A) [x_v | x_k] = [beta v | -beta e^G k]. So everything but
-# the chain of memories is computed for all chunks at once, and the chain is S' = P S + R.
+# u and S' is computed for all chunks at once. (S' is affine in S, too, and folding u away would leave one
+# product per step; but its K x K matrices cost more than they save, most of all where C < K.)
 # ---------------------------------------------------------------------------------------------------
 
 
@@ -216,21 +217,22 @@ def _chunked(
         query_key, strict, decay_in, decay_out = _scores(query, key, decay, strength)
 
         right = torch.cat([values, -(decay_in * key)], dim=-1) * strength[..., None]
-        solved = _solve(strict, right)
-        add, keep = ((decay_out * key).mT @ solved).split([width_v, width_k], dim=-1)
-        keep = keep + torch.diag_embed(decay_in[:, -1].expand(-1, width_k))
-
+        solved = _solve(strict, right).unflatten(0, (-1, count))  # (B * H, N, C, V + K)
+        by_chunk = (
+            *(x.unbind(1) for x in solved.split([width_v, width_k], dim=-1)),
+            (decay_out * key).unflatten(0, (-1, count)).mT.unbind(1),
+            decay_in[:, -1:].unflatten(0, (-1, count)).unbind(1),
+        )
         memory = _initial_state(state, k, v.to(dtype)).flatten(0, 1)
-        before = []
-        for keep_n, add_n in zip(
-            keep.unflatten(0, (-1, count)).unbind(1), add.unflatten(0, (-1, count)).unbind(1), strict=True
-        ):
+        before, writes = [], []
+        for x_v, x_k, key_n, decay_n in zip(*by_chunk, strict=True):
             before.append(memory)
-            memory = torch.baddbmm(add_n, keep_n, memory)
+            writes.append(torch.baddbmm(x_v, x_k, memory))
+            memory = torch.baddbmm(decay_n * memory, key_n, writes[-1])
         states = torch.stack(before, dim=1)  # (B * H, N, K, V)
+        written = torch.stack(writes, dim=1)
 
-        own, read = (query_key @ solved).split([width_v, width_k], dim=-1)
-        output = torch.baddbmm(own, read + decay_in * query, states.flatten(0, 1))
+        output = torch.baddbmm(query_key @ written.flatten(0, 1), decay_in * query, states.flatten(0, 1))
         output = output.view(batch, heads, count * size, width_v)[:, :, :length].transpose(1, 2)
         return (
             output.to(v.dtype),

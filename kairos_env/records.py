@@ -1,0 +1,303 @@
+"""The records that every layer shares: what a robot is, what it saw, what it does.
+
+Letters used in the whole repository
+    B batch, F latent frames, L tokens per latent frame, T tokens or time steps,
+    D model width, H heads (image height where it stands beside a width), K key width,
+    V value width, C latent channels, A action dimension, N action-chunk length,
+    P proprioception dimension, W attention window in frames (one side).
+
+At these boundaries images are uint8 ``(H, W, 3)`` RGB, proprioception and actions are float32 in
+physical units. Normalised values exist only inside the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+ActionKind = Literal["delta_position", "delta_rotation", "joint_position", "gripper", "other"]
+
+
+class SpecMismatch(ValueError):
+    """Two robots were connected whose descriptions differ."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera: its name and the size of its uint8 RGB image in pixels."""
+
+    name: str
+    height: int
+    width: int
+
+    @property
+    def key(self) -> str:
+        """The observation key of this camera's image, for example ``image_scene``."""
+        return f"image_{self.name}"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One scalar of the proprioception or action vector, with its physical range.
+
+    ``frame`` names the coordinate frame of a Cartesian value (``"world"``, ``"base"``) or is empty.
+    """
+
+    name: str
+    low: float
+    high: float
+    unit: str
+    kind: str = "other"
+    frame: str = ""
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"field {self.name!r} needs finite low < high, got {self.low} and {self.high}")
+
+
+@dataclass(frozen=True)
+class RobotSpec:
+    """The one description that simulator, dataset, model and policy share.
+
+    Gymnasium spaces are derived from it and written nowhere else.
+
+    Args:
+        name: embodiment, for example ``"panda-tabletop"``.
+        cameras: in the order in which the model sees them.
+        proprio: scalar fields of the proprioception vector, in order.
+        action: scalar fields of the action vector, in order.
+        control_rate_hz: decisions per second (one action, one observation each).
+        instruction: the default task instruction.
+    """
+
+    name: str
+    cameras: tuple[Camera, ...]
+    proprio: tuple[Field, ...]
+    action: tuple[Field, ...]
+    control_rate_hz: float
+    instruction: str = ""
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action)
+
+    @property
+    def proprio_dim(self) -> int:
+        return len(self.proprio)
+
+    @property
+    def action_low(self) -> Array:
+        """(A,) float32, physical units."""
+        return np.array([f.low for f in self.action], np.float32)
+
+    @property
+    def action_high(self) -> Array:
+        """(A,) float32, physical units."""
+        return np.array([f.high for f in self.action], np.float32)
+
+    @property
+    def action_space(self) -> gym.spaces.Box:
+        return gym.spaces.Box(self.action_low, self.action_high, dtype=np.float32)
+
+    @property
+    def observation_space(self) -> gym.spaces.Dict:
+        """``image_<camera>`` uint8 (H, W, 3) for each camera, and ``proprio`` float32 (P,)."""
+        spaces: dict[str, gym.Space[Any]] = {
+            c.key: gym.spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for c in self.cameras
+        }
+        low = np.array([f.low for f in self.proprio], np.float32)
+        high = np.array([f.high for f in self.proprio], np.float32)
+        spaces["proprio"] = gym.spaces.Box(low, high, dtype=np.float32)
+        return gym.spaces.Dict(spaces)
+
+    def clip_proprio(self, proprio: Array) -> Array:
+        """Clips (..., P) to the declared range, so that an observation is always inside its space."""
+        low = np.array([f.low for f in self.proprio], np.float32)
+        high = np.array([f.high for f in self.proprio], np.float32)
+        return np.clip(np.asarray(proprio, np.float32), low, high)
+
+    def check_action(self, action: Any) -> Array:
+        """Returns ``action`` as float32 (..., A), clipped to its range.
+
+        Raises:
+            ValueError: wrong last dimension, not numeric, or not finite. Nothing is ever sent to a
+                robot after that.
+        """
+        try:
+            array = np.asarray(action, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"action must be numeric with shape (..., {self.action_dim}): {error}") from None
+        if array.ndim == 0 or array.shape[-1] != self.action_dim:
+            names = ", ".join(f.name for f in self.action)
+            raise ValueError(
+                f"action has shape {array.shape}, but {self.name!r} takes (..., {self.action_dim}): {names}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"action holds a non-finite value: {array.tolist()}")
+        return np.clip(array, self.action_low, self.action_high)
+
+    def diff(self, other: RobotSpec) -> list[str]:
+        """What differs between two robots, one readable line each; empty if they can be connected.
+
+        The default instruction and the name are labels and do not count.
+        """
+        lines = []
+        for what in ("cameras", "proprio", "action"):
+            mine, theirs = getattr(self, what), getattr(other, what)
+            if [f.name for f in mine] != [f.name for f in theirs]:
+                lines.append(f"{what}: {[f.name for f in mine]} != {[f.name for f in theirs]}")
+                continue
+            lines += [f"{what}: {a} != {b}" for a, b in zip(mine, theirs, strict=True) if a != b]
+        if self.control_rate_hz != other.control_rate_hz:
+            lines.append(f"control_rate_hz: {self.control_rate_hz} != {other.control_rate_hz}")
+        return lines
+
+    def require_same(self, other: RobotSpec, mine: str = "model", theirs: str = "environment") -> None:
+        """Raises `SpecMismatch` that lists every difference."""
+        lines = self.diff(other)
+        if lines:
+            raise SpecMismatch(
+                f"the {mine} ({self.name}) and the {theirs} ({other.name}) describe different robots "
+                f"({mine} != {theirs}):\n  " + "\n  ".join(lines)
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RobotSpec:
+        return cls(
+            name=data["name"],
+            cameras=tuple(Camera(**c) for c in data["cameras"]),
+            proprio=tuple(Field(**f) for f in data["proprio"]),
+            action=tuple(Field(**f) for f in data["action"]),
+            control_rate_hz=data["control_rate_hz"],
+            instruction=data.get("instruction", ""),
+        )
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a robot knows at one decision.
+
+    Args:
+        images: camera name -> uint8 (H, W, 3).
+        proprio: float32 (P,), physical units.
+        instruction: the task in words.
+    """
+
+    images: Mapping[str, Array]
+    proprio: Array
+    instruction: str = ""
+
+    def to_gym(self) -> dict[str, Array]:
+        """The dict of `RobotSpec.observation_space` (the instruction travels in ``info``)."""
+        return {f"image_{name}": image for name, image in self.images.items()} | {"proprio": self.proprio}
+
+    @classmethod
+    def from_gym(cls, observation: Mapping[str, Array], instruction: str = "") -> Observation:
+        images = {k.removeprefix("image_"): v for k, v in observation.items() if k.startswith("image_")}
+        return cls(images, np.asarray(observation["proprio"], np.float32), instruction)
+
+    def check(self, spec: RobotSpec) -> Observation:
+        """Returns itself, or raises `SpecMismatch` / ValueError saying what was given and what is legal."""
+        want = {c.name: (c.height, c.width, 3) for c in spec.cameras}
+        have = {name: np.shape(image) for name, image in self.images.items()}
+        if have != want:
+            raise SpecMismatch(
+                f"observation has cameras {have}, but {spec.name!r} needs {want} (uint8, height x width x RGB)"
+            )
+        for name, image in self.images.items():
+            if np.asarray(image).dtype != np.uint8:
+                raise ValueError(f"image {name!r} is {np.asarray(image).dtype}, expected uint8 in 0..255")
+        if np.shape(self.proprio) != (spec.proprio_dim,):
+            names = ", ".join(f.name for f in spec.proprio)
+            raise SpecMismatch(
+                f"proprio has shape {np.shape(self.proprio)}, but {spec.name!r} needs ({spec.proprio_dim},): {names}"
+            )
+        if not np.isfinite(self.proprio).all():
+            raise ValueError(f"proprio holds a non-finite value: {np.asarray(self.proprio).tolist()}")
+        return self
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """N consecutive actions proposed at one decision: float32 (N, A), physical units."""
+
+    actions: Array
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One decision and what came of it."""
+
+    observation: Observation
+    action: Array
+    reward: float
+    terminated: bool
+    truncated: bool
+    next_observation: Observation
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A recorded episode of T decisions, hence T + 1 observations.
+
+    Args:
+        images: camera name -> uint8 (T + 1, H, W, 3).
+        proprio: float32 (T + 1, P).
+        actions: float32 (T, A), physical units, as executed.
+        rewards: float32 (T,), of the episode's own task, after each action.
+        success: bool (T,), the simulator's own predicate after each action.
+        task, instruction: what the robot was asked to do.
+        source: who acted (``"expert"``, ``"random"``, ``"noisy_expert"``, a policy's name).
+        seed, initial_state_id: reproduce the start.
+        labels: privileged or hindsight arrays with leading T or T + 1, absent in most datasets. The
+            simulator recorder writes ``object_position`` (T + 1, 3), ``goal_position`` (T + 1, 3) and, for
+            every task of ``label_tasks``, ``task_rewards`` (T, tasks), ``task_success`` (T, tasks) and
+            ``expert_actions`` (T + 1, tasks, A).
+        label_tasks: task names of the task axis of ``labels``.
+    """
+
+    images: Mapping[str, Array]
+    proprio: Array
+    actions: Array
+    rewards: Array
+    success: Array
+    task: str = ""
+    instruction: str = ""
+    source: str = ""
+    seed: int = -1
+    initial_state_id: int = -1
+    labels: Mapping[str, Array] = field(default_factory=dict)
+    label_tasks: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        """Number of decisions T."""
+        return len(self.actions)
+
+    def __post_init__(self) -> None:
+        steps = len(self.actions)
+        lengths = {"proprio": len(self.proprio)} | {f"images[{k}]": len(v) for k, v in self.images.items()}
+        wrong = {k: n for k, n in lengths.items() if n != steps + 1}
+        wrong |= {k: len(getattr(self, k)) for k in ("rewards", "success") if len(getattr(self, k)) != steps}
+        wrong |= {f"labels[{k}]": len(v) for k, v in self.labels.items() if len(v) not in (steps, steps + 1)}
+        if wrong:
+            raise ValueError(
+                f"episode with {steps} actions needs {steps + 1} observations and {steps} rewards; got {wrong}"
+            )
+
+    def observation(self, step: int) -> Observation:
+        """The observation before action ``step`` (0 ... T)."""
+        return Observation({k: v[step] for k, v in self.images.items()}, self.proprio[step], self.instruction)

@@ -1,0 +1,75 @@
+"""Frame-aligned windowed attention with rotary positions.
+
+Tokens come in *groups*, one per decision: ``[lead action | frame tokens]``. A window is a set of frame
+distances back in time, so its cost per frame does not depend on the length of the clip, and streaming
+needs only the last groups' keys and values.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rope(positions: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+    """Rotation table of 3-D rotary embedding: (..., 3) positions -> cos, sin (..., head_dim / 2).
+
+    The half dimension is split over (time, height, width) as 22 : 21 : 21 of 64. Angles are computed in
+    float64, so that step 10,000 rotates as exactly as step 1.
+    """
+    half = head_dim // 2
+    spatial = half // 3
+    sizes = (half - 2 * spatial, spatial, spatial)
+    angles = []
+    for axis, size in enumerate(sizes):
+        frequency = theta ** (-torch.arange(size, dtype=torch.float64, device=positions.device) / size)
+        angles.append(positions[..., axis, None].double() * frequency)
+    table = torch.cat(angles, -1)
+    return table.cos().float(), table.sin().float()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates adjacent pairs of the last axis: x (..., T, H, K), table (..., T, K / 2)."""
+    cos, sin = (t.unsqueeze(-2) for t in table)
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
+
+
+def window(groups: Tensor, offsets: tuple[int, ...], frames: int) -> Tensor:
+    """The groups that each of the last ``frames`` groups may see.
+
+    Args:
+        groups: (B, R + F, G, ...) past and present groups, oldest first.
+        offsets: distances back in frames; every one at most R.
+        frames: F.
+
+    Returns:
+        (B, F, len(offsets) * G, ...).
+    """
+    start = groups.shape[1] - frames
+    return torch.cat([groups[:, start - d : start - d + frames] for d in offsets], 2)
+
+
+def window_valid(past: Tensor, offsets: tuple[int, ...], frames: int) -> Tensor:
+    """Which offsets reach a frame that exists: past (B,) frames before the first -> (B, F, offsets) bool."""
+    position = past[:, None, None] + torch.arange(frames, device=past.device)[None, :, None]
+    return position >= torch.tensor(offsets, device=past.device)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention inside each frame's own key set.
+
+    Args:
+        q: (B, F, Tq, H, K); k, v: (B, F, Tk, H, K).
+        mask: bool, broadcastable to (B, F, Tq, Tk), True = visible.
+
+    Returns:
+        (B, F, Tq, H * K).
+    """
+    batch, frames = q.shape[:2]
+    q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))  # (B F, H, T, K)
+    if mask is not None:
+        mask = mask.expand(batch, frames, -1, -1).flatten(0, 1).unsqueeze(1)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return out.transpose(1, 2).flatten(2).unflatten(0, (batch, frames))

@@ -1,0 +1,88 @@
+"""Flow matching: path, prediction, Euler sampler, reproducible noise. The time convention stands here, once.
+
+Noise level sigma in [0, 1]: ``z_sigma = (1 - sigma) z + sigma eps``; sigma = 0 is clean data, sigma = 1 is noise.
+The velocity is ``u = dz/dsigma = eps - z``; the timestep that a network sees is ``1000 sigma``.
+(Rectified flow, Liu et al. 2022, in the direction that the published weights use.)
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from kairos_env.world_model.config import Prediction
+
+
+def expand(sigma: Tensor, like: Tensor) -> Tensor:
+    """Appends axes to ``sigma`` until it broadcasts against ``like``."""
+    return sigma.reshape(sigma.shape + (1,) * (like.ndim - sigma.ndim))
+
+
+def interpolate(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """The point of the path at noise level ``sigma`` (leading axes of ``clean``)."""
+    sigma = expand(sigma, clean)
+    return (1 - sigma) * clean + sigma * noise
+
+
+def to_sample(prediction: Prediction, output: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
+    """Clean data implied by a network output: ``z = z_sigma - sigma u``."""
+    return output if prediction == "sample" else noisy - expand(sigma, noisy) * output
+
+
+def euler(noisy: Tensor, sample: Tensor, sigma: float, next_sigma: float) -> Tensor:
+    """One Euler step from ``sigma`` to ``next_sigma < sigma`` along the velocity implied by ``sample``."""
+    velocity = (noisy - sample) / sigma
+    return noisy + (next_sigma - sigma) * velocity
+
+
+def schedule(steps: int, shift: float = 1.0) -> list[float]:
+    """``steps + 1`` noise levels from 1 to 0; ``shift`` > 1 spends more of them near noise."""
+    if steps < 1:
+        raise ValueError(f"denoising needs at least one step, got {steps}")
+    levels = [1 - i / steps for i in range(steps + 1)]
+    return [shift * s / (1 + (shift - 1) * s) for s in levels]
+
+
+def timestep_embedding(sigma: Tensor, dim: int = 256) -> Tensor:
+    """Sinusoids of the timestep, ``concat(cos, sin)``: (...) -> (..., dim), float32."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=sigma.device, dtype=torch.float64))
+    angles = (1000 * sigma.double())[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1).float()
+
+
+def training_levels(shape: tuple[int, ...], pure_noise: float, generator: torch.Generator) -> Tensor:
+    """Random noise levels: exactly 1 with probability ``pure_noise``, else uniform in (0, 1).
+
+    Few-step sampling asks the network mostly about pure noise, so that is where it must be best.
+    """
+    levels = torch.rand(shape, generator=generator)
+    pure = torch.rand(shape, generator=generator) < pure_noise
+    return torch.where(pure, torch.ones_like(levels), levels)
+
+
+def counter_noise(seed: Tensor, counter: Tensor, stream: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise as a pure function of (seed, counter, stream): (B,), (B,) -> (B, *shape) float32.
+
+    A counter-based generator (splitmix64 finaliser, then Box-Muller) gives every element of a batch the
+    same noise whatever stands beside it, which no torch.Generator can.
+    """
+    count = math.prod(shape)
+    pairs = (count + 1) // 2
+    index = torch.arange(2 * pairs, device=seed.device, dtype=torch.int64)
+    key = _mix(seed.long() * 2 + 1) ^ _mix(counter.long() * 1000003 + stream)
+    bits = _mix(_mix(key)[:, None] + index * -7046029254386353131)  # golden-ratio increment
+    uniform = ((bits >> 40) & 0xFFFFFF).float() / 2**24
+    u1, u2 = uniform[:, :pairs].clamp_min(2**-25), uniform[:, pairs:]
+    radius = (-2 * u1.log()).sqrt()
+    normal = torch.cat([radius * (2 * math.pi * u2).cos(), radius * (2 * math.pi * u2).sin()], 1)
+    return normal[:, :count].reshape(-1, *shape)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64 finaliser on int64 (wrapping arithmetic, logical shifts)."""
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return x ^ ((x >> 31) & ((1 << 33) - 1))

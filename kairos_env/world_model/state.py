@@ -1,0 +1,114 @@
+"""WorldState: everything the model remembers, as a value of constant size."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kairos_env.world_model.action_expert import LayerMemory
+from kairos_env.world_model.gated_delta import GatedDeltaState
+
+
+@dataclass(frozen=True)
+class WorldState:
+    """Memory after the newest frame. Verbs take one and return a new one; nothing is changed in place.
+
+    Args:
+        layers: per layer, the keys and values of the last few frames and the delta rule's matrices.
+        past: (B,) int64, number of frames so far.
+        latent: (B, C, h, w) newest latent frame, normalised (what ``WorldModel.decode`` takes).
+        proprio: (B, P) float32, physical units.
+        context: (B, S, text) instruction tokens.
+        seed: (B,) int64; with ``past`` it fixes all noise, whatever stands beside an element in the batch.
+        reward, success: (B,) read-outs of the newest frame (success as a probability).
+    """
+
+    layers: tuple[LayerMemory, ...]
+    past: Tensor
+    latent: Tensor
+    proprio: Tensor
+    context: Tensor
+    seed: Tensor
+    reward: Tensor
+    success: Tensor
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.past)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(t.numel() * t.element_size() for t in self._flat().values())
+
+    def map(self, transform: Callable[[Tensor], Tensor]) -> WorldState:
+        """Applies ``transform`` to every tensor."""
+        layers = tuple(
+            LayerMemory(transform(m.keys), transform(m.values), m.delta and m.delta.map(transform))
+            for m in self.layers
+        )
+        values = {f.name: transform(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "layers"}
+        return WorldState(layers=layers, **values)
+
+    def fork(self, copies: int) -> WorldState:
+        """Each element ``copies`` times, copies of one element side by side: [0, 0, 0, 1, 1, 1]."""
+        return self.map(lambda t: t.repeat_interleave(copies, 0))
+
+    def select(self, indices: Sequence[int] | Tensor) -> WorldState:
+        """The elements at ``indices``, in that order, repeated where repeated."""
+        index = torch.as_tensor(indices, dtype=torch.long, device=self.past.device)
+        return self.map(lambda t: t.index_select(0, index))
+
+    def reseed(self, seeds: Sequence[int] | Tensor) -> WorldState:
+        """The same memory with other noise to come."""
+        seed = torch.as_tensor(seeds, dtype=torch.int64, device=self.past.device)
+        if seed.shape != self.past.shape:
+            raise ValueError(f"{tuple(seed.shape)} seeds for a state of batch size {self.batch_size}")
+        return dataclasses.replace(self, seed=seed)
+
+    def to(self, device: torch.device | str) -> WorldState:
+        return self.map(lambda t: t.to(device))
+
+    @staticmethod
+    def cat(states: Sequence[WorldState]) -> WorldState:
+        """States of the same model, one batch."""
+        flats = [s._flat() for s in states]
+        return WorldState._unflat({k: torch.cat([f[k] for f in flats]) for k in flats[0]})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a safetensors file, atomically."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in self._flat().items()}, str(part))
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> WorldState:
+        return cls._unflat(load_file(str(path)))
+
+    def _flat(self) -> dict[str, Tensor]:
+        flat = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "layers"}
+        for i, memory in enumerate(self.layers):
+            flat |= {f"layers.{i}.keys": memory.keys, f"layers.{i}.values": memory.values}
+            if memory.delta is not None:
+                flat |= {f"layers.{i}.recurrent": memory.delta.recurrent, f"layers.{i}.conv": memory.delta.conv}
+        return flat
+
+    @classmethod
+    def _unflat(cls, flat: dict[str, Tensor]) -> WorldState:
+        layers = []
+        while f"layers.{len(layers)}.keys" in flat:
+            at = f"layers.{len(layers)}."
+            delta = None
+            if at + "recurrent" in flat:
+                delta = GatedDeltaState(flat[at + "recurrent"], flat[at + "conv"])
+            layers.append(LayerMemory(flat[at + "keys"], flat[at + "values"], delta))
+        values = {k: v for k, v in flat.items() if not k.startswith("layers.")}
+        return cls(layers=tuple(layers), **values)

@@ -1,0 +1,101 @@
+"""Image tokenizer of the small models: a convolutional autoencoder, one latent frame per image.
+
+64x64 RGB -> 8x8 latent cells. Several cameras stand side by side along the latent width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kairos_env.world_model.config import TokenizerConfig
+
+DOWNSAMPLING = 8
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with group normalisation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        groups = max(1, width // 16)
+        self.body = nn.Sequential(
+            nn.GroupNorm(groups, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(groups, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Tokenizer(nn.Module):
+    """Encoder and decoder. The first and last 2x of resampling are pixel shuffles, which cost nothing."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        w, c = config.width, config.latent_channels
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(12, w, 3, padding=1),
+            ResidualBlock(w),
+            nn.Conv2d(w, 2 * w, 4, stride=2, padding=1),
+            ResidualBlock(2 * w),
+            nn.Conv2d(2 * w, 4 * w, 4, stride=2, padding=1),
+            ResidualBlock(4 * w),
+            nn.GroupNorm(max(1, 4 * w // 16), 4 * w),
+            nn.SiLU(),
+            nn.Conv2d(4 * w, c, 1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(c, 4 * w, 3, padding=1),
+            ResidualBlock(4 * w),
+            ResidualBlock(4 * w),
+            nn.Conv2d(4 * w, 2 * w * 4, 1),
+            nn.PixelShuffle(2),
+            ResidualBlock(2 * w),
+            nn.Conv2d(2 * w, w * 4, 1),
+            nn.PixelShuffle(2),
+            ResidualBlock(w),
+            nn.SiLU(),
+            nn.Conv2d(w, 12, 3, padding=1),
+            nn.PixelShuffle(2),
+        )
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, C, H/8, W/8), bounded to about [-3, 3]."""
+        # a soft bound keeps the latent range finite without a KL term
+        return 3 * torch.tanh(self.encoder(images) / 3)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3, 8h, 8w), nominally in [-1, 1]."""
+        return self.decoder(latents)
+
+    def loss(self, images: Tensor, weights: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Reconstruction loss.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            weights: (B, 1, H, W), larger on small moving things so that they are worth their pixels.
+            noise: (B, C, h, w), added to the latents: the decoder must forgive the errors of a predicted latent.
+        """
+        latents = self.encode(images)
+        output = self.decode(latents + noise)
+        error = (output - images).float()
+        loss = (weights * (error.square() + 0.05 * error.abs())).mean()
+        psnr = -10 * torch.log10(F.mse_loss(output.float().clamp(-1, 1), images) / 4)
+        return loss, {"loss": float(loss.detach()), "psnr": float(psnr)}
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [-1, 1]."""
+    return images.movedim(-1, -3).float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float (..., 3, H, W) in [-1, 1] -> uint8 (..., H, W, 3)."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1)
