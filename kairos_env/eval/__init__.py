@@ -1,0 +1,10 @@
+"""How good is it, with an interval: closed loop, imagination against reality, and their correlation.
+
+    closed_loop     success rates of policies and planners in a simulator, one resumable row a job
+    imagination     open-loop rollouts beside recorded reality under the same actions, with controls
+    correlation     does success in imagination predict success in reality, over policies of different quality
+    probe           an independent reader of gripper and cube positions, trained on real frames only
+    results, run_folder, roster, statistics, image_metrics, media, report     what these are made of
+
+Importing this package imports nothing heavy; import the module that you need.
+"""

@@ -1,0 +1,159 @@
+"""Jobs, their rows and the append-only file that survives anything.
+
+A job is (policy, simulator, task, initial state, seed). Its row is written once, made durable at once
+and never changed. Rows arrive in whatever order the workers finish; readers sort them, so the result
+does not depend on how many workers there were.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import IO, Any
+
+STATUSES = ("success", "failure", "error")
+
+
+@dataclass(frozen=True, order=True)
+class Job:
+    """One episode to run; equal jobs are the same job, in whatever process."""
+
+    policy: str
+    simulator: str
+    task: str
+    initial_state_id: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a job.
+
+    Args:
+        job: which one.
+        status: ``"success"`` or ``"failure"`` for an episode that ran to its end, else ``"error"``: a
+            crash or a time-out says nothing about the policy and is never counted as its failure.
+        decisions: how many were taken (of a success: until it).
+        episode_return: sum of the rewards.
+        message: of an error, what happened.
+        decision_ms: mean time of one decision of the policy, in milliseconds.
+        seconds: wall time of the episode.
+        extra: more numbers or texts of this job, JSON values.
+    """
+
+    job: Job
+    status: str
+    decisions: int = 0
+    episode_return: float = 0.0
+    message: str = ""
+    decision_ms: float = 0.0
+    seconds: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status must be one of {', '.join(STATUSES)}, got {self.status!r}")
+
+    def to_json(self) -> str:
+        """One line without the line break."""
+        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "job"}
+        return json.dumps(asdict(self.job) | flat)
+
+    @classmethod
+    def from_json(cls, line: str) -> Row:
+        data = json.loads(line)
+        return cls(Job(**{f.name: data.pop(f.name) for f in fields(Job)}), **data)
+
+
+class DamagedResults(ValueError):
+    """A line in the middle of a results file that is not a row."""
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows of a results file, sorted by job, each job once.
+
+    A torn last line (the process was killed while writing) is left out. If a job has several rows (an
+    error that was retried), the first one that is not an error counts, else the last error.
+
+    Raises:
+        DamagedResults: any other line is not a row.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    whole, _, torn = path.read_bytes().rpartition(b"\n")
+    del torn
+    rows: dict[Job, Row] = {}
+    for number, line in enumerate(whole.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = Row.from_json(line.decode())
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedResults(
+                f"{path}, line {number} is not a result ({error!r}); delete that line and its job will run again"
+            ) from None
+        if row.job not in rows or rows[row.job].status == "error":
+            rows[row.job] = row
+    return [rows[job] for job in sorted(rows)]
+
+
+class ResultsFile:
+    """An append-only JSONL file of rows, held by one process at a time.
+
+    Opening it cuts off a torn last line. Every `append` reaches the disk before it returns.
+
+    Args:
+        path: the file; its folder is created.
+
+    Raises:
+        RuntimeError: another process is writing to it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: IO[bytes] = open(self.path, "ab+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise RuntimeError(
+                f"{self.path} is being written by another process; wait for it or choose another output folder"
+            ) from None
+        self._file.seek(0)
+        whole, newline, torn = self._file.read().rpartition(b"\n")
+        if torn:
+            self._file.truncate(len(whole) + len(newline))
+        self._done = {row.job: row.status for row in read_rows(self.path)}
+
+    def missing(self, jobs: Iterable[Job], retry_errors: bool = False) -> list[Job]:
+        """Those of ``jobs`` that have no row yet, each once; with ``retry_errors`` also those that ended in one."""
+        done = {job for job, status in self._done.items() if not (retry_errors and status == "error")}
+        return [job for job in dict.fromkeys(jobs) if job not in done]
+
+    def append(self, row: Row) -> None:
+        """Writes a row durably.
+
+        Raises:
+            ValueError: the job already has a result that is not an error.
+        """
+        if self._done.get(row.job, "error") != "error":
+            raise ValueError(f"{row.job} already has a result in {self.path}; a job is counted once")
+        self._file.write(row.to_json().encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._done[row.job] = row.status
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> ResultsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
