@@ -28,7 +28,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Group:
-    """Commands under a common word."""
+    """Commands under a common word; the summary is a sentence."""
 
     summary: str
     examples: str
@@ -70,6 +70,21 @@ def _record(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
+def _eval_closed_loop(parser: argparse.ArgumentParser) -> Run:
+    from kairos_env.eval.closed_loop import EvalConfig, evaluate
+    from kairos_env.options import add_options, read_options
+
+    add_options(parser, EvalConfig, aliases={"policies": "--policy", "output": "--out"})
+
+    def run(args: argparse.Namespace) -> int:
+        config = read_options(args, EvalConfig)
+        report = evaluate(config, progress=True)
+        print(f"{report.table()}\n\n{config.output}/report.html")
+        return int(bool(report.errors))
+
+    return run
+
+
 COMMANDS: Mapping[str, Command | Group] = {
     "demo": Command("imagine beside reality, plan, act: the main job", "kairos demo\nkairos demo --help", _demo),
     "play": Command(
@@ -82,6 +97,20 @@ COMMANDS: Mapping[str, Command | Group] = {
         "kairos record --out runs/push --tasks push --behaviours expert=0.5,random=0.5\n"
         "A recording that was stopped goes on when the same command is given again.",
         _record,
+    ),
+    "eval": Group(
+        "Measure policies against the simulator, and imagination against reality.",
+        "kairos eval closed-loop --policy random,expert,policy --episodes 50 --workers 2",
+        {
+            "closed-loop": Command(
+                "success rates of policies and planners in a simulator, with intervals",
+                "kairos eval closed-loop --policy random,expert,policy --episodes 50 --workers 2\n"
+                "kairos eval closed-loop --policy best_of_n,'cem(horizon=8;population=64)' --tasks push --out runs/plan\n"
+                "kairos eval closed-loop --policy policy,policy+noise=0.5 --videos 3\n"
+                "A run that was stopped goes on when the same command is given again.",
+                _eval_closed_loop,
+            ),
+        },
     ),
     "doctor": Command(
         "what is installed, which off-screen renderer works, what each extra needs",
@@ -156,7 +185,8 @@ def _execute(name: str, command: Command, words: list[str]) -> int:
 
 def _overview(name: str, group: Group) -> str:
     width = max(map(len, group.commands))
-    listed = "\n".join(f"  {word:<{width}}  {command.summary}" for word, command in group.commands.items())
+    lines = {word: c.summary[0].lower() + c.summary[1:].rstrip(".") for word, c in group.commands.items()}
+    listed = "\n".join(f"  {word:<{width}}  {text}" for word, text in lines.items())
     return (
         f"{group.summary}\n\nusage: {name} <command> [options]\n\n{listed}\n\n"
         f"examples:\n{_indented(group.examples)}\n\n{name} <command> --help tells more."

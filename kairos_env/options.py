@@ -39,11 +39,16 @@ def field_help(config: type) -> dict[str, str]:
     return found
 
 
-def add_options(parser: argparse.ArgumentParser, config: type, skip: Sequence[str] = ()) -> None:
+def add_options(
+    parser: argparse.ArgumentParser,
+    config: type,
+    skip: Sequence[str] = (),
+    aliases: Mapping[str, str] | None = None,
+) -> None:
     """Adds one option for each field of a flat dataclass: ``image_size: int = 64`` becomes ``--image-size``.
 
     Tuples are given as ``a,b``, mappings to numbers as ``a=1,b=2`` (or ``a,b`` for equal weights), booleans
-    as ``--flag`` or ``--no-flag``.
+    as ``--flag`` or ``--no-flag``. ``aliases`` gives fields a second spelling: ``{"policies": "--policy"}``.
     """
     texts, hints = field_help(config), typing.get_type_hints(config)
     for field in dataclasses.fields(config):
@@ -53,13 +58,14 @@ def add_options(parser: argparse.ArgumentParser, config: type, skip: Sequence[st
         required = default is dataclasses.MISSING
         text = texts.get(field.name, "").rstrip(".").replace("%", "%%")
         shown = "required" if required else f"default: {_shown(default)}"
+        flags = [_flag(field.name), *filter(None, [(aliases or {}).get(field.name)])]
         option = {"dest": field.name, "required": required, "help": f"{text} ({shown})".strip()}
         if hints[field.name] is bool:
-            parser.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, default=default, **option)
+            parser.add_argument(*flags, action=argparse.BooleanOptionalAction, default=default, **option)
             continue
         kind = _parser_of(hints[field.name])
         option["metavar"] = field.name.split("_")[-1].upper()
-        parser.add_argument(_flag(field.name), type=kind, default=None if required else default, **option)
+        parser.add_argument(*flags, type=kind, default=None if required else default, **option)
 
 
 def read_options(args: argparse.Namespace, config: type[Config]) -> Config:
