@@ -64,11 +64,9 @@ class Finding:
 
 
 def constraints_file() -> Path | None:
-    """The list of tested versions: inside an installed package, beside it in a checkout."""
-    for candidate in (PACKAGE_FOLDER / "constraints.txt", PACKAGE_FOLDER.parent / "constraints.txt"):
-        if candidate.is_file():
-            return candidate
-    return None
+    """The list of tested versions, which a checkout has; None for an installed wheel."""
+    path = PACKAGE_FOLDER.parent / "constraints.txt"
+    return path if path.is_file() and (PACKAGE_FOLDER.parent / "pyproject.toml").is_file() else None
 
 
 def tested_versions() -> dict[str, str]:

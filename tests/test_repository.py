@@ -184,7 +184,7 @@ def test_both_commands_of_the_readme_exist() -> None:
         assert f"make {target}" in readme() and re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
-def test_wheel_carries_the_model_and_the_tested_versions(tmp_path: Path) -> None:
+def test_wheel_carries_the_model_and_nothing_beside_the_package(tmp_path: Path) -> None:
     pytest.importorskip("hatchling")
     from hatchling.builders.wheel import WheelBuilder
 
@@ -192,7 +192,7 @@ def test_wheel_carries_the_model_and_the_tested_versions(tmp_path: Path) -> None
     import zipfile
 
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"kairos_env/py.typed", "kairos_env/constraints.txt", "kairos_env/cli.py"} <= names
+    assert {"kairos_env/py.typed", "kairos_env/cli.py"} <= names
     bundled = {str(p.relative_to(ROOT)) for p in (PACKAGE / "pretrained").rglob("*") if p.is_file()}
     assert bundled <= names
-    assert not [name for name in names if name.startswith(("tests/", "examples/"))]
+    assert {name.split("/")[0] for name in names} == {"kairos_env", f"kairos_env-{PROJECT['version']}.dist-info"}
