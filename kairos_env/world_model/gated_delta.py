@@ -78,7 +78,7 @@ def chunk_gated_delta(
     g: Tensor,
     beta: Tensor,
     state: Tensor | None = None,
-    chunk: int = 64,
+    chunk: int = 32,
     return_states: Literal[False] = False,
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -91,7 +91,7 @@ def chunk_gated_delta(
     g: Tensor,
     beta: Tensor,
     state: Tensor | None = None,
-    chunk: int = 64,
+    chunk: int = 32,
     *,
     return_states: Literal[True],
 ) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -104,7 +104,7 @@ def chunk_gated_delta(
     g: Tensor,
     beta: Tensor,
     state: Tensor | None = None,
-    chunk: int = 64,
+    chunk: int = 32,
     return_states: bool = False,
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
     """The same as ``naive_gated_delta``, parallel within chunks of at most ``chunk`` tokens.
@@ -116,7 +116,7 @@ def chunk_gated_delta(
         g: (B, T, H) log decay, <= 0.
         beta: (B, T, H) write strength, in [0, 1].
         state: (B, H, K, V) memory before the first token; None is zeros.
-        chunk: changes the speed, not the result.
+        chunk: changes the speed, not the result; 32 is the fastest on a CPU.
         return_states: also return the memory before every chunk. Chunks are then exactly ``chunk`` tokens
             long (the last may be shorter); with ``chunk=L`` these are the memories before every frame.
 
@@ -286,12 +286,6 @@ def _initial_state(state: Tensor | None, k: Tensor, v: Tensor) -> Tensor:
     return state.to(v.dtype)
 
 
-def _check_chunk(chunk: int) -> int:
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1 token, got {chunk}")
-    return chunk
-
-
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None) -> None:
     legal = q.ndim == k.ndim == v.ndim == 4 and q.shape == k.shape and q.shape[:3] == v.shape[:3] and q.shape[1] > 0
     legal = legal and g.shape == beta.shape == q.shape[:3]
@@ -326,7 +320,7 @@ class GatedDeltaState:
 
 
 class SwishGatedRMSNorm(nn.Module):
-    """``weight * x / rms(x) * swish(gate)`` over the last axis, in float32."""
+    """``weight * x / rms(x) * swish(gate)`` over the last axis, computed in float32 or better."""
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -335,8 +329,9 @@ class SwishGatedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """``x`` and ``gate`` (..., V) to (..., V) in ``x``'s dtype."""
-        normed = F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps)
-        return (normed * F.silu(gate.float())).to(x.dtype)
+        dtype = _compute_dtype(x)
+        normed = F.rms_norm(x.to(dtype), (x.shape[-1],), self.weight.to(dtype), self.eps)
+        return (normed * F.silu(gate.to(dtype))).to(x.dtype)
 
 
 class _CausalDepthwise(torch.autograd.Function):
@@ -425,9 +420,8 @@ class GatedDeltaNet(nn.Module):
     def initial_state(self, batch_size: int) -> GatedDeltaState:
         """The empty memory, on the layer's device."""
         weight = self.q_proj.weight
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         return GatedDeltaState(
-            weight.new_zeros(batch_size, self.heads, self.head_k_dim, self.head_v_dim, dtype=dtype),
+            weight.new_zeros(batch_size, self.heads, self.head_k_dim, self.head_v_dim, dtype=_compute_dtype(weight)),
             weight.new_zeros(batch_size, self.conv_kernel - 1, 2 * self.key_dim + self.value_dim),
         )
 
@@ -442,7 +436,7 @@ class GatedDeltaNet(nn.Module):
         padded = torch.cat([state.conv.to(raw.dtype), raw], dim=1)
         q, k, v = self._convolve(padded)
         o, recurrent = gated_delta(q, k, v, *self._decay_and_strength(x), state.recurrent, engine=self.engine)
-        return self._output(o, x), GatedDeltaState(recurrent, padded[:, -(self.conv_kernel - 1) :])
+        return self._output(o, x), GatedDeltaState(recurrent, self._tail(padded))
 
     def forward_frames(
         self, x_clean: Tensor, x_noisy: Tensor, state: GatedDeltaState | None = None
@@ -487,10 +481,14 @@ class GatedDeltaNet(nn.Module):
             for z in self._convolve(torch.cat([tails.to(raw.dtype), raw], dim=2).flatten(0, 1))
         )
         o = frame_gated_delta(q, k, v, *self._decay_and_strength(x_noisy), states.transpose(1, 2))
-        return y_clean, self._output(o, x_noisy), GatedDeltaState(recurrent, padded[:, -tail:])
+        return y_clean, self._output(o, x_noisy), GatedDeltaState(recurrent, self._tail(padded))
 
     def _convolution_inputs(self, x: Tensor) -> Tensor:
         return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
+
+    def _tail(self, padded: Tensor) -> Tensor:
+        # A copy: a view would keep the whole sequence in memory for as long as the state lives.
+        return padded[:, -(self.conv_kernel - 1) :].clone()
 
     def _convolve(self, padded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Causal depthwise convolution and SiLU: (B, 3 + T, C) to q, k (B, T, H, K) and v (B, T, H, V)."""
@@ -506,7 +504,7 @@ class GatedDeltaNet(nn.Module):
     def _decay_and_strength(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return g = -exp(A_log) softplus(a + dt_bias) <= 0 and beta = sigmoid(b), both (..., H), at least float32."""
         a, b = self.a_proj(x), self.b_proj(x)
-        dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
+        dtype = _compute_dtype(a)
         g = -self.A_log.to(dtype).exp() * F.softplus(a.to(dtype) + self.dt_bias.to(dtype))
         return g, b.to(dtype).sigmoid()
 

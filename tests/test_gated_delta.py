@@ -1,0 +1,346 @@
+"""The fast forms of the gated delta rule equal the plain recurrence; streaming equals one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kairos_env.world_model.gated_delta import (
+    ENGINES,
+    GatedDeltaNet,
+    GatedDeltaState,
+    chunk_gated_delta,
+    frame_gated_delta,
+    gated_delta,
+    naive_gated_delta,
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def draw_inputs(
+    batch: int, length: int, heads: int, width_k: int, width_v: int, seed: int = 0, decay: float = 1.0
+) -> list[Tensor]:
+    """q, k, v, g, beta and state in float32; ``decay`` is the mean of -g."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng)
+
+    return [
+        normal(batch, length, heads, width_k),
+        normal(batch, length, heads, width_k),
+        normal(batch, length, heads, width_v),
+        -decay * normal(batch, length, heads).square(),
+        normal(batch, length, heads).sigmoid(),
+        normal(batch, heads, width_k, width_v),
+    ]
+
+
+def reference(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    return naive_gated_delta(*(x.double() for x in inputs))
+
+
+def assert_equal(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    assert actual.shape == expected.shape
+    assert torch.isfinite(actual).all()
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=tolerance, atol=tolerance)
+
+
+def test_naive_is_decay_then_delta_rule_on_the_decayed_memory() -> None:
+    # One token, worked out by hand: K = V = 1, memory 4, decay 1/2, value 10, strength 1/4.
+    one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    state = 4 * one
+    g, beta = torch.full((1, 1, 1), math.log(0.5)).double(), torch.full((1, 1, 1), 0.25).double()
+    o, memory = naive_gated_delta(3 * one, 5 * one, 10 * one, g, beta, state)
+    # Unit key and query (up to eps): 2 is left of 4, and a quarter of the error 10 - 2 is written.
+    assert memory.item() == pytest.approx(2 + 0.25 * (10 - 2), abs=1e-5)
+    assert o.item() == pytest.approx(4.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 63, 65, 127, 200])
+@pytest.mark.parametrize("chunk", [1, 16, 32, 64, 1000])
+def test_chunked_equals_float64_recurrence(length: int, chunk: int) -> None:
+    inputs = draw_inputs(2, length, 3, 8, 12)
+    o, state = chunk_gated_delta(*inputs, chunk=chunk)
+    for actual, expected in zip((o, state), reference(inputs), strict=True):
+        assert_equal(actual, expected)
+        assert actual.dtype == torch.float32
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(1, 90),
+    heads=st.integers(1, 3),
+    width_k=st.integers(1, 17),
+    width_v=st.integers(1, 17),
+    chunk=st.integers(1, 70),
+    decay=st.sampled_from([0.0, 1e-3, 1.0, 30.0]),
+    with_state=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_chunked_equals_float64_recurrence_for_any_shape(
+    batch: int,
+    length: int,
+    heads: int,
+    width_k: int,
+    width_v: int,
+    chunk: int,
+    decay: float,
+    with_state: bool,
+    seed: int,
+) -> None:
+    inputs = draw_inputs(batch, length, heads, width_k, width_v, seed, decay)
+    inputs = inputs if with_state else inputs[:5]
+    o, state = chunk_gated_delta(*inputs, chunk=chunk)
+    expected = reference(inputs)
+    assert_equal(o, expected[0])
+    assert_equal(state, expected[1])
+
+
+def test_real_head_size_and_length() -> None:
+    inputs = draw_inputs(1, 1000, 2, 64, 64, decay=0.05)
+    o, state = chunk_gated_delta(*inputs)
+    expected = reference(inputs)
+    assert_equal(o, expected[0])
+    assert_equal(state, expected[1])
+
+
+@pytest.mark.parametrize("chunk", [32, 64])
+def test_near_identical_keys_stay_exact(chunk: int) -> None:
+    # All keys alike, no decay, full strength: powers of the triangular matrix would reach 1e18 here.
+    q, k, v, g, beta, state = draw_inputs(1, 128, 2, 16, 16)
+    k = torch.ones_like(k) + 1e-3 * k
+    inputs = [q, k, v, torch.zeros_like(g), torch.ones_like(beta), state]
+    for actual, expected in zip(chunk_gated_delta(*inputs, chunk=chunk), reference(inputs), strict=True):
+        assert_equal(actual, expected)
+
+
+def test_decay_from_nothing_to_everything_has_finite_exact_gradients() -> None:
+    # A forgotten-at-once token beside weak decays: exp of the sums alone would under- or overflow.
+    inputs = draw_inputs(1, 70, 2, 8, 8, decay=0.01)
+    inputs[3][:, ::9] = -2000.0
+    assert_gradients_equal(inputs, chunk=64)
+
+
+@pytest.mark.parametrize(("length", "chunk"), [(1, 32), (37, 16), (65, 64), (70, 18)])
+def test_gradients_equal_float64_recurrence(length: int, chunk: int) -> None:
+    assert_gradients_equal(draw_inputs(2, length, 2, 8, 6), chunk)
+
+
+def assert_gradients_equal(inputs: list[Tensor], chunk: int) -> None:
+    def gradients(of: list[Tensor], fast: bool) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_() for x in of]
+        o, state = chunk_gated_delta(*leaves, chunk=chunk) if fast else naive_gated_delta(*leaves)
+        ((o * o.detach().cos()).sum() + state.square().sum()).backward()
+        return [x.grad for x in leaves if x.grad is not None]
+
+    fast, exact = gradients(inputs, True), gradients([x.double() for x in inputs], False)
+    assert len(fast) == len(exact) == 6
+    for actual, expected in zip(fast, exact, strict=True):
+        scale = max(1.0, expected.abs().max().item())
+        assert_equal(actual / scale, expected / scale)
+
+
+@pytest.mark.parametrize("length", [18, 54, 50])
+def test_states_before_every_chunk(length: int) -> None:
+    inputs = draw_inputs(2, length, 3, 8, 4)
+    o, final, states = chunk_gated_delta(*inputs, chunk=18, return_states=True)
+    assert states.shape == (2, 3, -(-length // 18), 8, 4)
+    for n in range(states.shape[2]):
+        if n == 0:
+            expected = inputs[5].double()
+        else:
+            _, expected = reference([*(x[:, : n * 18] for x in inputs[:5]), inputs[5]])
+        assert_equal(states[:, :, n], expected)
+    whole, last = reference(inputs)
+    assert_equal(o, whole)
+    assert_equal(final, last)
+
+
+@pytest.mark.parametrize("length", [1, 5, 18, 40])
+def test_frames_each_start_from_their_own_state(length: int) -> None:
+    frames = 4
+    q, k, v, g, beta, _ = (x for x in draw_inputs(2 * frames, length, 3, 8, 4))
+    state = draw_inputs(2 * frames, 1, 3, 8, 4, seed=5)[5]
+    folded = [x.unflatten(0, (2, frames)).requires_grad_() for x in (q, k, v, g, beta, state)]
+    o = frame_gated_delta(*folded)
+    exact = [x.detach().double().requires_grad_() for x in folded]
+    expected = naive_gated_delta(*(x.flatten(0, 1) for x in exact))[0].unflatten(0, (2, frames))
+    assert_equal(o, expected)
+    o.square().sum().backward()
+    expected.square().sum().backward()
+    for actual, reference_leaf in zip(folded, exact, strict=True):
+        assert actual.grad is not None and reference_leaf.grad is not None
+        assert_equal(actual.grad, reference_leaf.grad)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_low_precision_values_keep_a_float32_memory(engine: str) -> None:
+    inputs = [x.bfloat16() for x in draw_inputs(1, 20, 2, 8, 8)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        o, state = gated_delta(*inputs, engine=engine)  # type: ignore[arg-type]
+    assert o.dtype == torch.bfloat16 and state.dtype == torch.float32
+    assert_equal(state, reference(inputs)[1])
+
+
+def test_errors_name_what_was_given_and_what_is_legal() -> None:
+    q, k, v, g, beta, state = draw_inputs(1, 4, 2, 8, 6)
+    with pytest.raises(ValueError, match=r"state \(1, 2, 6, 8\).*state \(B, H, K, V\)"):
+        chunk_gated_delta(q, k, v, g, beta, state.mT)
+    with pytest.raises(ValueError, match=r"g \(1, 3, 2\)"):
+        naive_gated_delta(q, k, v, g[:, 1:], beta)
+    with pytest.raises(ValueError, match="T >= 1"):
+        chunk_gated_delta(q[:, :0], k[:, :0], v[:, :0], g[:, :0], beta[:, :0])
+    with pytest.raises(ValueError, match="at least 1 token, got 0"):
+        chunk_gated_delta(q, k, v, g, beta, chunk=0)
+    with pytest.raises(ValueError, match="'fla'; legal are naive, chunked"):
+        gated_delta(q, k, v, g, beta, engine="fla")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"\(B, F, L, H, K\)"):
+        frame_gated_delta(q, k, v, g, beta, state)
+    with pytest.raises(ValueError, match="whole number"):
+        GatedDeltaNet(8, 2, 5, 0.5)
+
+
+# --- the layer ---------------------------------------------------------------------------------------
+
+
+def make_layer(**changes: object) -> GatedDeltaNet:
+    torch.manual_seed(0)
+    options: dict[str, object] = {"dim": 12, "heads": 2, "head_k_dim": 6, "expand_v": 1.5} | changes
+    return GatedDeltaNet(**options)  # type: ignore[arg-type]
+
+
+def test_parameters_have_the_published_names_shapes_and_init() -> None:
+    layer = make_layer(heads=2000, dim=3, head_k_dim=1, expand_v=2.0)
+    names = {name.removesuffix(".weight") for name, _ in layer.named_parameters()}
+    projections = {f"{x}_proj" for x in "qkvabgo"}
+    assert names == projections | {"q_conv1d", "k_conv1d", "v_conv1d", "o_norm", "A_log", "dt_bias"}
+    assert layer.v_conv1d.weight.shape == (4000, 1, 4)
+    assert layer.o_norm.weight.shape == (2,)
+    rate, step = layer.A_log.exp(), torch.nn.functional.softplus(layer.dt_bias)
+    assert 0 < rate.min() and rate.max() <= 16 and rate.mean().item() == pytest.approx(8, abs=0.5)
+    assert 0.99e-3 < step.min() and step.max() < 1.01e-1
+    assert step.log().mean().exp().item() == pytest.approx(1e-2, rel=0.1)  # log-uniform
+
+
+def test_layer_equals_its_definition_token_by_token() -> None:
+    layer = make_layer().double()
+    x = torch.randn(2, 9, 12, dtype=torch.float64)
+    y, _ = layer(x)
+
+    def short_conv(name: str, heads_width: int) -> Tensor:
+        raw = getattr(layer, f"{name}_proj")(x).mT
+        mixed = getattr(layer, f"{name}_conv1d")(torch.nn.functional.pad(raw, (3, 0)))
+        return torch.nn.functional.silu(mixed).mT.unflatten(-1, (2, heads_width))
+
+    g = -layer.A_log.exp() * torch.nn.functional.softplus(layer.a_proj(x) + layer.dt_bias)
+    o, _ = naive_gated_delta(short_conv("q", 6), short_conv("k", 6), short_conv("v", 9), g, layer.b_proj(x).sigmoid())
+    gate = torch.nn.functional.silu(layer.g_proj(x)).unflatten(-1, (2, 9))
+    normed = o * torch.rsqrt(o.square().mean(-1, keepdim=True) + 1e-6) * layer.o_norm.weight
+    assert_equal(y, layer.o_proj((normed * gate).flatten(-2)), 1e-6)
+
+
+@pytest.mark.parametrize("split", range(10))
+def test_every_split_of_a_sequence_gives_the_same_result(split: int) -> None:
+    layer = make_layer()
+    x = torch.randn(2, 10, 12, generator=torch.Generator().manual_seed(1))
+    whole, end = layer(x)
+    first, middle = layer(x[:, :split]) if split else (x[:, :0], None)
+    second, split_end = layer(x[:, split:], middle)
+    assert_equal(torch.cat([first, second], dim=1), whole)
+    assert_equal(split_end.recurrent, end.recurrent)
+    assert_equal(split_end.conv, end.conv)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    engine=st.sampled_from(ENGINES),
+    seed=st.integers(0, 99),
+)
+def test_streaming_in_pieces_equals_one_pass(lengths: list[int], engine: str, seed: int) -> None:
+    layer = make_layer(engine=engine)
+    x = torch.randn(1, sum(lengths), 12, generator=torch.Generator().manual_seed(seed))
+    whole, end = layer(x)
+    state: GatedDeltaState | None = None
+    pieces = []
+    for piece in x.split(lengths, dim=1):
+        y, state = layer(piece, state)
+        pieces.append(y)
+    assert state is not None
+    assert_equal(torch.cat(pieces, dim=1), whole)
+    assert_equal(state.recurrent, end.recurrent)
+    assert_equal(state.conv, end.conv)
+
+
+@settings(max_examples=20, deadline=None)
+@given(frames=st.integers(1, 5), length=st.integers(1, 8), with_state=st.booleans(), seed=st.integers(0, 99))
+def test_noisy_frames_read_the_clean_past_and_leave_no_trace(
+    frames: int, length: int, with_state: bool, seed: int
+) -> None:
+    layer = make_layer()
+    rng = torch.Generator().manual_seed(seed)
+    clean, noisy = (torch.randn(2, frames, length, 12, generator=rng) for _ in range(2))
+    start = layer(torch.randn(2, 7, 12, generator=rng))[1] if with_state else None
+    y_clean, y_noisy, end = layer.forward_frames(clean, noisy, start)
+
+    alone, alone_end = layer(clean.flatten(1, 2), start)
+    assert_equal(y_clean.flatten(1, 2), alone)
+    assert_equal(end.recurrent, alone_end.recurrent)
+    assert_equal(end.conv, alone_end.conv)
+    for f in range(frames):
+        sequence = torch.cat([clean[:, :f].flatten(1, 2), noisy[:, f]], dim=1)
+        assert_equal(y_noisy[:, f], layer(sequence, start)[0][:, -length:])
+
+
+def test_gradients_of_the_layer_are_exact() -> None:
+    layer = make_layer(dim=5, head_k_dim=2).double()
+    frames = FramesOf(layer)
+    names = [name for name, _ in frames.named_parameters()]
+    rng = torch.Generator().manual_seed(0)
+    streams = [torch.randn(1, 2, 3, 5, dtype=torch.float64, generator=rng).requires_grad_() for _ in range(2)]
+
+    def run(clean: Tensor, noisy: Tensor, *parameters: Tensor) -> Tensor:
+        named = dict(zip(names, parameters, strict=True))
+        y_clean, y_noisy, state = torch.func.functional_call(frames, named, (clean, noisy))
+        return torch.cat([y_clean.flatten(), y_noisy.flatten(), state.recurrent.flatten()])
+
+    assert torch.autograd.gradcheck(run, (*streams, *frames.parameters()), fast_mode=True)
+
+
+class FramesOf(torch.nn.Module):
+    """``forward_frames`` as a module's ``forward``, for ``functional_call``."""
+
+    def __init__(self, layer: GatedDeltaNet) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, clean: Tensor, noisy: Tensor) -> tuple[Tensor, Tensor, GatedDeltaState]:
+        return self.layer.forward_frames(clean, noisy)
+
+
+def test_state_is_an_immutable_value_of_constant_size() -> None:
+    layer = make_layer()
+    start = layer.initial_state(3)
+    _, state = layer(torch.randn(3, 50, 12), start)
+    assert not start.recurrent.any() and not start.conv.any()
+    assert state.recurrent.shape == start.recurrent.shape == (3, 2, 6, 9)
+    assert state.conv.shape == start.conv.shape == (3, 3, 2 * 12 + 18)
+    for x in (state.recurrent, state.conv):
+        assert x.untyped_storage().nbytes() == x.numel() * 4  # nothing of the sequence is held on to
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        state.conv = start.conv  # type: ignore[misc]
+    picked = state.map(lambda x: x[[2, 2]])
+    assert torch.equal(picked.recurrent[0], state.recurrent[2])
+    assert torch.equal(picked.conv[1], state.conv[2])
