@@ -38,8 +38,8 @@ class TextConfig:
 class VideoConfig:
     """Video DiT. ``pattern`` is tiled over the depth."""
 
-    dim: int = 256
-    heads: int = 4
+    dim: int = 192
+    heads: int = 3
     head_dim: int = 64
     layers: int = 4
     ffn_dim: int = 768
@@ -47,7 +47,7 @@ class VideoConfig:
     window: int = 3  # frames seen by a windowed layer, the own one included
     dilation: int = 4  # frame stride of the dilated window
     patch: int = 2  # latent cells per token and side
-    delta_heads: int = 4
+    delta_heads: int = 3
     delta_head_dim: int = 32
     delta_expand_v: int = 2
 

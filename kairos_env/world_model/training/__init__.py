@@ -1,0 +1,1 @@
+"""Training: batches from episodes, losses, the resumable loop, the two stages."""

@@ -1,0 +1,160 @@
+"""Random clips of recorded episodes, as the losses want them.
+
+Everything a step draws comes from a generator that is seeded with (seed, step): a resumed run sees the
+same clips as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kairos_env.records import Episode, RobotSpec
+
+# An executed action this close to the expert's (in units of half the action range) continues the expert's plan.
+ON_PLAN = 0.5
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B clips of F frames; normalised values.
+
+    latents (B, F, C, h, w), proprio (B, F, P); lead (B, F, A), the action that led to each frame, and has_lead (B, F);
+    chunk (B, F, N, A), the actions to propose at each frame, and chunk_mask (B, F, N);
+    reward, success, outcome_mask (B, F); object_position (B, F, 3) in decimetres, object_mask (B, F);
+    texts: the instruction of each clip.
+    """
+
+    latents: Tensor
+    proprio: Tensor
+    lead: Tensor
+    has_lead: Tensor
+    chunk: Tensor
+    chunk_mask: Tensor
+    reward: Tensor
+    success: Tensor
+    outcome_mask: Tensor
+    object_position: Tensor
+    object_mask: Tensor
+    texts: list[str]
+
+
+class Clips:
+    """Episodes as flat arrays in memory, from which random clips are cut.
+
+    With hindsight labels (the simulator knows reward, success and the expert's action of *every* task in
+    every state) each clip can be read as an episode of any task. Without them it is behaviour cloning of
+    the task that was recorded.
+
+    Args:
+        episodes: each at least ``frames`` observations long.
+        latents: per episode (T + 1, C, h, w), normalised.
+        normalise_actions, normalise_proprio: physical array -> normalised tensor.
+        chunk: N.
+        tasks: task name -> instruction.
+    """
+
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        latents: Sequence[Tensor],
+        spec: RobotSpec,
+        tasks: Mapping[str, str],
+        chunk: int,
+        normalise_actions: Callable[[np.ndarray], Tensor],
+        normalise_proprio: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.texts, self.own = list(tasks.values()), []
+        names = list(tasks)
+        columns: dict[str, list[Tensor]] = {}
+        self.lengths: list[int] = []
+        for episode, latent in zip(episodes, latents, strict=True):
+            steps, labels = len(episode), episode.labels
+            own = names.index(episode.task)
+            actions = normalise_actions(episode.actions)
+            hindsight = "task_rewards" in labels and list(episode.label_tasks) == names
+            count = len(names)
+            if hindsight:
+                reward = torch.as_tensor(np.asarray(labels["task_rewards"], np.float32))
+                success = torch.as_tensor(np.asarray(labels["task_success"], np.float32))
+                expert = normalise_actions(np.asarray(labels["expert_actions"], np.float32))
+                known = torch.ones(count)
+            else:
+                reward, success = torch.zeros(steps, count), torch.zeros(steps, count)
+                reward[:, own], success[:, own] = torch.tensor(episode.rewards), torch.tensor(episode.success).float()
+                expert = torch.cat([actions, actions[-1:]]).unsqueeze(1).expand(-1, count, -1)
+                known = torch.nn.functional.one_hot(torch.tensor(own), count).float()
+            objects = torch.as_tensor(np.asarray(labels.get("object_position", np.zeros((steps + 1, 3))), np.float32))
+            # position j of a chunk is right only while the actions before it followed the plan
+            on_plan = ((actions.unsqueeze(1) - expert[:-1]).abs().amax(-1) < ON_PLAN).float()  # (T, tasks)
+            valid = torch.zeros(steps + 1, count, chunk)
+            proposal = torch.zeros(steps + 1, count, chunk, actions.shape[-1])
+            for j in range(chunk):
+                reach = steps + 1 - j if hindsight else steps - j
+                if reach <= 0:
+                    continue
+                proposal[:reach, :, j] = expert[j : j + reach]
+                valid[:reach, :, j] = 1.0
+                for i in range(j):
+                    valid[:reach, :, j] *= on_plan[i : i + reach]
+            columns_now = {
+                "latents": latent.float(),
+                "proprio": normalise_proprio(torch.as_tensor(episode.proprio, dtype=torch.float32)),
+                "lead": torch.cat([torch.zeros_like(actions[:1]), actions]),
+                "has_lead": torch.cat([torch.zeros(1), torch.ones(steps)]),
+                "chunk": proposal,
+                "chunk_mask": valid * known[:, None],
+                "reward": torch.cat([torch.zeros(1, count), reward]),
+                "success": torch.cat([torch.zeros(1, count), success]),
+                "outcome_mask": torch.cat([torch.zeros(1, count), torch.ones(steps, count)]) * known,
+                "object_position": 10 * objects,
+                "object_mask": torch.full((steps + 1,), float("object_position" in labels)),
+                "known": known,
+            }
+            for key, value in columns_now.items():
+                columns.setdefault(key, []).append(value)
+            self.lengths.append(steps + 1)
+            self.own.append(own)
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def sample(self, batch: int, frames: int, generator: torch.Generator) -> Batch:
+        """``batch`` random clips of ``frames`` frames, each read as a random task that its labels allow.
+
+        Raises:
+            ValueError: no episode is long enough.
+        """
+        long_enough = [i for i, n in enumerate(self.lengths) if n >= frames]
+        if not long_enough:
+            raise ValueError(
+                f"training clips have {frames} frames, but the longest of {len(self)} episodes has "
+                f"{max(self.lengths, default=0)} observations: record longer ones or set a smaller clip length"
+            )
+
+        def draw(high: int) -> int:
+            return int(torch.randint(high, (1,), generator=generator))
+
+        rows: dict[str, list[Tensor]] = {}
+        texts = []
+        per_task = ("chunk", "chunk_mask", "reward", "success", "outcome_mask")
+        for _ in range(batch):
+            index = long_enough[draw(len(long_enough))]
+            start = draw(self.lengths[index] - frames + 1)
+            task = draw(len(self.texts))
+            if not self.columns["known"][index][task]:
+                task = self.own[index]
+            texts.append(self.texts[task])
+            for key, column in self.columns.items():
+                if key == "known":
+                    continue
+                clip = column[index][start : start + frames]
+                rows.setdefault(key, []).append(clip[:, task] if key in per_task else clip)
+            # a clip starts without history, so its first frame has no lead
+            rows["has_lead"][-1] = torch.cat([torch.zeros(1), rows["has_lead"][-1][1:]])
+        return Batch(**{key: torch.stack(value) for key, value in rows.items()}, texts=texts)  # type: ignore[arg-type]
