@@ -1,0 +1,89 @@
+"""What an imagined step is worth.
+
+A reward is a function of what the model imagined: ``StepOutput -> (B,)``. `make_reward` turns what users
+write (``"learned"``, a function, a goal image) into one. Planners and environments share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kairos_env.records import Array, Observation, RobotSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from kairos_env.world_model.model import StepOutput, WorldModel
+
+RewardFunction = Callable[["StepOutput"], Any]
+"""What the model imagined -> reward (B,), a tensor or an array."""
+
+RewardChoice = str | RewardFunction | Array | Mapping[str, Array] | Observation
+
+
+def make_reward(reward: RewardChoice, model: WorldModel) -> RewardFunction:
+    """The reward function that ``reward`` means.
+
+    Args:
+        reward: ``"learned"`` (the model's reward head, for the instruction that the state carries), a
+            function ``StepOutput -> (B,)``, or a goal image: uint8 (H, W, 3) of the only camera, a
+            mapping camera -> image, or an `Observation`.
+        model: gives the learned reward, and encodes a goal image.
+
+    Raises:
+        ValueError: another string, or a goal image that is not the model's camera image.
+        TypeError: anything else.
+    """
+    if isinstance(reward, str):
+        if reward != "learned":
+            raise ValueError(f"reward {reward!r} is unknown; use 'learned', a function, or a goal image")
+        return learned_reward
+    if isinstance(reward, np.ndarray | Mapping | Observation):
+        return GoalImageReward(model, reward)
+    if callable(reward):
+        return reward
+    raise TypeError(
+        f"reward is a {type(reward).__name__}; use 'learned', a function StepOutput -> (B,), or a goal image "
+        "(uint8 array, mapping camera -> image, or Observation)"
+    )
+
+
+def learned_reward(out: StepOutput) -> torch.Tensor:
+    """The model's own reward head, (B,)."""
+    return out.reward
+
+
+class GoalImageReward:
+    """How near the imagined frame is to a goal image: minus their root-mean-square latent distance, <= 0.
+
+    The distance is in the tokenizer's space, so a goal costs no pixels at each step. It looks at the whole
+    picture: a goal taken with the arm somewhere else pulls at the arm first.
+
+    Args:
+        model: encodes the goal.
+        goal: uint8 (H, W, 3) of the only camera, mapping camera -> image, or an `Observation`.
+    """
+
+    def __init__(self, model: WorldModel, goal: Array | Mapping[str, Array] | Observation) -> None:
+        observation = _goal_observation(goal, model.spec).check(model.spec)
+        self.latent = model.encode([observation])[0]  # (C, h, w)
+
+    def __call__(self, out: StepOutput) -> torch.Tensor:
+        """(B,), 0 at the goal."""
+        return -(out.latent - self.latent).square().flatten(1).mean(1).sqrt()
+
+
+def _goal_observation(goal: Array | Mapping[str, Array] | Observation, spec: RobotSpec) -> Observation:
+    if isinstance(goal, Observation):
+        return goal
+    if isinstance(goal, np.ndarray):
+        if len(spec.cameras) != 1:
+            names = ", ".join(camera.name for camera in spec.cameras)
+            raise ValueError(f"a goal image alone is ambiguous: {spec.name!r} has the cameras {names}; pass a mapping")
+        goal = {spec.cameras[0].name: goal}
+    # Only the pictures are compared; any legal proprioception makes the record complete.
+    middle = np.array([(field.low + field.high) / 2 for field in spec.proprio], np.float32)
+    return Observation(dict(goal), middle)
