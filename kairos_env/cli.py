@@ -49,6 +49,13 @@ def _play(parser: argparse.ArgumentParser) -> Run:
     return play.main
 
 
+def _train(parser: argparse.ArgumentParser) -> Run:
+    from kairos_env import train
+
+    train.add_arguments(parser)
+    return train.main
+
+
 def _doctor(parser: argparse.ArgumentParser) -> Run:
     from kairos_env import doctor
 
@@ -98,6 +105,14 @@ COMMANDS: Mapping[str, Command | Group] = {
         "A recording that was stopped goes on when the same command is given again.",
         _record,
     ),
+    "train": Command(
+        "train tokenizer and world-action model on recorded episodes, on CPU or GPU",
+        "kairos train data.path=runs/record out=runs/tiny\n"
+        "kairos train preset=debug model.steps=200 tokenizer.steps=200 data.path=runs/record out=runs/debug\n"
+        "kairos train device=cuda preset=small data.path=runs/record data.more=[runs/push] out=runs/small\n"
+        "A run that was stopped goes on when the same command is given again.",
+        _train,
+    ),
     "eval": Group(
         "Measure policies against the simulator, and imagination against reality.",
         "kairos eval closed-loop --policy random,expert,policy --episodes 50 --workers 2",
@@ -105,7 +120,7 @@ COMMANDS: Mapping[str, Command | Group] = {
             "closed-loop": Command(
                 "success rates of policies and planners in a simulator, with intervals",
                 "kairos eval closed-loop --policy random,expert,policy --episodes 50 --workers 2\n"
-                "kairos eval closed-loop --policy best_of_n,'cem(horizon=8;population=64)' --tasks push --out runs/plan\n"
+                "kairos eval closed-loop --policy best_of_n,'cem(horizon=8)' --tasks push --out runs/plan\n"
                 "kairos eval closed-loop --policy policy,policy+noise=0.5 --videos 3\n"
                 "A run that was stopped goes on when the same command is given again.",
                 _eval_closed_loop,

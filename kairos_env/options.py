@@ -27,15 +27,16 @@ Config = TypeVar("Config")
 
 def field_help(config: type) -> dict[str, str]:
     """Field name -> its text in the ``Args:`` section of the class docstring, in one line."""
-    doc = inspect.getdoc(config) or ""
-    _, _, section = doc.partition("Args:\n")
-    # A section ends where the text returns to the margin.
-    section = re.split(r"\n(?=\S)", section)[0]
     found: dict[str, str] = {}
-    for entry in re.split(r"\n(?=    \S)", "\n" + section):
-        names, colon, text = entry.strip().partition(":")
-        if colon:
-            found |= dict.fromkeys((name.strip() for name in names.split(",")), " ".join(text.split()).replace("`", ""))
+    for owner in reversed([c for c in config.__mro__ if dataclasses.is_dataclass(c)]):
+        _, _, section = inspect.cleandoc(owner.__doc__ or "").partition("Args:\n")
+        # A section ends where the text returns to the margin.
+        section = re.split(r"\n(?=\S)", section)[0]
+        for entry in re.split(r"\n(?=    \S)", "\n" + section):
+            names, colon, text = entry.strip().partition(":")
+            text = " ".join(text.split()).replace("`", "")
+            if colon:
+                found |= dict.fromkeys((name.strip() for name in names.split(",")), text)
     return found
 
 
