@@ -62,11 +62,12 @@ def naive_gated_delta(
         values, decay, beta = v.to(dtype), g.to(dtype).exp(), beta.to(dtype)
         memory = _initial_state(state, k, values)
         outputs = []
-        for t in range(q.shape[1]):
-            memory = decay[:, t, :, None, None] * memory
-            error = values[:, t] - torch.einsum("bhkv,bhk->bhv", memory, k[:, t])
-            memory = memory + torch.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t, :, None] * error)
-            outputs.append(torch.einsum("bhkv,bhk->bhv", memory, q[:, t]))
+        tokens = (x.unbind(1) for x in (q, k, values, decay[..., None, None], beta[..., None]))
+        for q_t, k_t, v_t, decay_t, beta_t in zip(*tokens, strict=True):
+            memory = decay_t * memory
+            error = v_t - torch.einsum("bhkv,bhk->bhv", memory, k_t)
+            memory = memory + torch.einsum("bhk,bhv->bhkv", k_t, beta_t * error)
+            outputs.append(torch.einsum("bhkv,bhk->bhv", memory, q_t))
         return torch.stack(outputs, dim=1).to(v.dtype), memory
 
 
