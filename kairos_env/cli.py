@@ -92,6 +92,22 @@ def _eval_closed_loop(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
+def _eval_probe(parser: argparse.ArgumentParser) -> Run:
+    from kairos_env.eval.probe import ProbeConfig, train_probe
+    from kairos_env.options import add_options, read_options
+
+    add_options(parser, ProbeConfig, aliases={"output": "--out"})
+
+    def run(args: argparse.Namespace) -> int:
+        config = read_options(args, ProbeConfig)
+        probe = train_probe(config, progress=True)
+        print("on held-out real frames: " + ", ".join(f"{name} {value}" for name, value in probe.floor.items()))
+        print(config.output)
+        return 0
+
+    return run
+
+
 COMMANDS: Mapping[str, Command | Group] = {
     "demo": Command("imagine beside reality, plan, act: the main job", "kairos demo\nkairos demo --help", _demo),
     "play": Command(
@@ -124,6 +140,11 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "kairos eval closed-loop --policy policy,policy+noise=0.5 --videos 3\n"
                 "A run that was stopped goes on when the same command is given again.",
                 _eval_closed_loop,
+            ),
+            "probe": Command(
+                "train the independent reader of positions that imagined frames are measured with",
+                "kairos eval probe --data runs/record --out runs/probe",
+                _eval_probe,
             ),
         },
     ),
