@@ -81,7 +81,7 @@ class NoisyExpert(Expert):
 
     def __init__(self, env: Any, task: str, rng: np.random.Generator) -> None:
         super().__init__(env, task, rng)
-        self.scale = rng.uniform(0.05, 0.5)
+        self.scale = rng.uniform(0.03, 0.4)
         self.noise: Array = np.zeros(3)
         self.burst, self.patience = 0, int(rng.integers(2, 9))
         self.play = Wander(env, task, rng)
@@ -92,7 +92,7 @@ class NoisyExpert(Expert):
             if self.patience == 0:
                 self.task, self.burst = str(self.rng.choice(list(info["task_success"]))), int(self.rng.integers(2, 6))
                 self.patience = int(self.rng.integers(2, 9))
-        elif self.burst == 0 and self.rng.random() < 0.05:
+        elif self.burst == 0 and self.rng.random() < 0.035:
             self.burst = int(self.rng.integers(1, 5))
         if self.burst > 0:
             self.burst -= 1
@@ -101,7 +101,7 @@ class NoisyExpert(Expert):
         action = np.array(super().act(info), np.float32)
         self.noise = 0.6 * self.noise + 0.8 * self.rng.normal(0, self.scale, 3)
         action[:3] += self.noise * spec.action_high[:3]
-        if self.rng.random() < 0.04:
+        if self.rng.random() < 0.02:
             action[3] = -action[3]
         return spec.check_action(action)
 

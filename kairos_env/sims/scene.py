@@ -101,8 +101,10 @@ def _draw(arena: Any) -> None:
         "geom",
         {
             "name": "goal_disc_visual",
-            "type": "cylinder",
-            "size": f"{DISC_RADIUS} 0.0005",
+            # The cap of a flat ellipsoid: a cylinder would show specks of its dark rim.
+            "type": "ellipsoid",
+            "size": f"{DISC_RADIUS / 0.8} {DISC_RADIUS / 0.8} 0.002",
+            "pos": "0 0 -0.0012",
             "rgba": _DISC_RGBA,
             "contype": "0",
             "conaffinity": "0",
@@ -136,6 +138,9 @@ def build_scene() -> Scene:
     for geom in ("table_collision", "cube_g0"):
         model.geom(geom).solref[:] = (0.004, 1.0)
         model.geom(geom).solimp[:3] = (0.95, 0.99, 0.001)
+        # MuJoCo takes the larger friction of a pair: rubber pads (2) grip, but the cube slides on the table. With
+        # robosuite's 1 on the table a push that presses down ever so slightly locks the cube in place.
+        model.geom(geom).friction[0] = 0.4
 
     def index(kind: str, name: str) -> int:
         found = mujoco.mj_name2id(model, getattr(mujoco.mjtObj, f"mjOBJ_{kind}"), name)

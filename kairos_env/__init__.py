@@ -1,0 +1,71 @@
+"""Kairos: world models of robots as Gymnasium environments.
+
+Importing the package registers the Gymnasium ids by name and loads neither torch nor a simulator.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gymnasium.envs.registration import register
+
+if TYPE_CHECKING:
+    from kairos_env.env import WorldModelEnv
+    from kairos_env.records import ActionChunk, Episode, Observation, RobotSpec, SpecMismatch, Transition
+    from kairos_env.sims.robosuite import RobosuiteEnv
+    from kairos_env.vector_env import WorldModelVectorEnv
+    from kairos_env.world_model.model import WorldModel
+    from kairos_env.world_model.state import WorldState
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it, imported when the name is first used.
+_LAZY = {
+    "ActionChunk": "kairos_env.records",
+    "Episode": "kairos_env.records",
+    "Observation": "kairos_env.records",
+    "RobotSpec": "kairos_env.records",
+    "SpecMismatch": "kairos_env.records",
+    "Transition": "kairos_env.records",
+    "RobosuiteEnv": "kairos_env.sims.robosuite",
+    "WorldModel": "kairos_env.world_model.model",
+    "WorldModelEnv": "kairos_env.env",
+    "WorldModelVectorEnv": "kairos_env.vector_env",
+    "WorldState": "kairos_env.world_model.state",
+}
+
+__all__ = [
+    "ActionChunk",
+    "Episode",
+    "Observation",
+    "RobosuiteEnv",
+    "RobotSpec",
+    "SpecMismatch",
+    "Transition",
+    "WorldModel",
+    "WorldModelEnv",
+    "WorldModelVectorEnv",
+    "WorldState",
+    "__version__",
+]
+
+# The simulator truncates by itself, so Gymnasium adds no time limit of its own.
+register(id="Kairos-Robosuite-v0", entry_point="kairos_env.sims.robosuite:RobosuiteEnv")
+# gym.make never hands max_episode_steps to an environment: only a limit that is registered can be raised.
+register(
+    id="Kairos-WorldModel-v0",
+    entry_point="kairos_env.env:WorldModelEnv",
+    vector_entry_point="kairos_env.vector_env:WorldModelVectorEnv",
+    max_episode_steps=24,
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public names are {__all__}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
