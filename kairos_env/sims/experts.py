@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kairos_env.records import Array
+from kairos_env.sims.arm import WORKSPACE_HIGH, WORKSPACE_LOW
 from kairos_env.sims.tasks import CUBE_REST_HEIGHT, TASKS, TaskState
 
 MAX_STEP = 0.05
@@ -21,8 +22,6 @@ _HOVER = 0.075  # grasp centre over the cube's centre when travelling above it [
 _PUSH_HEIGHT = 0.022
 _PUSH_HOVER = 0.095
 _PUSH_GRIPPER = 1.0  # pushing with closed fingers: half-open ones wedge a corner of the cube and lift it
-_REACHABLE_LOW = np.array([-0.20, -0.18])
-_REACHABLE_HIGH = np.array([0.20, 0.18])
 
 BEHAVIOURS = ("expert", "noisy_expert", "random", "attracted")
 """Kinds of `make_behaviour`."""
@@ -89,7 +88,7 @@ def _push(state: TaskState) -> Array:
     """Closed fingers behind the cube push it along the line to the disc; elsewhere, travel there above the cube."""
     to_goal = (state.goal - state.cube)[:2]
     remaining = float(np.linalg.norm(to_goal))
-    start = np.clip(state.cube[:2] - 0.055 * to_goal / max(remaining, 1e-6), _REACHABLE_LOW, _REACHABLE_HIGH)
+    start = np.clip(state.cube[:2] - 0.055 * to_goal / max(remaining, 1e-6), WORKSPACE_LOW[:2], WORKSPACE_HIGH[:2])
     forward = (state.cube[:2] - start) / max(float(np.linalg.norm(state.cube[:2] - start)), 1e-6)
     sideways = np.array([-forward[1], forward[0]])
     relative = (state.eef - state.cube)[:2]
@@ -178,7 +177,9 @@ class NoisyExpert:
             self._burst -= 1
             return self._random(state)
         action = expert_action(self._task or env.task, state)
-        return _action(action[:3] + rng.normal(0.0, self._noise, 3), float(action[3] + rng.normal(0.0, 8 * self._noise)))
+        return _action(
+            action[:3] + rng.normal(0.0, self._noise, 3), float(action[3] + rng.normal(0.0, 8 * self._noise))
+        )
 
 
 def make_behaviour(kind: str, rng: np.random.Generator, task: str | None = None) -> Behaviour:

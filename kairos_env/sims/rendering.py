@@ -11,7 +11,6 @@ import importlib
 import os
 import sys
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -62,7 +61,7 @@ def open_gl_context(height: int, width: int) -> tuple[Any, str]:
     for backend in backends:
         try:
             return _open_context(backend, height, width), backend
-        except Exception as error:  # the bindings fail with ImportError, AttributeError, RuntimeError or GLError
+        except Exception as error:  # noqa: BLE001 - ImportError, AttributeError, RuntimeError, GLError ...; all are shown
             reasons.append(f"  {backend}: {type(error).__name__}: {error}")
     raise RenderingUnavailable(_MISSING_GL.format(tried=", ".join(backends), reasons="\n".join(reasons)))
 
@@ -73,10 +72,11 @@ class OffscreenRenderer:
     Args:
         model: ``mujoco.MjModel``.
         max_size: largest image height or width in pixels that will be asked for.
-        hidden_geoms: ids of geoms that are never drawn.
+        visible_group: the geom group that is drawn.
+        unseen_group: the geom group that could be drawn, but shows in no picture.
     """
 
-    def __init__(self, model: Any, max_size: int, hidden_geoms: Mapping[int, str] | None = None) -> None:
+    def __init__(self, model: Any, max_size: int, visible_group: int = 1, unseen_group: int = 4) -> None:
         import mujoco
 
         self._model = model
@@ -102,20 +102,19 @@ class OffscreenRenderer:
         flags[mujoco.mjtRndFlag.mjRND_HAZE] = 0
         self._option = mujoco.MjvOption()
         self._option.geomgroup[:] = 0
-        self._option.geomgroup[1] = 1
+        self._option.geomgroup[visible_group] = 1
         self._option.sitegroup[:] = 0
         self._perturb = mujoco.MjvPerturb()
-        self._hidden = np.array(sorted(hidden_geoms or {}), np.int64)
-        self._group = np.array(model.geom_group)
+        self._unseen_group = unseen_group
 
-    def render(self, data: Any, camera: Any, height: int, width: int, show_hidden: bool = False) -> Array:
+    def render(self, data: Any, camera: Any, height: int, width: int, show_unseen: bool = False) -> Array:
         """Draws one view.
 
         Args:
             data: ``mujoco.MjData`` with up-to-date kinematics.
             camera: ``mujoco.MjvCamera``.
             height, width: image size in pixels.
-            show_hidden: draws the hidden geoms too (to check that they make no difference).
+            show_unseen: draws the unseen group too (to check that it makes no difference).
 
         Returns:
             uint8 (height, width, 3) RGB.
@@ -125,7 +124,7 @@ class OffscreenRenderer:
             raise ValueError(f"image of {height}x{width} pixels asked, but the renderer holds {self.max_size}")
         big_h, big_w = height * SUPERSAMPLE, width * SUPERSAMPLE
         self._gl.make_current()
-        self._model.geom_group[self._hidden] = self._group[self._hidden] if show_hidden else 5
+        self._option.geomgroup[self._unseen_group] = show_unseen
         rectangle = mujoco.MjrRect(0, 0, big_w, big_h)
         mujoco.mjv_updateScene(
             self._model, data, self._option, self._perturb, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene

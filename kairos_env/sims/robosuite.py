@@ -81,7 +81,7 @@ class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
         render_size: height and width of the frames of `render` [pixels].
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012 - Gymnasium declares it so
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
         spaces = dict(self.robot_spec.observation_space.spaces)
         if not observe_images:
             spaces = {"proprio": spaces["proprio"]}
-        self.observation_space = gym.spaces.Dict(spaces)
+        self.observation_space: gym.spaces.Dict = gym.spaces.Dict(spaces)  # type: ignore[assignment]
 
         from kairos_env.sims.scene import build_scene
 
@@ -156,7 +156,9 @@ class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
         kind = mujoco.mjtState.mjSTATE_INTEGRATION.value
         physics = np.asarray(state["physics"], np.float64)
         if physics.shape != (mujoco.mj_stateSize(model, kind),):
-            raise ValueError(f"state has {physics.shape} numbers, this scene needs ({mujoco.mj_stateSize(model, kind)},)")
+            raise ValueError(
+                f"state has {physics.shape} numbers, this scene needs ({mujoco.mj_stateSize(model, kind)},)"
+            )
         self._steps, self._seed, self._initial_state_id, task = (int(x) for x in state["episode"])
         self.task = list(TASKS)[task]
         # The forward pass derives positions but overwrites the solver's warm start, which is part of the state.
@@ -235,7 +237,7 @@ class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
         """The observation of the present state."""
         state = self.state
         proprio = self.robot_spec.clip_proprio(np.append(state.eef, state.opening))
-        images = {c.key: self._draw(c.name, c.height) for c in self.robot_spec.cameras} if self.observe_images else {}
+        images = {c.key: self.draw(c.name, c.height) for c in self.robot_spec.cameras} if self.observe_images else {}
         return images | {"proprio": proprio}
 
     def _info(self, rewards: dict[str, float], success: dict[str, bool]) -> dict[str, Any]:
@@ -264,23 +266,35 @@ class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
 
     # -- pictures ------------------------------------------------------------------------------------------
 
-    def _draw(self, camera: str, size: int, show_hidden: bool = False) -> Array:
+    def draw(self, camera: str = "scene", size: int = 64, show_unseen: bool = False) -> Array:
+        """A picture of the present state, whatever is observed.
+
+        Args:
+            camera: one of `CAMERAS`.
+            size: height and width [pixels], at most the larger of ``image_size`` and ``render_size``.
+            show_unseen: also draws the meshes that are left out because no camera sees them; only slower.
+
+        Returns:
+            uint8 (size, size, 3) RGB.
+        """
+        self._require_open()
+        if camera not in CAMERAS:
+            raise ValueError(f"unknown camera {camera!r}; there are {list(CAMERAS)}")
         if self._renderer is None:
             from kairos_env.sims.rendering import OffscreenRenderer
 
             largest = max(self.render_size, *(c.height for c in self.robot_spec.cameras))
-            self._renderer = OffscreenRenderer(self._scene.model, largest, self._scene.hidden_geoms)
+            self._renderer = OffscreenRenderer(self._scene.model, largest)
         from kairos_env.sims.scene import camera_view
 
         view = camera_view(self._scene, camera)
-        return self._renderer.render(self._data, view, size, size, show_hidden=show_hidden)
+        return self._renderer.render(self._data, view, size, size, show_unseen=show_unseen)
 
     def render(self) -> Array | None:  # type: ignore[override]
         """The scene as uint8 (render_size, render_size, 3); None without ``render_mode``."""
         if self.render_mode is None:
             return None
-        self._require_open()
-        return self._draw("scene", self.render_size)
+        return self.draw("scene", self.render_size)
 
     def _require_open(self) -> None:
         if self._closed:

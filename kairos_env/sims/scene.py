@@ -14,19 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from kairos_env.sims.tasks import CUBE_REST_HEIGHT, PUSH_RADIUS
+
 TABLE_HEIGHT = 0.8
 """World height of the table top [m]; positions elsewhere in the package are relative to its centre."""
 ORIGIN = np.array([0.0, 0.0, TABLE_HEIGHT])
 """World position of the table-top centre [m]."""
-CUBE_HALF_SIZE = 0.02
-"""Half the edge of the cube [m]."""
-DISC_RADIUS = 0.045
-"""Radius of the goal disc [m]."""
 FIELD_OF_VIEW = 25.0
 """Vertical opening of the scene camera [degrees]: a long lens keeps the cube's size nearly constant."""
 
 _INSTALL = 'the simulator needs robosuite and MuJoCo: pip install "robosuite==1.5.1" "mujoco>=3.3,<3.10" "mink>=1"'
-_UNDRAWN_GROUP = 5
+_VISIBLE_GROUP, _UNSEEN_GROUP, _UNDRAWN_GROUP = 1, 4, 5  # geom groups
 _TABLE_RGBA = "0.36 0.42 0.50 1"
 _DISC_RGBA = "0.10 0.62 0.25 1"
 _CUBE_RGBA = (0.85, 0.05, 0.05, 1.0)
@@ -56,7 +54,6 @@ class Scene:
     cube_qpos: int
     finger_qpos: tuple[int, int]
     disc_mocap: int
-    hidden_geoms: dict[int, str]
 
 
 def _import_parts() -> tuple[Any, ...]:
@@ -103,7 +100,7 @@ def _draw(arena: Any) -> None:
             "name": "goal_disc_visual",
             # The cap of a flat ellipsoid: a cylinder would show specks of its dark rim.
             "type": "ellipsoid",
-            "size": f"{DISC_RADIUS / 0.8} {DISC_RADIUS / 0.8} 0.002",
+            "size": f"{PUSH_RADIUS / 0.8} {PUSH_RADIUS / 0.8} 0.002",
             "pos": "0 0 -0.0012",
             "rgba": _DISC_RGBA,
             "contype": "0",
@@ -130,7 +127,7 @@ def build_scene() -> Scene:
     arena = table_arena(table_full_size=table_size, table_offset=(0, 0, TABLE_HEIGHT))
     arena.set_origin([0, 0, 0])
     _draw(arena)
-    cube = box_object(name="cube", size=[CUBE_HALF_SIZE] * 3, rgba=list(_CUBE_RGBA), density=1000.0)
+    cube = box_object(name="cube", size=[CUBE_REST_HEIGHT] * 3, rgba=list(_CUBE_RGBA), density=1000.0)
     task = manipulation_task(mujoco_arena=arena, mujoco_robots=[robot], mujoco_objects=[cube])
     model = task.get_model(mode="mujoco")
     model.vis.global_.fovy = FIELD_OF_VIEW
@@ -145,15 +142,17 @@ def build_scene() -> Scene:
     def index(kind: str, name: str) -> int:
         found = mujoco.mj_name2id(model, getattr(mujoco.mjtObj, f"mjOBJ_{kind}"), name)
         if found < 0:
-            raise RuntimeError(f"robosuite's scene has no {kind.lower()} {name!r}; version 1.5.1 is supported. {_INSTALL}")
+            raise RuntimeError(
+                f"robosuite's scene has no {kind.lower()} {name!r}; version 1.5.1 is supported. {_INSTALL}"
+            )
         return int(found)
 
     def joint_qpos(name: str) -> int:
         return int(model.jnt_qposadr[index("JOINT", name)])
 
-    unseen = {index("BODY", name): name for name in _UNSEEN_BODIES}
-    undrawn = [index("BODY", name) for name in _UNDRAWN_BODIES]
-    model.geom_group[np.isin(model.geom_bodyid, undrawn) & (model.geom_group == 1)] = _UNDRAWN_GROUP
+    for group, bodies in ((_UNSEEN_GROUP, _UNSEEN_BODIES), (_UNDRAWN_GROUP, _UNDRAWN_BODIES)):
+        members = np.isin(model.geom_bodyid, [index("BODY", name) for name in bodies])
+        model.geom_group[members & (model.geom_group == _VISIBLE_GROUP)] = group
     return Scene(
         model=model,
         arm_qpos=tuple(float(q) for q in robot.init_qpos),
@@ -163,7 +162,6 @@ def build_scene() -> Scene:
         cube_qpos=joint_qpos("cube_joint0"),
         finger_qpos=(joint_qpos("gripper0_right_finger_joint1"), joint_qpos("gripper0_right_finger_joint2")),
         disc_mocap=int(model.body_mocapid[index("BODY", "goal_disc")]),
-        hidden_geoms={g: unseen[int(b)] for g, b in enumerate(model.geom_bodyid) if int(b) in unseen},
     )
 
 
