@@ -108,8 +108,10 @@ def test_chunked_equals_float64_recurrence_for_any_shape(
     assert_equal(state, expected[1])
 
 
-def test_real_head_size_and_length() -> None:
-    inputs = draw_inputs(1, 1000, 2, 64, 64, decay=0.05)
+@pytest.mark.parametrize(("batch", "length", "heads"), [(1, 1000, 2), (2, 701, 8)])
+def test_real_head_size_and_length(batch: int, length: int, heads: int) -> None:
+    # The second is long and wide enough to go through in several segments.
+    inputs = draw_inputs(batch, length, heads, 64, 64, decay=0.05)
     o, state = chunk_gated_delta(*inputs)
     expected = reference(inputs)
     assert_equal(o, expected[0])

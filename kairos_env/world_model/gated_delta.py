@@ -34,6 +34,9 @@ ENGINES: tuple[Engine, ...] = ("naive", "chunked")
 # Added to the sum of squares, so that a zero key stays zero instead of becoming NaN.
 L2_EPS = 1e-6
 
+# B * H * tokens that the chunked form works on at once on a CPU: about 1 MB per tensor at K = 64.
+CPU_SEGMENT_ROWS = 4096
+
 
 def naive_gated_delta(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None = None
@@ -134,8 +137,17 @@ def chunk_gated_delta(
     if return_states:
         return _chunked(q, k, v, g, beta, state, chunk)
     # Equal chunks need the least padding: 65 tokens are two chunks of 33, not 64 + 1 padded to 64.
-    count = -(-q.shape[1] // chunk)
-    return _chunked(q, k, v, g, beta, state, -(-q.shape[1] // count))[:2]
+    length, size = q.shape[1], -(-q.shape[1] // -(-q.shape[1] // chunk))
+    # On a CPU a long sequence goes through in segments whose intermediates stay in the cache.
+    rows = q.shape[0] * q.shape[2] * size
+    segment = size * max(1, CPU_SEGMENT_ROWS // rows) if q.device.type == "cpu" else length
+    outputs = []
+    parts = [x.split(segment, dim=1) for x in (q, k, v, g, beta)]
+    for q_s, k_s, v_s, g_s, beta_s in zip(*parts, strict=True):
+        output, state, _ = _chunked(q_s, k_s, v_s, g_s, beta_s, state, size)
+        outputs.append(output)
+    assert state is not None
+    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], state
 
 
 def frame_gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> Tensor:
