@@ -250,3 +250,33 @@ def test_a_simulator_that_does_not_start_says_why(tmp_path: Path) -> None:
 def test_bad_configurations_say_what_is_legal(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         RecordConfig(out="unused", **changes)
+
+
+def test_the_real_simulator_is_recorded_beyond_success(tmp_path: Path) -> None:
+    pytest.importorskip("robosuite")
+    config = RecordConfig(
+        out=str(tmp_path),
+        episodes=1,
+        workers=1,
+        decisions=6,
+        tasks={"reach": 1},
+        behaviours={"expert": 1},
+        image_size=32,
+    )
+    try:
+        (episode,) = EpisodeFile(record(config, progress=False))
+    except NoSimulator as error:
+        pytest.skip(str(error))
+    assert episode.images["scene"].shape == (7, 32, 32, 3)
+    assert episode.images["scene"].std() > 10
+    assert episode.instruction == "move the gripper to the red cube"
+    assert tuple(episode.label_tasks) == ("reach", "push", "lift")
+    # three decisions reach the cube; the expert then stays, and so does success
+    assert episode.success[-1]
+    assert episode.success.sum() >= 2
+
+
+def test_an_unknown_task_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    pytest.importorskip("robosuite")
+    with pytest.raises(NoSimulator, match="unknown task fly; choose among reach, push, lift"):
+        record(config_for(tmp_path, tasks={"fly": 1.0}), progress=False)
