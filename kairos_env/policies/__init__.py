@@ -1,0 +1,40 @@
+"""Policies and planners: everything that turns observations into actions. Importing it loads no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "Policy": "policy",
+    "check_policy": "policy",
+    "example_observation": "policy",
+    "WorldModelPolicy": "learned",
+    "PlannerPolicy": "planner_policy",
+    "RandomPolicy": "scripted",
+    "ReplayPolicy": "scripted",
+    "ExpertPolicy": "scripted",
+    "ChunkExecution": "wrappers",
+    "TemporalEnsembling": "wrappers",
+    "Plan": "planning",
+    "Objective": "planning",
+    "PLANNERS": "planners",
+    "cem": "planners",
+    "mppi": "planners",
+    "random_shooting": "planners",
+    "best_of_n": "planners",
+    "StateModel": "state_model",
+    "train_state_model": "state_training",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
