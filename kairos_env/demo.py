@@ -270,9 +270,9 @@ def plan_episode(model: WorldModel, first: Observation, planner: str, seed: int)
     while len(actions) < DECISIONS and expected <= SURE:
         turn = seed * DECISIONS + len(actions)
         if planner == "cem":
-            plan = cem(model, state, horizon=10, population=64, iterations=3, seed=turn)
+            plan = cem(model, state, horizon=10, population=128, iterations=3, seed=turn)
         else:
-            plan = best_of_n(model, state, n=16, horizon=10, seed=turn)
+            plan = best_of_n(model, state, n=16, horizon=12, commit=COMMIT, seed=turn)
         for action in plan.actions[:COMMIT]:
             out = model.step(state, action[None])
             state = out.state

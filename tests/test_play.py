@@ -140,6 +140,9 @@ def test_another_instruction_goes_on_from_the_imagined_frame() -> None:
     assert (view["task"], view["step"], view["actor"]) == ("lift", 1, "instruction")
     session.act()
     assert session.snapshot()["step"] == 2
+    session.undo()
+    session.undo()
+    assert (session.snapshot()["task"], session.snapshot()["step"]) == ("reach", 1), "undone like everything else"
 
 
 def test_a_robot_with_two_cameras_is_driven_alike(tmp_path: Path) -> None:
@@ -179,7 +182,7 @@ def test_keys_move_along_the_screen() -> None:
         (lambda s: s.step([[0.0] * 4]), "one action"),
         (lambda s: s.step([0.0, 0.0, float("nan"), 0.0]), "non-finite"),
         (lambda s: s.reset(task="juggle"), "reach, push, lift"),
-        (lambda s: s.reset(start=99), "0 ... 2"),
+        (lambda s: s.reset(task="push", start=99), "0 ... 2"),
         (lambda s: s.instruct("juggle"), "reach, push, lift"),
         (lambda s: s.fork("dice"), "legal are 'policy' and 'tasks'"),
     ],

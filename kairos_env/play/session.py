@@ -44,6 +44,7 @@ class Moment:
         success: probability, 0..1.
         uncertainty: >= 0, in the model's own unit.
         action: float32 (A,) that led here, or None where no time passed (a reset, another instruction).
+        task: what was asked for.
         step: decisions since the start.
         actor: ``"start"``, ``"you"``, ``"policy"``, ``"future"`` or ``"instruction"``.
     """
@@ -56,6 +57,7 @@ class Moment:
     uncertainty: float
     action: Array | None
     actor: str
+    task: str
     step: int = 0
 
 
@@ -89,58 +91,48 @@ class PlaySession:
             raise ValueError(f"steps is {steps}; legal are 1 and more denoising steps")
         self.model = model
         self.tasks: dict[str, str] = dict(model.tasks) or {"task": model.spec.instruction}
-        self.task = self._known_task(task or next(iter(self.tasks)))
         self.moments: list[Moment] = []
         self._starts = Starts(start, model)
         self._steps = steps
         self._rng = np.random.default_rng(seed)
         self._folder = folder
-        self._chunk: list[Array] = []  # what is left of the policy's plan
         self._futures: list[list[Moment]] = []
         self._largest_uncertainty = 0.0
         self._milliseconds = 0.0
-        self.reset()
+        self.reset(next(iter(self.tasks)) if task is None else task)
 
     # What the page asks for: each verb changes the drive and returns nothing, or what only it can tell.
 
     def reset(self, task: str | None = None, start: int | None = None) -> None:
         """Begins again at a new real start, or number ``start`` of the recorded ones, under ``task`` if given."""
-        if task is not None:
-            self.task = self._known_task(task)
+        task = self.task if task is None else self._known_task(task)
         wish = {} if start is None else {"start": start}
-        observation = self._starts.draw(int(self._rng.integers(2**31)), self.task, wish)
-        self.moments = [self._observed(observation, "start")]
-        self._forget_plans()
+        observation = self._starts.draw(int(self._rng.integers(2**31)), task, wish)
+        self.moments = [self._observed(observation, task, "start")]
+        self._futures = []
 
     def instruct(self, task: str) -> None:
         """Another instruction from here on: the newest frame is observed anew under it."""
-        self.task = self._known_task(task)
-        now = self.moments[-1]
-        self._append(self._observed(self._seen(now), "instruction"))
-        self._forget_plans()
+        self._append(self._observed(self._seen(self.moments[-1]), self._known_task(task), "instruction"))
+        self._futures = []
 
     def step(self, action: Sequence[float]) -> None:
         """One imagined decision under ``action`` (A,), physical units, clipped to the spec's range."""
         checked = self.model.spec.check_action(action)
         if checked.ndim != 1:
             raise ValueError(f"action has shape {checked.shape}; one action ({len(checked)} numbers) is expected")
-        self._forget_plans()
         self._advance(checked, "you")
 
     def act(self) -> None:
-        """One imagined decision by the action-only policy; a plan is used for half its length, then made anew."""
-        self._futures = []
-        if not self._chunk:
-            plan = _numpy(self.model.act(self._present()))[0]
-            self._chunk = list(plan[: max(1, len(plan) // 2)])
-        self._advance(self._chunk.pop(0), "policy")
+        """One imagined decision by the action-only policy, which decides anew every time."""
+        self._advance(_numpy(self.model.act(self._present()))[0, 0], "policy")
 
     def undo(self) -> None:
         """Back by one moment. Imagining the same action again gives the same frame: noise is part of the state."""
         if not self.can_undo:
             raise ValueError("nothing to undo: this is the start, or more steps back than are kept")
         self.moments.pop()
-        self._forget_plans()
+        self._futures = []
 
     def fork(self, kind: str = "policy") -> list[dict[str, Any]]:
         """Looks into three futures from here, without going there.
@@ -151,20 +143,16 @@ class PlaySession:
         Returns:
             One record a future: ``label``, and a list of ``moments`` as in `snapshot`.
         """
-        state, labels = self._forked(kind)
+        state, labels, tasks = self._forked(kind)
         count = len(labels)
         batch: list[list[Moment]] = [[] for _ in range(count)]
-        plan: list[Array] = []
         for _ in range(FUTURE_LENGTH):
-            if not plan:
-                chunk = _numpy(self.model.act(state))  # (futures, N, A)
-                plan = [chunk[:, i] for i in range(max(1, chunk.shape[1] // 2))]
-            actions = plan.pop(0)
+            actions = _numpy(self.model.act(state))[:, 0]  # (futures, A)
             out = self.model.step(state, actions, steps=self._steps)
             state = out.state
             frames = self.model.decode(out.latent)
             for i in range(count):
-                batch[i].append(_imagined(out, frames, actions[i], i, "future"))
+                batch[i].append(_imagined(out, frames, actions[i], i, "future", tasks[i]))
         self._futures = batch
         return [
             {"label": label, "moments": [_public(m) for m in future]}
@@ -183,7 +171,7 @@ class PlaySession:
             raise ValueError(f"future is {future}; legal are 0 to {len(self._futures) - 1}")
         for moment in self._futures[future]:
             self._append(moment)
-        self._forget_plans()
+        self._futures = []
 
     def save(self) -> Path:
         """Writes the drive so far as an mp4 at the robot's own pace and returns its path."""
@@ -196,6 +184,10 @@ class PlaySession:
         return path
 
     # What the page shows.
+
+    @property
+    def task(self) -> str:
+        return self.moments[-1].task
 
     @property
     def can_undo(self) -> bool:
@@ -252,8 +244,8 @@ class PlaySession:
         """A moment as an observation; imagined proprioception may lie a little outside the robot's range."""
         return Observation(moment.images, self.model.spec.clip_proprio(moment.proprio))
 
-    def _observed(self, observation: Observation, actor: str) -> Moment:
-        observation = dataclasses.replace(observation, instruction=self.tasks[self.task])
+    def _observed(self, observation: Observation, task: str, actor: str) -> Moment:
+        observation = dataclasses.replace(observation, instruction=self.tasks[task])
         state = self.model.observe([observation], seeds=[int(self._rng.integers(2**31))])
         return Moment(
             state=state,
@@ -264,13 +256,15 @@ class PlaySession:
             uncertainty=0.0,
             action=None,
             actor=actor,
+            task=task,
         )
 
     def _advance(self, action: Array, actor: str) -> None:
         began = time.perf_counter()
         out = self.model.step(self._present(), action[None], steps=self._steps)
         frames = self.model.decode(out.latent)
-        self._append(_imagined(out, frames, action, 0, actor))
+        self._append(_imagined(out, frames, action, 0, actor, self.task))
+        self._futures = []
         self._milliseconds = 1000 * (time.perf_counter() - began)
 
     def _append(self, moment: Moment) -> None:
@@ -281,20 +275,18 @@ class PlaySession:
             self.moments[old] = dataclasses.replace(self.moments[old], state=None)
         del self.moments[:-MOMENT_LIMIT]
 
-    def _forget_plans(self) -> None:
-        self._chunk, self._futures = [], []
-
-    def _forked(self, kind: str) -> tuple[WorldState, list[str]]:
-        """B = number of futures, and what to call each."""
+    def _forked(self, kind: str) -> tuple[WorldState, list[str], list[str]]:
+        """B = number of futures, what to call each, and the task of each."""
         if kind == "policy":
             seeds = [int(s) for s in self._rng.integers(2**31, size=FUTURES)]
-            return self._present().fork(FUTURES).reseed(seeds), [f"policy sample {i + 1}" for i in range(FUTURES)]
+            labels = [f"policy sample {i + 1}" for i in range(FUTURES)]
+            return self._present().fork(FUTURES).reseed(seeds), labels, [self.task] * FUTURES
         if kind == "tasks":
             seen = self._seen(self.moments[-1])
             names = list(self.tasks)[:FUTURES]
             asked = [dataclasses.replace(seen, instruction=self.tasks[name]) for name in names]
             seed = int(self._rng.integers(2**31))  # one seed for all: only the instruction differs
-            return self.model.observe(asked, seeds=[seed] * len(asked)), [self.tasks[name] for name in names]
+            return self.model.observe(asked, seeds=[seed] * len(asked)), [self.tasks[name] for name in names], names
         raise ValueError(f"kind is {kind!r}; legal are 'policy' and 'tasks'")
 
 
@@ -318,7 +310,7 @@ def key_map(spec: RobotSpec) -> dict[str, tuple[int, float]]:
     return keys
 
 
-def _imagined(out: StepOutput, frames: Mapping[str, Array], action: Array, i: int, actor: str) -> Moment:
+def _imagined(out: StepOutput, frames: Mapping[str, Array], action: Array, i: int, actor: str, task: str) -> Moment:
     """Element ``i`` of a model step as a moment."""
     return Moment(
         state=out.state.select([i]),
@@ -329,6 +321,7 @@ def _imagined(out: StepOutput, frames: Mapping[str, Array], action: Array, i: in
         uncertainty=float(_numpy(out.uncertainty)[i]),
         action=np.asarray(action, np.float32),
         actor=actor,
+        task=task,
     )
 
 
