@@ -18,8 +18,7 @@ from kairos_env.world_model.dit import Block, SelfAttention, TimeEmbedding, Vide
 from kairos_env.world_model.gated_delta import GatedDeltaState
 
 # query kind -> key kinds it sees. "past" are the remembered groups inside the layer's window; "chunk" is a
-# proposal, which no frame sees outside the joint mode; "future" are the frames of the joint and inverse modes
-# (there, frames and actions see each other inside the window, and frames never see later actions).
+# proposal, which no frame sees outside the joint mode (`MixtureOfTransformers.joint` has that mode's rule).
 VISIBLE: dict[str, tuple[str, ...]] = {
     "lead": ("past", "lead"),
     "clean": ("past", "lead", "clean"),
@@ -250,6 +249,10 @@ class MixtureOfTransformers(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """N future actions and the N frames that they lead to, each at its own noise level.
 
+        Strictly causal: action j sees actions and frames up to the one that it leads to, frame j the actions and
+        frames inside its window up to action j. Were the actions to see each other freely, a frame would learn
+        of later actions through earlier ones.
+
         Args:
             chunk: tokens (B, N, Da), modulation (B, 6 Da).
             future: tokens (B, N, L, D), modulation (B, N, 6 D).
@@ -265,6 +268,7 @@ class MixtureOfTransformers(nn.Module):
         action_table = tuple(t[:, :, 0] for t in table)
         frame_table = tuple(t[:, :, 1:].flatten(1, 2) for t in table)
         step = torch.arange(number, device=past.device)
+        upto = step[:, None] >= step[None, :]
         for kind, video, action, old in zip(
             self.kinds, self.video_dit.blocks, self.action_dit.blocks, memory, strict=True
         ):
@@ -276,9 +280,9 @@ class MixtureOfTransformers(nn.Module):
             age = torch.arange(old.keys.shape[1] - 1, -1, -1, device=past.device)  # of the remembered groups
             exists = (age < past[:, None]).repeat_interleave(old.keys.shape[2], -1)[:, None]  # (B, 1, R G)
             near = torch.isin(age, offsets).repeat_interleave(old.keys.shape[2])
-            action_sees = torch.cat([near & exists, exists.new_ones(len(past), 1, number)], -1)
+            action_sees = torch.cat([(near & exists).expand(-1, number, -1), upto.expand(len(past), -1, -1)], -1)
             keys, values = torch.cat([old.keys.flatten(1, 2), ka], 1), torch.cat([old.values.flatten(1, 2), va], 1)
-            queries, mask = qa, action_sees.expand(-1, number, -1)
+            queries, mask = qa, action_sees
             if kind == "gdn":
                 assert old.delta is not None
                 mixed_x = video.gated_delta(h.flatten(1, 2), old.delta)[0].unflatten(1, (number, length))
@@ -293,9 +297,9 @@ class MixtureOfTransformers(nn.Module):
                     [past_near & exists, own.expand(len(past), -1, -1)], -1
                 ).repeat_interleave(length, 1)
                 to_frames = own.repeat_interleave(length, 0).repeat_interleave(length, 1).expand(len(past), -1, -1)
-                to_all = to_frames.new_ones(len(past), number, number * length)
+                from_actions = upto.repeat_interleave(length, 1).expand(len(past), -1, -1)
                 mask = torch.cat(
-                    [torch.cat([mask, to_all], -1), torch.cat([frame_sees, to_frames], -1)], 1
+                    [torch.cat([mask, from_actions], -1), torch.cat([frame_sees, to_frames], -1)], 1
                 )
                 queries = torch.cat([qa, qx], 1)
                 keys, values = torch.cat([keys, kx], 1), torch.cat([values, vx], 1)

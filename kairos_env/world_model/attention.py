@@ -8,7 +8,6 @@ needs only the last groups' keys and values.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -57,7 +56,19 @@ def window_valid(past: Tensor, offsets: tuple[int, ...], frames: int) -> Tensor:
     return position >= torch.tensor(offsets, device=past.device)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of many short sequences: q (..., Tq, K), k and v (..., Tk, K), bool mask (True = visible).
+
+    Spelled out on purpose: with a few dozen keys per query set and a mask, PyTorch's fused CPU kernel is
+    slower, five times so in the bfloat16 backward pass.
+    """
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Softmax attention inside each frame's own key set.
 
     Args:
@@ -67,9 +78,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     Returns:
         (B, F, Tq, H * K).
     """
-    batch, frames = q.shape[:2]
-    q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))  # (B F, H, T, K)
-    if mask is not None:
-        mask = mask.expand(batch, frames, -1, -1).flatten(0, 1).unsqueeze(1)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return out.transpose(1, 2).flatten(2).unflatten(0, (batch, frames))
+    q, k, v = (x.transpose(2, 3) for x in (q, k, v))  # (B, F, H, T, K)
+    return softmax_attention(q, k, v, mask.unsqueeze(2)).transpose(2, 3).flatten(3)

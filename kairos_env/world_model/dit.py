@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from kairos_env.world_model.attention import softmax_attention
 from kairos_env.world_model.config import VideoConfig
 from kairos_env.world_model.flow import timestep_embedding
 from kairos_env.world_model.gated_delta import GatedDeltaNet
@@ -66,7 +67,7 @@ class CrossAttention(SelfAttention):
         q = rearrange(self.norm_q(self.q(x)), "b t (h k) -> b h t k", h=self.heads)
         k = rearrange(self.norm_k(self.k(context)), "b s (h k) -> b h s k", h=self.heads)
         v = rearrange(self.v(context), "b s (h k) -> b h s k", h=self.heads)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = softmax_attention(q, k, v)
         return self.o(rearrange(out, "b h t k -> b t (h k)"))
 
 

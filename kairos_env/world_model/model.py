@@ -247,7 +247,7 @@ class WorldModel(nn.Module):
         elif state.batch_size != len(batch):
             raise ValueError(f"{len(batch)} observations for a state of batch size {state.batch_size}")
         lead = None if action is None else self.normalise_actions(action)
-        return self._remember(state, latent, proprio, lead, level=0.0)
+        return self.remember(state, latent[:, None], proprio[:, None], None if lead is None else lead[:, None])
 
     def initial_state(self, context: Tensor, seeds: Sequence[int] | None = None) -> WorldState:
         """The empty memory for an instruction: context (B, S, text)."""
@@ -287,7 +287,7 @@ class WorldModel(nn.Module):
         physical = self.physical_proprio(proprio)
         # not clipped when non-finite: NaN must stay visible to whoever steps
         latent = latent.clamp(-LATENT_LIMIT, LATENT_LIMIT)
-        new = self._remember(state, latent, physical, lead, self.config.imagined_level)
+        new = self.remember(state, latent[:, None], physical[:, None], lead[:, None], self.config.imagined_level)
         return StepOutput(new, latent, physical, new.reward, new.success, (0.5 * log_error).exp())
 
     @torch.no_grad()
@@ -434,34 +434,45 @@ class WorldModel(nn.Module):
         sample = to_sample(self.config.prediction, out, latent, sigma[:, 0])
         return sample, to_sample(self.config.prediction, out_proprio, proprio, sigma[:, 0]), outputs["noisy"]
 
-    def _remember(
-        self, state: WorldState, latent: Tensor, proprio: Tensor, lead: Tensor | None, level: float
+    def remember(
+        self, state: WorldState, latents: Tensor, proprio: Tensor, actions: Tensor | None, level: float = 0.0
     ) -> WorldState:
-        """Appends a frame: latent (B, C, h, w), physical proprio (B, P), normalised lead (B, A) or None."""
+        """Appends F frames in one pass; any split of a clip into calls gives the same memory.
+
+        Args:
+            latents: (B, F, C, h, w) normalised.
+            proprio: (B, F, P) physical.
+            actions: (B, F, A) normalised, each the one that led to its frame; None for a first frame.
+            level: noise level that marks the frames, 0 for observed ones.
+        """
         dit = self.mixture.video_dit
-        sigma = latent.new_full((state.batch_size, 1), level)
-        has_action = torch.full_like(sigma, float(lead is not None))
-        action = latent.new_zeros(state.batch_size, 1, self.spec.action_dim) if lead is None else lead[:, None]
+        sigma = latents.new_full(latents.shape[:2], level)
+        has_action = torch.full_like(sigma, float(actions is not None))
+        if actions is None:
+            actions = latents.new_zeros(*latents.shape[:2], self.spec.action_dim)
         first = state.past == 0
-        # a first frame is its own predecessor: there is nothing that changed
-        last = torch.where(first[:, None, None, None], latent, state.latent)[:, None]
         normal = self.normalise_proprio(proprio)
-        last_proprio = torch.where(first[:, None], normal, self.normalise_proprio(state.proprio))[:, None]
-        _, modulation = dit.condition(sigma, action, has_action)
+        # a first frame is its own predecessor: there is nothing that changed
+        before = torch.where(first[:, None, None, None], latents[:, 0], state.latent)
+        before_proprio = torch.where(first[:, None], normal[:, 0], self.normalise_proprio(state.proprio))
+        last = torch.cat([before[:, None], latents[:, :-1]], 1)
+        last_proprio = torch.cat([before_proprio[:, None], normal[:, :-1]], 1)
+        has_action[:, 0] = has_action[:, 0] * ~first
+        _, modulation = dit.condition(sigma, actions, has_action)
         outputs, _, layers = self.mixture.frames(
-            self.lead(action, has_action),
-            {"clean": (dit.embed_frames(latent[:, None], normal[:, None], last, last_proprio), modulation)},
+            self.lead(actions, has_action),
+            {"clean": (dit.embed_frames(latents, normal, last, last_proprio), modulation)},
             self.contexts(state.context),
             state.layers,
             state.past,
             self.grid,
         )
-        read = self.readout(outputs["clean"], state.context)
+        read = self.readout(outputs["clean"][:, -1:], state.context)
         return WorldState(
             layers,
-            state.past + 1,
-            latent,
-            proprio,
+            state.past + latents.shape[1],
+            latents[:, -1],
+            proprio[:, -1],
             state.context,
             state.seed,
             read.reward[:, 0],
