@@ -76,12 +76,13 @@ class Clips:
             steps, labels = len(episode), episode.labels
             own = names.index(episode.task)
             actions = normalise_actions(episode.actions)
-            hindsight = "task_rewards" in labels and list(episode.label_tasks) == names
+            hindsight = set(names) <= set(episode.label_tasks)
             count = len(names)
             if hindsight:
-                reward = torch.as_tensor(np.asarray(labels["task_rewards"], np.float32))
-                success = torch.as_tensor(np.asarray(labels["task_success"], np.float32))
-                expert = normalise_actions(np.asarray(labels["expert_actions"], np.float32))
+                order = [list(episode.label_tasks).index(name) for name in names]
+                reward = torch.as_tensor(np.asarray(labels["task_rewards"], np.float32))[:, order]
+                success = torch.as_tensor(np.asarray(labels["task_success"], np.float32))[:, order]
+                expert = normalise_actions(np.asarray(labels["expert_actions"], np.float32)[:, order])
                 known = torch.ones(count)
             else:
                 reward, success = torch.zeros(steps, count), torch.zeros(steps, count)
