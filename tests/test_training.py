@@ -178,7 +178,7 @@ def test_broken_model_folders_are_explained(tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "m" / "config.json").read_text())
     settings["model"]["video"]["layers"] = 8
     (tmp_path / "m" / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match=r"missing mixture\.video_dit\.blocks\.4"):
+    with pytest.raises(CheckpointError, match=r"missing mixture\.action_dit\.blocks\.4"):
         load(tmp_path / "m")
     settings["model"]["colour"] = "red"
     (tmp_path / "m" / "config.json").write_text(json.dumps(settings))

@@ -87,7 +87,7 @@ class Tokenizer(nn.Module):
         output = self.decode(latents + noise)
         error = (output - images).float()
         loss = (weights * (error.square() + 0.05 * error.abs())).mean()
-        psnr = -10 * torch.log10(F.mse_loss(output.float().clamp(-1, 1), images) / 4)
+        psnr = -10 * torch.log10(F.mse_loss(output.detach().float().clamp(-1, 1), images) / 4)
         return loss, {"loss": float(loss.detach()), "psnr": float(psnr)}
 
 
