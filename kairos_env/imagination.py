@@ -216,7 +216,7 @@ class Imagination:
         no_truncation = np.full(count, "", object)
         return Outcome(
             moment,
-            self._look(state.latent, state.proprio) if observation is None else observation,
+            self._look(state.latent, state.proprio.cpu().numpy()) if observation is None else observation,
             reward=np.zeros(count),
             terminated=moment.finished.copy(),
             truncated=np.zeros(count, bool),
@@ -266,35 +266,39 @@ class Imagination:
         Raises:
             ValueError: wrong shape, not numeric, or not finite.
         """
-        actions = self.check_actions(actions, len(moment))
+        self._check_shape(actions, len(moment))
         out = self.model.step(moment.state, actions, steps=self.steps)
-        reward = torch.as_tensor(self.reward(out), dtype=torch.float32, device=out.latent.device)
+        latent, proprio = out.latent, out.proprio
+        reward = torch.as_tensor(self.reward(out), dtype=torch.float32, device=latent.device)
         if reward.shape != (len(moment),):
             raise ValueError(f"the reward function returned shape {tuple(reward.shape)}, expected {(len(moment),)}")
-        finite = out.latent.flatten(1).isfinite().all(1) & out.proprio.isfinite().all(1)
-        # Stacked, because every copy from a GPU waits for it.
-        numbers = torch.stack((reward, out.success.float(), out.uncertainty.float(), finite.float()))
-        numbers_4B = np.asarray(numbers.cpu(), np.float64)
-        broken = ~(np.isfinite(numbers_4B).all(0) & (numbers_4B[3] > 0))
-        latent, proprio = out.latent, out.proprio
+        # One table, because every copy from a GPU waits for it. Latents are bounded, so their sum is finite
+        # exactly if all of them are.
+        judged = torch.stack((reward, out.success, out.uncertainty, latent.flatten(1).sum(1)), 1)
+        table = torch.cat((proprio, judged), 1).cpu().numpy()  # (B, P + 4)
+        broken = ~np.isfinite(table).all(1)
         if broken.any():  # what is returned still lies in its space; info says why the episode ends
-            numbers_4B, latent, proprio = np.nan_to_num(numbers_4B), latent.nan_to_num(), proprio.nan_to_num()
-        rewards, success, uncertainty = numbers_4B[0], numbers_4B[1], numbers_4B[2]
+            table, latent = np.nan_to_num(table), latent.nan_to_num()
+        rewards, success, uncertainty = table[:, -4:-1].T.astype(np.float64)
 
         steps = moment.steps + 1
         terminated, reason = self._judge(steps, success, uncertainty, broken)
         truncated = reason != ""
         finished = moment.finished | terminated | truncated
-        after = dataclasses.replace(moment, state=out.state, steps=steps, finished=finished)
+        after = Moment(out.state, steps, moment.seeds, moment.tasks, moment.instructions, finished)
         info = self._info(after, success, uncertainty, reason)
-        return Outcome(after, self._look(latent, proprio), rewards, terminated, truncated, info)
+        return Outcome(after, self._look(latent, table[:, :-4]), rewards, terminated, truncated, info)
 
-    def check_actions(self, actions: Any, count: int) -> Array:
-        """``actions`` as float32 (count, A) within the robot's range, or ValueError."""
-        array = self.spec.check_action(actions)
-        if array.shape != (count, self.spec.action_dim):
-            raise ValueError(f"actions have shape {array.shape}, expected {(count, self.spec.action_dim)}")
-        return array
+    def check_actions(self, actions: Any, count: int) -> None:
+        """Raises ValueError unless ``actions`` could be stepped: (count, A), numeric and finite."""
+        self.spec.check_action(actions)
+        self._check_shape(actions, count)
+
+    def _check_shape(self, actions: Any, count: int) -> None:
+        # The model checks the values itself; doing so twice would cost more than the rest of the bookkeeping.
+        if np.shape(actions) != (count, self.spec.action_dim):
+            self.spec.check_action(actions)  # says more, if it is about the robot
+            raise ValueError(f"actions have shape {np.shape(actions)}, expected {(count, self.spec.action_dim)}")
 
     def _judge(self, steps: Array, success: Array, uncertainty: Array, broken: Array) -> tuple[Array, Array]:
         """Which episodes end in success, (B,) bool, and why others are cut off, (B,) str."""
@@ -327,8 +331,8 @@ class Imagination:
 
     # Looking
 
-    def _look(self, latent: torch.Tensor, proprio: torch.Tensor) -> dict[str, Array]:
-        clipped = self._clip(proprio.cpu().numpy())
+    def _look(self, latent: torch.Tensor, proprio: Array) -> dict[str, Array]:
+        clipped = self._clip(proprio)
         if self.latent_only:
             # Clipping copies: the state keeps the tensor, and users write into observations.
             return {"latent": latent.float().clamp(-LATENT_LIMIT, LATENT_LIMIT).cpu().numpy(), "proprio": clipped}
@@ -336,7 +340,7 @@ class Imagination:
         return {camera.key: frames[camera.name] for camera in self.spec.cameras} | {"proprio": clipped}
 
     def _clip(self, proprio: Array) -> Array:
-        return np.clip(proprio, self._proprio_low, self._proprio_high, dtype=np.float32)
+        return np.minimum(np.maximum(proprio, self._proprio_low), self._proprio_high)  # np.clip is slow on few numbers
 
     def render(self, moment: Moment) -> Array:
         """Uint8 (B, 4H, 4W, 3): the newest frame of every episode, cameras of one height side by side."""

@@ -106,7 +106,7 @@ class CountingModel:
 
     def step(self, state: CountingState, action: Any, steps: int | None = None) -> StepOutput:
         self.calls["step"] += 1
-        new = CountingState(state.past + 1, state.seed, state.moved + torch.as_tensor(action)[:, 0])
+        new = CountingState(state.past + 1, state.seed, state.moved + torch.as_tensor(SPEC.check_action(action))[:, 0])
         broken = new.past >= (self.breaks_at or 10**9)
         latent = new.latent.masked_fill(broken[:, None, None, None], torch.nan)
         return StepOutput(new, latent, new.proprio, new.reward, new.success, new.past / 10)  # type: ignore[arg-type]

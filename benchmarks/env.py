@@ -1,0 +1,158 @@
+"""Imagined against simulated environment steps, and what the environment itself costs.
+
+    python benchmarks/env.py                   the bundled model
+    python benchmarks/env.py --preset tiny     its architecture with random weights: as fast
+
+One thread. Simulator and imagination take turns, so that a busy machine slows all of them alike; steps per
+CPU-second count what was computed, whoever else was running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from kairos_env.env import WorldModelEnv
+from kairos_env.eval.run_folder import describe_machine
+from kairos_env.imagination import load_model
+from kairos_env.records import Observation
+from kairos_env.sims.robosuite import TASKS, RobosuiteEnv, make_spec
+from kairos_env.vector_env import WorldModelVectorEnv
+from kairos_env.world_model.model import WorldModel
+
+
+def make_model(name: str, preset: str | None) -> WorldModel:
+    if preset is None:
+        return load_model(name, "cpu")
+    model = WorldModel.from_preset(preset, make_spec(), TASKS)
+    space = model.spec.observation_space
+    space.seed(0)
+    model.starts = (Observation.from_gym(space.sample()),)
+    return model
+
+
+class Clock:
+    """CPU and wall seconds of a repeated block, with its environment steps."""
+
+    def __init__(self, run: Callable[[], object], steps: int) -> None:
+        self.run, self.steps = run, steps
+        self.cpu: list[float] = []
+        self.wall: list[float] = []
+
+    def tick(self) -> None:
+        cpu, wall = time.process_time(), time.perf_counter()
+        self.run()
+        self.cpu.append((time.process_time() - cpu) / self.steps)
+        self.wall.append((time.perf_counter() - wall) / self.steps)
+
+    def per_cpu_second(self) -> tuple[float, float, float]:
+        """Median and quartiles."""
+        low, middle, high = np.percentile(1 / np.array(self.cpu), [25, 50, 75])
+        return float(middle), float(low), float(high)
+
+
+def simulator_clock(count: int) -> tuple[Clock, Callable[[], None]]:
+    simulator = RobosuiteEnv(max_episode_steps=10**9)
+    simulator.reset(seed=0)
+    rng = np.random.default_rng(0)
+
+    def run() -> None:
+        for _ in range(count):
+            simulator.step(rng.uniform(simulator.action_space.low, simulator.action_space.high))
+
+    return Clock(run, count), simulator.close
+
+
+def imagined_clock(model: WorldModel, num_envs: int, count: int, seen: Any) -> Clock:
+    envs = WorldModelVectorEnv(num_envs, model, observation=seen, success_threshold=None)
+    envs.reset(seed=0)
+
+    def run() -> None:
+        for _ in range(count):
+            envs.step(envs.action_space.sample())
+
+    return Clock(run, num_envs * count)
+
+
+class TimedModel:
+    """The model, with a stopwatch around its verbs: what is left of a step is the environment's own."""
+
+    def __init__(self, model: WorldModel) -> None:
+        self._model = model
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def _timed(self, verb: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return verb(*args, **kwargs)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        return self._timed(self._model.step, *args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        return self._timed(self._model.decode, *args, **kwargs)
+
+
+def overhead_microseconds(model: WorldModel, count: int, seen: Any) -> tuple[float, float]:
+    """Median and 90th percentile of a step's wall time outside the model's own verbs."""
+    timed = TimedModel(model)
+    env = WorldModelEnv(timed, observation=seen, success_threshold=None)  # type: ignore[arg-type]
+    env.reset(seed=0)
+    times = []
+    for _ in range(count + 5):
+        action = env.action_space.sample()
+        timed.seconds, began = 0.0, time.perf_counter()
+        env.step(action)
+        times.append(time.perf_counter() - began - timed.seconds)
+    middle, high = np.percentile(times[5:], [50, 90])
+    return 1e6 * float(middle), 1e6 * float(high)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="kairos-tiny", help="bundled name, folder or hub id")
+    parser.add_argument("--preset", help="random weights of this preset instead")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model = make_model(options.model, options.preset)
+
+    simulator, close = simulator_clock(10)
+    rows = {"simulator, one camera rendered": simulator}
+    for seen in ("pixels", "latent"):
+        for num_envs in options.batch:
+            rows[f"imagined, {seen}, B = {num_envs}"] = imagined_clock(model, num_envs, max(1, 32 // num_envs), seen)
+    for clock in rows.values():
+        clock.run()  # warm-up: kernels, renderer, caches
+    for _ in range(options.rounds):
+        for clock in rows.values():
+            clock.tick()
+    close()
+
+    machine = describe_machine()
+    print(f"{machine['processor']}, one thread, torch {torch.__version__}, model {options.preset or options.model}")
+    print(f"{'environment steps':32} | {'per CPU-second (quartiles)':>28} | {'per second':>10} | {'x simulator':>11}")
+    base = simulator.per_cpu_second()[0]
+    for name, clock in rows.items():
+        middle, low, high = clock.per_cpu_second()
+        wall = 1 / float(np.median(clock.wall))
+        rate = f"{middle:.1f} ({low:.1f} ... {high:.1f})"
+        print(f"{name:32} | {rate:>28} | {wall:10.1f} | {middle / base:10.1f}x")
+    for seen in ("pixels", "latent"):
+        middle, high = overhead_microseconds(model, 50, seen)
+        print(f"the environment's own share of a step, {seen}, B = 1: {middle:.0f} us (90 % below {high:.0f} us)")
+
+
+if __name__ == "__main__":
+    main()
