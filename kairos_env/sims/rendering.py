@@ -7,9 +7,9 @@ fraction of what multisampling costs a software rasteriser.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib
 import os
-import sys
 import weakref
 from typing import Any
 
@@ -18,11 +18,13 @@ import numpy as np
 from kairos_env.records import Array
 
 SUPERSAMPLE = 2
+_BACKENDS = ("egl", "osmesa", "glfw")
+_EGL_PLATFORM_DEVICE = 0x313F
 _MISSING_GL = (
-    "no off-screen OpenGL found (tried {tried}). Install Mesa's software renderer:\n"
-    "  apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri     (then MUJOCO_GL=egl)\n"
-    "  apt-get install libosmesa6                               (then MUJOCO_GL=osmesa)\n"
-    "{reasons}"
+    "no off-screen OpenGL on this machine: {backend} failed with {reason}\nInstall Mesa's software renderer:\n"
+    "  apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri\n"
+    "or OSMesa, and unset MUJOCO_GL:\n"
+    "  apt-get install libosmesa6"
 )
 
 
@@ -30,40 +32,81 @@ class RenderingUnavailable(RuntimeError):
     """This machine has no OpenGL that can draw without a screen."""
 
 
-def _open_context(backend: str, height: int, width: int) -> Any:
-    """Opens a current GL context of ``backend`` ("egl", "osmesa" or "glfw")."""
+def egl_works() -> bool:
+    """Whether EGL offers a device that can be drawn with off-screen.
+
+    Asked through ctypes: once PyOpenGL has loaded one GL library, a process can no longer change to another.
+    """
+    query_type = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    display_type = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)
     try:
-        context = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
-        context.make_current()
-        return context
-    except Exception:
-        # PyOpenGL chooses its platform once, at import; forget it so that the next backend can choose again.
-        os.environ.pop("PYOPENGL_PLATFORM", None)
-        for name in [n for n in sys.modules if n.split(".")[0] == "OpenGL" or n.startswith(f"mujoco.{backend}")]:
-            del sys.modules[name]
-        raise
+        egl = ctypes.CDLL("libEGL.so.1")
+        address = egl.eglGetProcAddress
+        initialize = egl.eglInitialize
+    except (OSError, AttributeError):
+        return False
+    address.restype = ctypes.c_void_p
+    initialize.argtypes = [ctypes.c_void_p] * 3
+    query_at, display_at = address(b"eglQueryDevicesEXT"), address(b"eglGetPlatformDisplayEXT")
+    if not query_at or not display_at:
+        return False
+    devices, found = (ctypes.c_void_p * 16)(), ctypes.c_int(0)
+    query_type(query_at)(16, devices, ctypes.byref(found))
+    chosen = os.environ.get("MUJOCO_EGL_DEVICE_ID", "")
+    usable = range(found.value)
+    if chosen:
+        usable = range(int(chosen), int(chosen) + 1) if chosen.isdigit() and int(chosen) < found.value else range(0)
+    for i in usable:
+        display = display_type(display_at)(_EGL_PLATFORM_DEVICE, devices[i], None)
+        if display and initialize(display, None, None):
+            return True
+    return False
 
 
-def open_gl_context(height: int, width: int) -> tuple[Any, str]:
-    """Opens an off-screen GL context: ``MUJOCO_GL`` if it is set, else EGL, else OSMesa.
-
-    Returns:
-        The context, already current, and the name of its backend.
+def choose_backend() -> str:
+    """The GL backend to use: ``MUJOCO_GL`` if it is set, else EGL where it works, else OSMesa.
 
     Raises:
-        RenderingUnavailable: none works; the message names the packages to install.
+        RenderingUnavailable: ``MUJOCO_GL`` names something that cannot draw off-screen.
     """
     wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
-    if wanted and wanted not in ("egl", "osmesa", "glfw"):
-        raise RenderingUnavailable(f"MUJOCO_GL={wanted!r} cannot render off-screen; use egl, osmesa or glfw")
-    backends = (wanted,) if wanted else ("egl", "osmesa")
-    reasons = []
-    for backend in backends:
-        try:
-            return _open_context(backend, height, width), backend
-        except Exception as error:  # noqa: BLE001 - ImportError, AttributeError, RuntimeError, GLError ...; all are shown
-            reasons.append(f"  {backend}: {type(error).__name__}: {error}")
-    raise RenderingUnavailable(_MISSING_GL.format(tried=", ".join(backends), reasons="\n".join(reasons)))
+    if wanted and wanted not in _BACKENDS:
+        raise RenderingUnavailable(
+            f"MUJOCO_GL={wanted!r} cannot draw off-screen; unset it, or use one of {list(_BACKENDS)}"
+        )
+    return wanted or ("egl" if egl_works() else "osmesa")
+
+
+def open_gl_context(model: Any, size: int) -> tuple[Any, Any, str]:
+    """Opens an off-screen GL context for ``model`` with `choose_backend`.
+
+    Returns:
+        The GL context (current), MuJoCo's context, and the name of the backend.
+
+    Raises:
+        RenderingUnavailable: it does not work; the message names the packages to install.
+    """
+    import mujoco
+
+    backend = choose_backend()
+    setting = os.environ.get("MUJOCO_GL")
+    context = None
+    try:
+        os.environ["MUJOCO_GL"] = backend  # MuJoCo's C side looks here for the library to load its functions from
+        context = importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
+        context.make_current()
+        return context, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value), backend
+    except Exception as error:
+        if context is not None:
+            context.free()
+        raise RenderingUnavailable(
+            _MISSING_GL.format(backend=backend, reason=f"{type(error).__name__}: {error}")
+        ) from error
+    finally:
+        if setting is None:
+            os.environ.pop("MUJOCO_GL", None)
+        else:
+            os.environ["MUJOCO_GL"] = setting
 
 
 class OffscreenRenderer:
@@ -87,12 +130,11 @@ class OffscreenRenderer:
         model.vis.quality.shadowsize = 0
         model.vis.global_.offwidth = max(buffer, model.vis.global_.offwidth)
         model.vis.global_.offheight = max(buffer, model.vis.global_.offheight)
-        self._gl, self.backend = open_gl_context(buffer, buffer)
+        self._gl, self._context, self.backend = open_gl_context(model, buffer)
         # EGL's display is torn down at exit; hooks run newest first, so this one frees the context before that.
         self_reference = weakref.ref(self)
         self._at_exit = lambda: renderer.close() if (renderer := self_reference()) else None
         atexit.register(self._at_exit)
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=200)
         flags = self._scene.flags
@@ -143,8 +185,8 @@ class OffscreenRenderer:
             self._gl.make_current()
             self._context.free()
             self._gl.free()
-            self._gl = None
+            self._gl = self._context = None
 
     def __del__(self) -> None:
-        if getattr(self, "_context", None) is not None:
+        if getattr(self, "_gl", None) is not None:
             self.close()

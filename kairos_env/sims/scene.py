@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,10 @@ def _import_parts() -> tuple[Any, ...]:
     def silent(record: logging.LogRecord) -> bool:
         return False
 
-    backend = os.environ.get("MUJOCO_GL")
+    setting = os.environ.get("MUJOCO_GL")
+    if "mujoco" not in sys.modules:
+        # `import mujoco` fails obscurely where MUJOCO_GL cannot work; drawing reports that properly, when it is needed.
+        os.environ.pop("MUJOCO_GL", None)
     logger.addFilter(silent)
     try:
         from robosuite.models.arenas import TableArena
@@ -76,10 +80,10 @@ def _import_parts() -> tuple[Any, ...]:
         raise ImportError(f"{_INSTALL}\n({error})") from error
     finally:
         logger.removeFilter(silent)
-        if backend is None:
+        if setting is None:
             os.environ.pop("MUJOCO_GL", None)
         else:
-            os.environ["MUJOCO_GL"] = backend
+            os.environ["MUJOCO_GL"] = setting
     return TableArena, robot_base_factory, gripper_factory, BoxObject, Panda, ManipulationTask
 
 
