@@ -144,7 +144,7 @@ def break_in(what: str, path: Path, name: str) -> None:
         ("missing", "'obs/image_wrist' is missing"),
         ("nan", "'actions' holds a non-finite value"),
         ("shape", r"\(5, 9\), expected floating \(5, 3\)"),
-        ("length", "length 2, expected 5 or 6"),
+        ("length", "label .object_position. has length 2, expected 5 or 6"),
         ("no frame after", "final_obs"),
         ("count", "num_samples is 4"),
         ("empty", "no 'actions'"),

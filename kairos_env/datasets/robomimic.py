@@ -226,15 +226,13 @@ class EpisodeFile(Sequence[Episode]):
             broken = {}
             for name in sorted(data, key=_order):
                 try:
-                    _check(data[name], found[0])
-                    if verify:
-                        _read(data[name], found[0], name)
+                    loaded = _load(data[name], found[0], pixels=verify)
                 except BrokenEpisode as error:
                     broken[f"{path}:{name}"] = str(error)
                     continue
                 self._entries.append((path, name))
                 self.names.append(f"{path}:{name}")
-                self._lengths.append(len(data[name]["actions"]))
+                self._lengths.append(len(loaded["actions"]))
         if broken:
             self.broken |= broken
             lines = "\n  ".join(f"{name}: {why}" for name, why in broken.items())
@@ -353,8 +351,12 @@ def _layout(spec: RobotSpec, steps: int, final: tuple[str, int]) -> dict[str, tu
     return layout
 
 
-def _check(group: Any, spec: RobotSpec) -> None:
-    """Raises BrokenEpisode unless everything but the pixels is sound."""
+def _load(group: Any, spec: RobotSpec, pixels: bool = True) -> dict[str, Array]:
+    """Reads and checks the datasets of one episode; without ``pixels`` images are checked by shape only.
+
+    Raises:
+        BrokenEpisode: something is missing, damaged or does not fit the robot.
+    """
     try:
         if not isinstance(group, h5py.Group) or "actions" not in group:
             raise BrokenEpisode("it has no 'actions'")
@@ -363,47 +365,54 @@ def _check(group: Any, spec: RobotSpec) -> None:
             raise BrokenEpisode("it has no decisions")
         if int(group.attrs.get("num_samples", steps)) != steps:
             raise BrokenEpisode(f"num_samples is {group.attrs['num_samples']}, but it has {steps} actions")
-        layout = _layout(spec, steps, _final_part(group))
-        for key, (shape, kind) in layout.items():
+        loaded: dict[str, Array] = {}
+        for key, (shape, kind) in _layout(spec, steps, _final_part(group)).items():
             if key not in group:
                 raise BrokenEpisode(f"{key!r} is missing")
-            if group[key].shape != shape or not np.issubdtype(group[key].dtype, kind):
-                raise BrokenEpisode(
-                    f"{key!r} is {group[key].dtype} {group[key].shape}, expected {kind.__name__} {shape}"
-                )
-        floats = [k for k in layout if "image_" not in k]
-        floats += [f"labels/{k}" for k in group.get("labels", ())]
-        for key in floats:
-            if key.startswith("labels/") and len(group[key]) not in (steps, steps + 1):
-                raise BrokenEpisode(f"{key!r} has length {len(group[key])}, expected {steps} or {steps + 1}")
-            if not np.isfinite(group[key][:]).all():
+            dataset = group[key]
+            if dataset.shape != shape or not np.issubdtype(dataset.dtype, kind):
+                raise BrokenEpisode(f"{key!r} is {dataset.dtype} {dataset.shape}, expected {kind.__name__} {shape}")
+            if pixels or kind is not np.uint8:
+                loaded[key] = dataset[()]
+        for key, dataset in group.get("labels", {}).items():
+            if len(dataset) not in (steps, steps + 1):
+                raise BrokenEpisode(f"label {key!r} has length {len(dataset)}, expected {steps} or {steps + 1}")
+            loaded[f"labels/{key}"] = dataset[()]
+        if "success" in group:
+            loaded["success"] = np.asarray(group["success"][()], np.bool_)
+            if loaded["success"].shape != (steps,):
+                raise BrokenEpisode(f"'success' has shape {loaded['success'].shape}, expected {(steps,)}")
+        for key, value in loaded.items():
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise BrokenEpisode(f"{key!r} holds a non-finite value")
+        return loaded
     except (OSError, RuntimeError, KeyError, TypeError) as error:
         raise BrokenEpisode(f"damaged: {error}") from None
 
 
 def _read(group: Any, spec: RobotSpec, label: str) -> Episode:
     try:
-        _check(group, spec)
+        loaded = _load(group, spec)
+        final = _final_part(group)[0]
 
         def observed(key: str) -> Array:
-            return np.concatenate([group[f"obs/{key}"][:], group[f"{_final_part(group)[0]}/{key}"][-1:]])
+            return np.concatenate([loaded[f"obs/{key}"], loaded[f"{final}/{key}"][-1:]])
 
-        rewards = np.asarray(group["rewards"][:], np.float32)
-        attrs = group.attrs
+        rewards = loaded["rewards"].astype(np.float32, copy=False)
+        attrs = dict(group.attrs)
         return Episode(
             images={camera.name: observed(camera.key) for camera in spec.cameras},
             proprio=observed("proprio").astype(np.float32, copy=False),
-            actions=np.asarray(group["actions"][:], np.float32),
+            actions=loaded["actions"].astype(np.float32, copy=False),
             rewards=rewards,
             # robomimic's rewards are sparse: a file without the predicate says success by a reward of 1
-            success=np.asarray(group["success"][:] if "success" in group else rewards >= 1, np.bool_),
+            success=loaded.get("success", rewards >= 1),
             task=str(attrs.get("task", "")),
             instruction=str(attrs.get("instruction", "")),
             source=str(attrs.get("source", "")),
             seed=int(attrs.get("seed", -1)),
             initial_state_id=int(attrs.get("initial_state_id", -1)),
-            labels={key: value[:] for key, value in group.get("labels", {}).items()},
+            labels={k.removeprefix("labels/"): v for k, v in loaded.items() if k.startswith("labels/")},
             label_tasks=tuple(json.loads(attrs.get("label_tasks", "[]"))),
         )
     except (OSError, RuntimeError, ValueError) as error:
