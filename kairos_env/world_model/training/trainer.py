@@ -43,7 +43,7 @@ class TrainConfig:
         tokenizer, tokenizer_batch: stage 1, images per step.
         model, batch: stage 2, clips per step.
         loss: weights and noise of stage 2.
-        imagined_from: share of stage 2 after which half of the steps see imagined history.
+        imagined_from: share of stage 2 after which a third of the steps see imagined history.
         sample_every: steps between validation rollouts with film strips.
         starts: held-out first observations that ship with the model.
     """
@@ -54,13 +54,13 @@ class TrainConfig:
     device: str = "cpu"
     precision: str = "bf16"
     validation: int = 16
-    tokenizer: LoopConfig = field(default_factory=lambda: LoopConfig(steps=3000, lr=2e-3, ema=0.995))
+    tokenizer: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2000, lr=2e-3, ema=0.995))
     tokenizer_batch: int = 64
-    model: LoopConfig = field(default_factory=lambda: LoopConfig(steps=8000, lr=1.5e-3))
-    batch: int = 16
+    model: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2400, lr=1.5e-3, warmup=150))
+    batch: int = 12
     loss: LossConfig = field(default_factory=LossConfig)
     imagined_from: float = 0.25
-    sample_every: int = 1000
+    sample_every: int = 400
     starts: int = 48
 
 
@@ -149,7 +149,7 @@ def train(
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor | float]]:
         batch = clips.sample(config.batch, length, generator)
-        imagined = step >= config.imagined_from * config.model.steps and step % 2 == 1
+        imagined = step >= config.imagined_from * config.model.steps and step % 3 == 0
         return world_model_loss(model, _to(batch, device), config.loss, generator, imagined)  # type: ignore[return-value]
 
     trained = nn.ModuleDict({"text": model.text, "mixture": model.mixture, "heads": model.heads})
