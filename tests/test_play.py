@@ -491,22 +491,33 @@ class Browser:
     def run(self, script: str) -> Any:
         return self.ask("POST", f"{self.session}/execute/sync", {"script": script, "args": []})
 
-    def key(self, value: str, held_ms: int = 20) -> None:
-        moves = [
-            {"type": "keyDown", "value": value},
-            {"type": "pause", "duration": held_ms},
-            {"type": "keyUp", "value": value},
-        ]
-        self.ask("POST", f"{self.session}/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": moves}]})
+    def key(self, value: str, until: str = "true") -> None:
+        """Presses a key and lets it go once ``until`` holds on the page."""
+        for move in ("keyDown", "keyUp"):
+            actions = [{"type": move, "value": value}]
+            self.ask("POST", f"{self.session}/actions", {"actions": [{"type": "key", "id": "k", "actions": actions}]})
+            if move == "keyDown":
+                self.wait(until)
 
     def wait(self, condition: str) -> None:
-        for _ in range(200):
+        for _ in range(1200):  # a minute: the machine may be busy
             if self.run(f"return Boolean({condition})"):
                 return
             time.sleep(0.05)
         raise AssertionError(
             f"the page never reached: {condition}; it says {self.run('return document.body.innerText')!r}"
         )
+
+    def steps(self) -> int:
+        """The step counter, once no key is down and no request is under way."""
+        script = """const done = arguments[0];
+            (async () => {
+              let last;
+              do { last = queue; await last; await new Promise(go => setTimeout(go, 50)); }
+              while (last !== queue || held.size || tapped.size);
+              done(+document.getElementById('step').textContent);
+            })();"""
+        return int(self.ask("POST", f"{self.session}/execute/async", {"script": script, "args": []}))
 
     def log(self) -> list[Any]:
         return self.ask("POST", f"{self.session}/se/log", {"type": "browser"})
@@ -526,20 +537,19 @@ def test_the_page_drives_with_keys_and_buttons(server: PlayServer, tmp_path: Pat
     try:
         browser.open(server.url)
         browser.wait("robot && document.getElementById('view-scene').naturalWidth === 64")
-        browser.key("w")
-        browser.wait(f"{step} === 1")
+        browser.key("w", until=f"{step} >= 1")
+        driven = browser.steps()
         assert browser.run("return now.action[0]") == pytest.approx(-0.05)
         browser.key(" ")
-        browser.wait(f"{step} === 2 && now.action[3] === 1")
+        browser.wait(f"{step} === {driven + 1} && now.action[3] === 1")
         browser.key("z")
-        browser.wait(f"{step} === 1")
-        browser.key("d", held_ms=900)
-        browser.wait(f"{step} >= 4")
+        browser.wait(f"{step} === {driven}")
+        browser.key("d", until=f"{step} >= {driven + 3}")
         browser.run("document.getElementById('policy').click()")
         browser.wait("now.actor === 'policy'")
         browser.key("f")
         browser.wait("document.querySelectorAll('#futures img').length === 3")
-        before = browser.run(f"return {step}")
+        before = browser.steps()
         browser.run("document.querySelectorAll('#futures button')[1].click()")
         browser.wait(f"{step} === {before + FUTURE_LENGTH}")
         browser.run("document.getElementById('save').click()")
