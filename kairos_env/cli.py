@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -77,19 +78,25 @@ def _record(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
-def _eval_closed_loop(parser: argparse.ArgumentParser) -> Run:
-    from kairos_env.eval.closed_loop import EvalConfig, evaluate
-    from kairos_env.options import add_options, read_options
+def _measurement(module: str, config_name: str, run_name: str) -> Build:
+    """A command of `kairos eval`: a flat config, and a function of it whose result is printed as a table."""
 
-    add_options(parser, EvalConfig, aliases={"policies": "--policy", "output": "--out"})
+    def build(parser: argparse.ArgumentParser) -> Run:
+        from kairos_env.options import add_options, read_options
 
-    def run(args: argparse.Namespace) -> int:
-        config = read_options(args, EvalConfig)
-        report = evaluate(config, progress=True)
-        print(f"{report.table()}\n\n{config.output}/report.html")
-        return int(bool(report.errors))
+        home = importlib.import_module(module)
+        config_class, measure = getattr(home, config_name), getattr(home, run_name)
+        add_options(parser, config_class, aliases={"policies": "--policy", "output": "--out"})
 
-    return run
+        def run(args: argparse.Namespace) -> int:
+            config = read_options(args, config_class)
+            report = measure(config, progress=True)
+            print(f"{report.table()}\n\nwritten to {config.output}")
+            return int(bool(getattr(report, "errors", 0)))
+
+        return run
+
+    return build
 
 
 def _eval_probe(parser: argparse.ArgumentParser) -> Run:
@@ -102,11 +109,13 @@ def _eval_probe(parser: argparse.ArgumentParser) -> Run:
         config = read_options(args, ProbeConfig)
         probe = train_probe(config, progress=True)
         print("on held-out real frames: " + ", ".join(f"{name} {value}" for name, value in probe.floor.items()))
-        print(config.output)
+        print(f"written to {config.output}")
         return 0
 
     return run
 
+
+_CONTINUED = "A run that was stopped goes on when the same command is given again."
 
 COMMANDS: Mapping[str, Command | Group] = {
     "demo": Command("imagine beside reality, plan, act: the main job", "kairos demo\nkairos demo --help", _demo),
@@ -117,8 +126,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         "record episodes of the simulator into a folder of HDF5 files",
         "kairos record --out runs/record --episodes 2000 --workers 2\n"
         "kairos record --out runs/heldout --episodes 100 --first-initial-state-id 1000000\n"
-        "kairos record --out runs/push --tasks push --behaviours expert=0.5,random=0.5\n"
-        "A recording that was stopped goes on when the same command is given again.",
+        "kairos record --out runs/push --tasks push --behaviours expert=0.5,random=0.5\n" + _CONTINUED,
         _record,
     ),
     "train": Command(
@@ -126,7 +134,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         "kairos train data.path=runs/record out=runs/tiny\n"
         "kairos train preset=debug model.steps=200 tokenizer.steps=200 data.path=runs/record out=runs/debug\n"
         "kairos train device=cuda preset=small data.path=runs/record data.more=[runs/push] out=runs/small\n"
-        "A run that was stopped goes on when the same command is given again.",
+        + _CONTINUED,
         _train,
     ),
     "eval": Group(
@@ -137,9 +145,21 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "success rates of policies and planners in a simulator, with intervals",
                 "kairos eval closed-loop --policy random,expert,policy --episodes 50 --workers 2\n"
                 "kairos eval closed-loop --policy best_of_n,'cem(horizon=8)' --tasks push --out runs/plan\n"
-                "kairos eval closed-loop --policy policy,policy+noise=0.5 --videos 3\n"
-                "A run that was stopped goes on when the same command is given again.",
-                _eval_closed_loop,
+                "kairos eval closed-loop --policy policy,policy+noise=0.5 --videos 3\n" + _CONTINUED,
+                _measurement("kairos_env.eval.closed_loop", "EvalConfig", "evaluate"),
+            ),
+            "imagination": Command(
+                "imagined rollouts beside real ones under the same actions, with controls",
+                "kairos eval imagination --out runs/imagination\n"
+                "kairos eval imagination --model runs/tiny/model --data runs/heldout --horizons 1,5,10,20",
+                _measurement("kairos_env.eval.imagination", "ImaginationConfig", "run_imagination"),
+            ),
+            "correlation": Command(
+                "does success in imagination predict success in the simulator?",
+                "kairos eval correlation --workers 2\n"
+                "kairos eval correlation --policy policy,policy+noise=1.0,random --tasks push --episodes 50\n"
+                + _CONTINUED,
+                _measurement("kairos_env.eval.correlation", "CorrelationConfig", "success_correlation"),
             ),
             "probe": Command(
                 "train the independent reader of positions that imagined frames are measured with",
@@ -207,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _execute(name: str, command: Command, words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=name,
-        description=command.summary[0].upper() + command.summary[1:] + ".",
+        description=command.summary[0].upper() + command.summary[1:] + ("" if command.summary[-1] == "?" else "."),
         epilog="examples:\n" + _indented(command.examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -227,7 +227,7 @@ def _shown(value: Any) -> str:
         return ",".join(f"{k}={v}" for k, v in value.items()) or "none"
     if isinstance(value, (tuple, list)):
         return ",".join(map(str, value)) or "none"
-    return str(value)
+    return str(value) or "empty"
 
 
 def _parser_of(hint: Any) -> Any:
