@@ -175,21 +175,24 @@ def check_device() -> Iterator[Finding]:
         yield Finding("Device", "gpu", "note", text)
 
 
-def check_checkpoint(name: str = DEFAULT_CHECKPOINT, root: Path = CHECKPOINTS) -> Iterator[Finding]:
-    """The bundled model: all of its files are there and every tensor file is whole."""
-    folder = root / name
-    tensors = sorted(folder.glob("*.safetensors"))
+def check_models(root: Path = CHECKPOINTS, needed: str = DEFAULT_CHECKPOINT) -> Iterator[Finding]:
+    """The bundled models: the needed one is there, and every tensor file of every one is whole."""
+    names = {path.name for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
+    for name in sorted(names | {needed}, key=lambda name: (name != needed, name)):
+        yield _check_model(root / name)
+
+
+def _check_model(folder: Path) -> Finding:
     remedy = "check out the repository anew, or train it: kairos train --help"
-    if not tensors or not (folder / "config.json").is_file():
+    tensors = sorted(folder.glob("*.safetensors"))
+    if not tensors or not list(folder.glob("*.json")):
         have = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        text = f"pretrained/{name} needs config.json and *.safetensors, but holds {have or 'nothing'}"
-        yield Finding("Model", name, "problem", text, remedy)
-        return
+        text = f"pretrained/{folder.name} needs *.json and *.safetensors, but holds {have or 'nothing'}"
+        return Finding("Models", folder.name, "problem", text, remedy)
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        yield Finding("Model", name, "problem", f"cannot be read: {error}", _pip("safetensors"))
-        return
+        return Finding("Models", folder.name, "problem", f"cannot be read: {error}", _pip("safetensors"))
     broken = []
     for path in tensors:
         try:
@@ -197,11 +200,10 @@ def check_checkpoint(name: str = DEFAULT_CHECKPOINT, root: Path = CHECKPOINTS) -
                 list(file.keys())
         except (SafetensorError, OSError) as error:
             broken.append(f"{path.name}: {_last_line(str(error))}")
-    size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file()) / 2**20
     if broken:
-        yield Finding("Model", name, "problem", "; ".join(broken), remedy)
-    else:
-        yield Finding("Model", name, "ok", f"{size:.1f} MiB, {len(tensors)} tensor file(s)")
+        return Finding("Models", folder.name, "problem", "; ".join(broken), remedy)
+    size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file()) / 2**20
+    return Finding("Models", folder.name, "ok", f"{size:.1f} MiB")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -214,7 +216,7 @@ def main(args: argparse.Namespace) -> int:
     """Prints the report. Returns 0 if everything that the bundled demo needs works, else 1."""
     findings: list[Finding] = []
     if not args.gl_only:
-        findings += [*check_packages(), *check_device(), *check_checkpoint()]
+        findings += [*check_packages(), *check_device(), *check_models()]
     findings += check_rendering()
     if not args.gl_only:
         findings += check_extras()

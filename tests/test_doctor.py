@@ -75,20 +75,20 @@ def test_broken_choice_of_backend_is_a_problem(monkeypatch: pytest.MonkeyPatch) 
     assert finding.status == "problem" and finding.remedy == "export MUJOCO_GL=egl"
 
 
-def test_checkpoint_missing_truncated_and_whole(tmp_path: Path) -> None:
-    (missing,) = doctor.check_checkpoint("model", tmp_path)
+def test_models_missing_truncated_and_whole(tmp_path: Path) -> None:
+    (missing,) = doctor.check_models(tmp_path, "model")
     assert missing.status == "problem" and "nothing" in missing.text
 
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    save_file({"w": np.zeros((8, 8), np.float32)}, folder / "model.safetensors")
-    (whole,) = doctor.check_checkpoint("model", tmp_path)
-    assert whole.status == "ok"
+    for name in ("model", "another"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        save_file({"w": np.zeros((8, 8), np.float32)}, tmp_path / name / "model.safetensors")
+    findings = list(doctor.check_models(tmp_path, "model"))
+    assert [(f.name, f.status) for f in findings] == [("model", "ok"), ("another", "ok")]
 
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-    (broken,) = doctor.check_checkpoint("model", tmp_path)
+    path = tmp_path / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    broken, _ = doctor.check_models(tmp_path, "model")
     assert broken.status == "problem" and "model.safetensors" in broken.text
 
 
