@@ -16,7 +16,7 @@ import kairos_env  # noqa: F401  (registers the environments)
 from kairos_env.env import WorldModelEnv
 from kairos_env.imagination import Imagination
 from kairos_env.records import Observation, SpecMismatch
-from kairos_env.sims.robosuite import make_spec
+from kairos_env.sims.robosuite import TASKS, make_spec
 from kairos_env.world_model.model import WorldModel
 
 WORLD = "Kairos-WorldModel-v0"
@@ -207,6 +207,20 @@ def test_a_simulator_that_was_passed_in_stays_open() -> None:
     env.reset(seed=0)
     env.close()
     assert not simulator.closed
+
+
+@pytest.mark.slow
+def test_starts_from_the_real_simulator(model: WorldModel) -> None:
+    env = gym.make(WORLD, model=model, start="Kairos-Robosuite-v0", task="push")
+    simulator = gym.make("Kairos-Robosuite-v0")
+    expected, _ = simulator.reset(options={"initial_state_id": 3})
+    observed, info = env.reset(options={"initial_state_id": 3})
+    assert info["instruction"] == TASKS["push"]
+    assert_same(expected, observed)
+    assert_same(env.reset(seed=5), env.reset(seed=5))
+    assert env.step(env.action_space.sample())[0] in simulator.observation_space
+    simulator.close()
+    env.close()
 
 
 # Determinism
