@@ -157,7 +157,7 @@ class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
         physics = np.asarray(state["physics"], np.float64)
         if physics.shape != (mujoco.mj_stateSize(model, kind),):
             raise ValueError(
-                f"state has {physics.shape} numbers, this scene needs ({mujoco.mj_stateSize(model, kind)},)"
+                f"state has physics of shape {physics.shape}, this scene needs ({mujoco.mj_stateSize(model, kind)},)"
             )
         self._steps, self._seed, self._initial_state_id, task = (int(x) for x in state["episode"])
         self.task = list(TASKS)[task]
