@@ -74,7 +74,10 @@ def test_training_streams_equal_streaming(model: WorldModel) -> None:
     latents, proprio, actions = clip(model)
     dit, expert = model.mixture.video_dit, model.mixture.action_dit
     generator = torch.Generator().manual_seed(3)
-    noisy, noisy_proprio = torch.randn(latents.shape, generator=generator), torch.randn(proprio.shape, generator=generator)
+    noisy, noisy_proprio = (
+        torch.randn(latents.shape, generator=generator),
+        torch.randn(proprio.shape, generator=generator),
+    )
     chunk = torch.randn(2, FRAMES, model.chunk_length, SPEC.action_dim, generator=generator)
     has = torch.ones(2, FRAMES)
     has[:, 0] = 0
@@ -104,7 +107,9 @@ def test_training_streams_equal_streaming(model: WorldModel) -> None:
                 state, actions[:, f], noisy[:, f], noisy_proprio[:, f], model.normalise_proprio(state.proprio), 0.7
             )
             torch.testing.assert_close(got, sample[:, f] + last[:, f], atol=1e-4, rtol=1e-4)
-        state = model.remember(state, latents[:, f : f + 1], proprio[:, f : f + 1], actions[:, f : f + 1] if f else None)
+        state = model.remember(
+            state, latents[:, f : f + 1], proprio[:, f : f + 1], actions[:, f : f + 1] if f else None
+        )
         tokens = model.mixture.propose(
             (expert.action_encoder(chunk[:, f]), expert.embed(level[:, f])[1]), contexts[1], state.layers, state.past
         )
@@ -230,7 +235,9 @@ def test_two_cameras_side_by_side() -> None:
     spec = make_spec(cameras=("scene", "wrist"))
     model = WorldModel.from_preset("debug", spec, TASKS)
     image = np.zeros((64, 64, 3), np.uint8)
-    out = model.step(model.observe(Observation({"scene": image, "wrist": image}, np.zeros(4, np.float32))), np.zeros((1, 4)))
+    out = model.step(
+        model.observe(Observation({"scene": image, "wrist": image}, np.zeros(4, np.float32))), np.zeros((1, 4))
+    )
     assert model.frame_tokens == 33
     assert {k: v.shape for k, v in model.decode(out.latent).items()} == {
         "scene": (1, 64, 64, 3),

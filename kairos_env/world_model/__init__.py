@@ -1,1 +1,1 @@
-"""The model: video DiT, action expert, tokenizer, streaming state. Knows no Gymnasium env, simulator or dataset format."""
+"""The model: video DiT, action expert, tokenizer, streaming state. Knows no simulator and no dataset format."""

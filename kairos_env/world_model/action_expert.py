@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kairos_env.world_model.attention import attend, rope, rotate, window, window_valid
 from kairos_env.world_model.config import ActionConfig, VideoConfig
-from kairos_env.world_model.dit import Block, SelfAttention, TimeEmbedding, VideoBlock, VideoDiT, modulate
+from kairos_env.world_model.dit import Block, SelfAttention, TimeEmbedding, VideoDiT, modulate
 from kairos_env.world_model.gated_delta import GatedDeltaState
 
 # query kind -> key kinds it sees. "past" are the remembered groups inside the layer's window; "chunk" is a
@@ -149,9 +149,8 @@ class MixtureOfTransformers(nn.Module):
         action_table = lead_table
         if proposals:
             ahead = time[..., None] + 1 + torch.arange(proposals, device=time.device)
-            chunk_table = self.rope_table(ahead.flatten(1), None)
-            chunk_table = tuple(t.reshape(*ahead.shape, -1) for t in chunk_table)
-            action_table = tuple(torch.cat(p, 2) for p in zip(lead_table, chunk_table, strict=True))
+            cos, sin = (t.reshape(*ahead.shape, -1) for t in self.rope_table(ahead.flatten(1), None))
+            action_table = torch.cat([lead_table[0], cos], 2), torch.cat([lead_table[1], sin], 2)
 
         present = ("lead", *names) + (("chunk",) if proposals else ())
         sizes = {"lead": 1, "clean": length, "noisy": length, "chunk": proposals}
@@ -170,7 +169,7 @@ class MixtureOfTransformers(nn.Module):
             if kind == "gdn":
                 mixed_x, delta = self._delta(video, h, names, old.delta)
                 q, k, v = {"lead": qa[:, :, :1]}, {"lead": ka[:, :, :1]}, {"lead": va[:, :, :1]}
-                group = ("lead",)
+                group: tuple[str, ...] = ("lead",)
             else:
                 qx, kx, vx = video.self_attn.qkv(h)
                 qx, kx = rotate(qx, frame_table), rotate(kx, frame_table)
@@ -220,7 +219,8 @@ class MixtureOfTransformers(nn.Module):
         a, a_mod = chunk[0].unsqueeze(1), chunk[1].unsqueeze(1)
         number = a.shape[2]
         time = past[:, None] + torch.arange(number, device=past.device)
-        table = tuple(t.squeeze(2).unsqueeze(1) for t in self.rope_table(time, None))  # (B, 1, N, K/2)
+        cos, sin = self.rope_table(time, None)
+        table = cos.transpose(1, 2), sin.transpose(1, 2)  # (B, 1, N, K/2)
         for kind, action, old in zip(self.kinds, self.action_dit.blocks, memory, strict=True):
             offsets = self.offsets(kind)
             mod = action.modulations(a_mod)
@@ -264,9 +264,9 @@ class MixtureOfTransformers(nn.Module):
         x, x_mod = future
         number, length = x.shape[1:3]
         time = past[:, None] + torch.arange(number, device=past.device)
-        table = self.rope_table(time, grid)
-        action_table = tuple(t[:, :, 0] for t in table)
-        frame_table = tuple(t[:, :, 1:].flatten(1, 2) for t in table)
+        cos, sin = self.rope_table(time, grid)
+        action_table = cos[:, :, 0], sin[:, :, 0]
+        frame_table = cos[:, :, 1:].flatten(1, 2), sin[:, :, 1:].flatten(1, 2)
         step = torch.arange(number, device=past.device)
         upto = step[:, None] >= step[None, :]
         for kind, video, action, old in zip(
@@ -293,17 +293,15 @@ class MixtureOfTransformers(nn.Module):
                 past_near = torch.isin(step[:, None] + 1 + age[None, :], offsets)
                 past_near = past_near.repeat_interleave(old.keys.shape[2], 1)
                 own = torch.isin(distance, offsets)  # isin of a negative distance is False: never a later one
-                frame_sees = torch.cat(
-                    [past_near & exists, own.expand(len(past), -1, -1)], -1
-                ).repeat_interleave(length, 1)
+                frame_sees = torch.cat([past_near & exists, own.expand(len(past), -1, -1)], -1).repeat_interleave(
+                    length, 1
+                )
                 to_frames = own.repeat_interleave(length, 0).repeat_interleave(length, 1).expand(len(past), -1, -1)
                 from_actions = upto.repeat_interleave(length, 1).expand(len(past), -1, -1)
-                mask = torch.cat(
-                    [torch.cat([mask, from_actions], -1), torch.cat([frame_sees, to_frames], -1)], 1
-                )
+                mask = torch.cat([torch.cat([mask, from_actions], -1), torch.cat([frame_sees, to_frames], -1)], 1)
                 queries = torch.cat([qa, qx], 1)
                 keys, values = torch.cat([keys, kx], 1), torch.cat([values, vx], 1)
-            out = attend(*(t.unsqueeze(1) for t in (queries, keys, values)), mask.unsqueeze(1)).squeeze(1)
+            out = attend(queries[:, None], keys[:, None], values[:, None], mask[:, None]).squeeze(1)
             if kind != "gdn":
                 mixed_x = video.self_attn.o(out[:, number:].unflatten(1, (number, length)))
             x = video.finish(x, mixed_x, mod_x, context[0])
@@ -312,7 +310,7 @@ class MixtureOfTransformers(nn.Module):
 
     @staticmethod
     def _delta(
-        video: VideoBlock, h: Tensor, names: tuple[str, ...], state: GatedDeltaState | None
+        video: nn.Module, h: Tensor, names: tuple[str, ...], state: GatedDeltaState | None
     ) -> tuple[Tensor, GatedDeltaState | None]:
         """The gated delta net over (B, F, S, L, D): the clean stream is remembered, the noisy one only reads."""
         if names == ("clean", "noisy"):
@@ -325,7 +323,12 @@ class MixtureOfTransformers(nn.Module):
 
     @staticmethod
     def _mask(
-        kinds: tuple[str, ...], sizes: dict[str, int], past_offsets: tuple[int, ...], group: int, past: Tensor, frames: int
+        kinds: tuple[str, ...],
+        sizes: dict[str, int],
+        past_offsets: tuple[int, ...],
+        group: int,
+        past: Tensor,
+        frames: int,
     ) -> Tensor:
         """`VISIBLE` spelled out: (B, F, queries, keys) for keys ``[past groups | own kinds]``."""
         device = past.device

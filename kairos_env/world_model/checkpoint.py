@@ -66,9 +66,7 @@ def save(model: WorldModel, folder: str | os.PathLike[str], dtype: torch.dtype =
     starts: dict[str, torch.Tensor] = {}
     if model.starts:
         for camera in model.spec.cameras:
-            starts[f"image_{camera.name}"] = torch.stack(
-                [torch.as_tensor(o.images[camera.name]) for o in model.starts]
-            )
+            starts[f"image_{camera.name}"] = torch.stack([torch.as_tensor(o.images[camera.name]) for o in model.starts])
         starts["proprio"] = torch.stack([torch.as_tensor(o.proprio, dtype=torch.float32) for o in model.starts])
         texts = json.dumps([o.instruction for o in model.starts])
         _write_tensors(folder / STARTS, starts, {"instructions": texts})
@@ -98,7 +96,9 @@ def load(name: str | os.PathLike[str], device: str | torch.device = "cpu") -> Wo
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: cannot read the configuration: {error!r}") from None
     if data.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} has format {data.get('format')}, this version reads {FORMAT}: update kairos-env")
+        raise CheckpointError(
+            f"{folder} has format {data.get('format')}, this version reads {FORMAT}: update kairos-env"
+        )
     try:
         weights = load_file(str(folder / WEIGHTS))
     except (OSError, SafetensorError) as error:
@@ -111,7 +111,9 @@ def load(name: str | os.PathLike[str], device: str | torch.device = "cpu") -> Wo
     problems = [f"missing {k} {want[k]}" for k in sorted(want.keys() - have.keys())]
     problems += [f"extra {k} {have[k]}" for k in sorted(have.keys() - want.keys())]
     problems += [
-        f"misshapen {k}: file {have[k]}, model {want[k]}" for k in sorted(want.keys() & have.keys()) if want[k] != have[k]
+        f"misshapen {k}: file {have[k]}, model {want[k]}"
+        for k in sorted(want.keys() & have.keys())
+        if want[k] != have[k]
     ]
     if problems:
         shown = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
@@ -129,7 +131,7 @@ def _load_starts(folder: Path, spec: RobotSpec) -> list[Observation]:
     try:
         with safe_open(str(path), "np") as file:
             texts = json.loads(file.metadata()["instructions"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is unreadable or truncated ({error}); fetch or write it again") from None
     names = [c.name for c in spec.cameras]

@@ -1,10 +1,10 @@
 """WorldModel: the verbs. Everything else in the package uses only these.
 
-    state = model.observe(observation)          real frames -> WorldState
-    out   = model.step(state, action)           forward: one imagined decision
-    chunk = model.act(state)                    policy: an action chunk, no video computed
-    roll  = model.imagine(state, actions)       many imagined decisions
-    frames = model.decode(latents)              pixels, only when someone looks
+state = model.observe(observation)          real frames -> WorldState
+out   = model.step(state, action)           forward: one imagined decision
+chunk = model.act(state)                    policy: an action chunk, no video computed
+roll  = model.imagine(state, actions)       many imagined decisions
+frames = model.decode(latents)              pixels, only when someone looks
 """
 
 from __future__ import annotations
@@ -334,13 +334,14 @@ class WorldModel(nn.Module):
             sigma = actions.new_full((state.batch_size,), level)
             new = self.denoise_jointly(state, actions, video, proprio, sigma, sigma[:, None].expand(-1, number))
             actions, video, proprio = (
-                euler(old, sample, level, following)
-                for old, sample in zip((actions, video, proprio), new, strict=True)
+                euler(old, sample, level, following) for old, sample in zip((actions, video, proprio), new, strict=True)
             )
         return self.physical_actions(actions), video
 
     @torch.no_grad()
-    def infer_actions(self, state: WorldState, future: Sequence[Sequence[Observation]], steps: int | None = None) -> Tensor:
+    def infer_actions(
+        self, state: WorldState, future: Sequence[Sequence[Observation]], steps: int | None = None
+    ) -> Tensor:
         """Inverse mode: the actions (B, N, A) that lead from the newest frame through N observed ones.
 
         Args:

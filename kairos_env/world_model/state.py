@@ -51,8 +51,7 @@ class WorldState:
     def map(self, transform: Callable[[Tensor], Tensor]) -> WorldState:
         """Applies ``transform`` to every tensor."""
         layers = tuple(
-            LayerMemory(transform(m.keys), transform(m.values), m.delta and m.delta.map(transform))
-            for m in self.layers
+            LayerMemory(transform(m.keys), transform(m.values), m.delta and m.delta.map(transform)) for m in self.layers
         )
         values = {f.name: transform(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "layers"}
         return WorldState(layers=layers, **values)
@@ -103,7 +102,7 @@ class WorldState:
 
     @classmethod
     def _unflat(cls, flat: dict[str, Tensor]) -> WorldState:
-        layers = []
+        layers: list[LayerMemory] = []
         while f"layers.{len(layers)}.keys" in flat:
             at = f"layers.{len(layers)}."
             delta = None

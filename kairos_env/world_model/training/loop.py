@@ -130,7 +130,12 @@ def optimise(
                 torch._foreach_lerp_(list(ema.values()), [p.detach() for p in parameters.values()], 1 - decay)
             bar.update()
             if step % config.log_every == 0 or step == config.steps - 1:
-                row = {"step": step, "loss": float(value.detach()), "grad_norm": float(norm), "lr": learning_rate(config, step)}
+                row = {
+                    "step": step,
+                    "loss": float(value.detach()),
+                    "grad_norm": float(norm),
+                    "lr": learning_rate(config, step),
+                }
                 row |= {k: float(v) for k, v in parts.items()}
                 log(row | {"seconds": round(time.monotonic() - began, 1)})
                 bar.set_postfix({k: f"{float(v):.3g}" for k, v in list(parts.items())[:4]}, refresh=False)

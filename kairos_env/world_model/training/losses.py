@@ -143,7 +143,8 @@ def world_model_loss(
     log_error = model.heads.log_error(outputs["noisy"].detach())[:, 1:]
     losses["uncertainty"] = (log_error - target).square().mean()
 
-    actions = to_sample(kind, model.read_actions(proposals).float(), interpolate(batch.chunk[:, :frames], chunk_noise, sigma_a), sigma_a)
+    noisy_chunk = interpolate(batch.chunk[:, :frames], chunk_noise, sigma_a)
+    actions = to_sample(kind, model.read_actions(proposals).float(), noisy_chunk, sigma_a)
     off = (actions - batch.chunk[:, :frames]).square().mean(-1)
     losses["policy"] = masked_mean(off, batch.chunk_mask[:, :frames])
 
@@ -188,9 +189,8 @@ def world_model_loss(
     teach = torch.where(inverse, torch.ones_like(follows), follows * ~forward)
     losses["inverse"] = masked_mean((got_actions - executed).square().mean((1, 2)), teach)
     denoised = (sigma_v > 0).float()
-    losses["future"] = masked_mean((got_video - future).square().mean((2, 3, 4)), denoised) + config.proprio * masked_mean(
-        (got_proprio - future_proprio).square().mean(-1), denoised
-    )
+    losses["future"] = masked_mean((got_video - future).square().mean((2, 3, 4)), denoised)
+    losses["future"] += config.proprio * masked_mean((got_proprio - future_proprio).square().mean(-1), denoised)
 
     total = (
         losses["video"]

@@ -240,9 +240,7 @@ def _start(episode: Episode) -> Observation:
 def _to(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
-    moved = {
-        f.name: getattr(batch, f.name).to(device) for f in dataclasses.fields(batch) if f.name != "texts"
-    }
+    moved = {f.name: getattr(batch, f.name).to(device) for f in dataclasses.fields(batch) if f.name != "texts"}
     return Batch(**moved, texts=batch.texts)
 
 
