@@ -137,18 +137,18 @@ def check_rendering(backends: Iterable[str] = GL_BACKENDS, timeout: float = 60.0
         backends: values of the variable ``MUJOCO_GL``.
         timeout: seconds for one backend.
     """
-    results = [_render(backend, timeout) for backend in backends]
+    chosen = os.environ.get("MUJOCO_GL")
+    results = [_render(backend, timeout) for backend in dict.fromkeys([*backends, *filter(None, [chosen])])]
     works = [backend for backend, error, _ in results if not error]
     findings = [
         Finding("Off-screen rendering", backend, "note" if error else "ok", error or text)
         for backend, error, text in results
     ]
-    chosen = os.environ.get("MUJOCO_GL")
     if not works:
         remedy = f"sudo apt-get install -y {GL_PACKAGES}   (Debian, Ubuntu; elsewhere: Mesa's EGL or OSMesa)"
         findings.append(Finding("Off-screen rendering", "any", "problem", "no backend renders a frame", remedy))
     elif chosen and chosen not in works:
-        text = f"MUJOCO_GL={chosen} is set, but only {' and '.join(works)} works here"
+        text = f"MUJOCO_GL={chosen} is set, which does not render here; {' and '.join(works)} would"
         findings.append(Finding("Off-screen rendering", "MUJOCO_GL", "problem", text, f"export MUJOCO_GL={works[0]}"))
     elif chosen:
         findings.append(Finding("Off-screen rendering", "MUJOCO_GL", "ok", f"{chosen} (set by you)"))

@@ -60,7 +60,7 @@ def add_options(
         text = texts.get(field.name, "").rstrip(".").replace("%", "%%")
         shown = "required" if required else f"default: {_shown(default)}"
         flags = [_flag(field.name), *filter(None, [(aliases or {}).get(field.name)])]
-        option = {"dest": field.name, "required": required, "help": f"{text} ({shown})".strip()}
+        option: dict[str, Any] = {"dest": field.name, "required": required, "help": f"{text} ({shown})".strip()}
         if hints[field.name] is bool:
             parser.add_argument(*flags, action=argparse.BooleanOptionalAction, default=default, **option)
             continue
@@ -105,6 +105,7 @@ def compose(config: type[Config], overrides: Sequence[str]) -> Config:
     except (HydraException, OmegaConfBaseException) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(f"{' '.join(overrides)}: {reason}") from None
+    assert isinstance(values, dict)
     return _build(config, values)
 
 
@@ -151,7 +152,7 @@ def _plain(hint: Any) -> Any:
     return origin[inner]
 
 
-def _build(config: type[Config], values: Mapping[str, Any], prefix: str = "") -> Config:
+def _build(config: type[Config], values: Mapping[Any, Any], prefix: str = "") -> Config:
     """The real, nested, frozen config from plain values: lists become tuples again, choices are checked."""
     hints, built = typing.get_type_hints(config), {}
     for name, value in values.items():

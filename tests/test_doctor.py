@@ -70,7 +70,7 @@ def test_without_any_renderer_the_command_is_given(monkeypatch: pytest.MonkeyPat
 
 def test_broken_choice_of_backend_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "no-such-backend")
-    monkeypatch.setattr(doctor, "_render", lambda backend, timeout: (backend, "", "renders"))
+    monkeypatch.setattr(doctor, "_render", lambda backend, timeout: (backend, "" if backend == "egl" else "fails", ""))
     finding = doctor.check_rendering()[-1]
     assert finding.status == "problem" and finding.remedy == "export MUJOCO_GL=egl"
 
