@@ -62,10 +62,10 @@ def test_ratio_is_of_means_over_the_same_episodes() -> None:
 
 def test_bootstrap_resamples_rows_together() -> None:
     x = np.arange(20.0)
-    interval = bootstrap(lambda a, b: float(np.abs(a - b).max()), x, x.copy())
+    interval = bootstrap(lambda a, b: np.abs(a - b).max(1), x, x.copy())
     assert (interval.low, interval.high) == (0, 0)
     with pytest.raises(ValueError, match=r"one length, got \[2, 3\]"):
-        bootstrap(lambda a, b: 0.0, np.zeros(2), np.zeros(3))
+        bootstrap(lambda a, b: a.mean(1), np.zeros(2), np.zeros(3))
 
 
 def test_pearson_and_spearman_agree_with_scipy() -> None:

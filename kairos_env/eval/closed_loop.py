@@ -238,6 +238,9 @@ def play(env: Any, policy: Policy, job: Job, max_decisions: int) -> Played:
         observation = Observation.from_gym(raw, info.get("instruction", observation.instruction))
         played.rewards.append(float(reward))
         played.success = bool(info["success"])
+        if "success_probability" in info:  # an imagined episode: how sure the model ever was
+            best = max(played.extra.get("success_probability", 0.0), float(info["success_probability"]))
+            played.extra["success_probability"] = round(best, 4)
         if played.success or terminated or truncated:
             break
     played.frames.append(_frame(observation))

@@ -64,7 +64,7 @@ def make_policy(
 
     Args:
         name: see the module's description.
-        env: has ``unwrapped.robot_spec``.
+        env: of a robot that `spec_of` finds.
         model: what ``WorldModel.from_pretrained`` takes; loaded once in a process.
         device: of the model.
         state_model: what ``StateModel.load`` takes; ``state_cem`` needs it.
@@ -74,7 +74,7 @@ def make_policy(
         SpecMismatch: the model is of another robot.
     """
     base, options, noise = parse_name(name)
-    spec: RobotSpec = env.unwrapped.robot_spec
+    spec = spec_of(env)
     policy = _make_base(base, options, env, model, device, state_model)
     return ActionNoise(policy, spec, noise) if noise else policy
 
@@ -87,6 +87,15 @@ def make_simulator(name: str, **options: Any) -> Any:
         return load_factory(name)(**options)
     importlib.import_module("kairos_env")  # registers the ids
     return gym.make(name, disable_env_checker=True, **options)
+
+
+def spec_of(env: Any) -> RobotSpec:
+    """The robot of an environment: of a simulator its own, of an imagined one the model's."""
+    inner = env.unwrapped
+    found = getattr(inner, "robot_spec", None) or getattr(getattr(inner, "model", None), "spec", None)
+    if not isinstance(found, RobotSpec):
+        raise TypeError(f"{type(inner).__name__} has no robot_spec (a RobotSpec), which policies are matched with")
+    return found
 
 
 def load_factory(name: str) -> Callable[..., Any]:
@@ -160,7 +169,7 @@ class ActionNoise:
 
 
 def _make_base(base: str, options: dict[str, Any], env: Any, model: str, device: str, state_model: str) -> Policy:
-    spec: RobotSpec = env.unwrapped.robot_spec
+    spec = spec_of(env)
     if ":" in base:
         return load_factory(base)(env=env, model=model, device=device, **options)
     if base == "random":

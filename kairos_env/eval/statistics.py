@@ -54,39 +54,38 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
 
 
 def bootstrap(
-    statistic: Callable[..., float],
+    statistic: Callable[..., Array],
     *samples: Array,
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap over the first axis, which all ``samples`` share and are resampled along together.
+    """Percentile bootstrap over episodes, which all ``samples`` share and are resampled along together.
 
     Args:
-        statistic: takes the samples, returns a number; nan results (a degenerate resample) are left out.
-        *samples: arrays of one length n; row i of each belongs to the same episode.
+        statistic: takes arrays (resamples, n) and returns (resamples,); all resamples at once, because a
+            report holds hundreds of intervals. A nan (a degenerate resample) is left out.
+        *samples: arrays (n,); element i of each belongs to the same episode.
         resamples: how many resamples.
         confidence: two-sided.
         seed: of the resampling; the same seed gives the same interval.
     """
-    lengths = {len(s) for s in samples}
+    arrays = [np.asarray(s, np.float64) for s in samples]
+    lengths = {len(a) for a in arrays}
     if len(lengths) != 1:
         raise ValueError(f"samples are resampled together and need one length, got {sorted(lengths)}")
     (count,) = lengths
     if count == 0:
         return Interval(math.nan, math.nan, math.nan)
-    value = float(statistic(*samples))
-    generator = np.random.default_rng(seed)
-    picks = generator.integers(0, count, (resamples, count))
-    values = np.array([statistic(*(s[pick] for s in samples)) for pick in picks], np.float64)
-    return Interval(value, *_percentiles(values, confidence))
+    value = float(statistic(*(a[None] for a in arrays))[0])
+    picks = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    return Interval(value, *_percentiles(statistic(*(a[picks] for a in arrays)), confidence))
 
 
 def mean(values: Array, confidence: float = 0.95, seed: int = 0) -> Interval:
     """Bootstrapped mean of the finite ones of (n,) values: one value an episode."""
-    finite = np.asarray(values, np.float64)
-    finite = finite[np.isfinite(finite)]
-    return bootstrap(lambda x: float(x.mean()), finite, confidence=confidence, seed=seed)
+    array = np.asarray(values, np.float64)
+    return bootstrap(lambda x: x.mean(1), array[np.isfinite(array)], confidence=confidence, seed=seed)
 
 
 def ratio(numerator: Array, denominator: Array, confidence: float = 0.95, seed: int = 0) -> Interval:
@@ -101,9 +100,9 @@ def ratio(numerator: Array, denominator: Array, confidence: float = 0.95, seed: 
     a, b = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     both = np.isfinite(a) & np.isfinite(b)
 
-    def statistic(x: Array, y: Array) -> float:
-        below = float(y.mean())
-        return float(x.mean()) / below if below > 0 else math.nan
+    def statistic(x: Array, y: Array) -> Array:
+        below = y.mean(1)
+        return np.divide(x.mean(1), below, out=np.full(len(x), math.nan), where=below > 0)
 
     return bootstrap(statistic, a[both], b[both], confidence=confidence, seed=seed)
 
