@@ -13,12 +13,13 @@ from kairos_env import Observation
 from kairos_env.policies.sb3 import SB3VecEnv
 
 TASK, SHORT = "reach", "--short" in sys.argv
-num_envs, decisions, episodes = (2, 16, 1) if SHORT else (32, 60_000, 20)
+num_envs, rollout, decisions, episodes, limit = (2, 8, 16, 1, 3) if SHORT else (32, 24, 60_000, 20, 24)
 
 
 def evaluate(agent, dream):
     """Share of real episodes solved: real images are encoded, so the agent sees what it saw in imagination."""
-    simulator, model, solved = gym.make("Kairos-Robosuite-v0", task=TASK), dream.env.unwrapped.model, 0
+    simulator = gym.make("Kairos-Robosuite-v0", task=TASK, max_episode_steps=limit)
+    model, solved = dream.env.unwrapped.model, 0
     for seed in range(10_000, 10_000 + episodes):
         (observed, info), state, action, over = simulator.reset(seed=seed), None, None, False
         while not over:
@@ -34,7 +35,7 @@ def evaluate(agent, dream):
 
 settings = {"task": TASK, "observation": "latent", "autoreset_mode": "SameStep"}
 dream = SB3VecEnv(gym.make_vec("Kairos-WorldModel-v0", num_envs=num_envs, **settings))
-agent = PPO("MultiInputPolicy", VecMonitor(dream), n_steps=8 if SHORT else 24, batch_size=16 if SHORT else 256, seed=0)
+agent = PPO("MultiInputPolicy", VecMonitor(dream), n_steps=rollout, batch_size=num_envs * rollout // 4, seed=0)
 print(f"{TASK} in the simulator before: {evaluate(agent, dream):.0%}")
-agent.learn(decisions, progress_bar=False)
+agent.learn(decisions)
 print(f"{TASK} in the simulator after {agent.num_timesteps} imagined decisions: {evaluate(agent, dream):.0%}")

@@ -135,7 +135,7 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
         return branches
 
     def render(self) -> Array | None:  # type: ignore[override]
-        """The newest frame, enlarged: uint8 (4H, 4W, 3). None without a render mode."""
+        """The newest frame, enlarged (64 x 64 to 256 x 256): uint8 (height, width, 3). None without a render mode."""
         if self.render_mode is None:
             gym.logger.warn("render() needs a mode: gym.make(..., render_mode='rgb_array')")
             return None

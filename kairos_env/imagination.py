@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kairos_env.world_model.state import WorldState
 
 RESET_OPTIONS = ("observation", "instruction", "task", "start", "initial_state_id")
-RENDER_SCALE = 4  # a 64 x 64 frame is too small to look at
+RENDER_HEIGHT = 256  # pixels; what a model sees is often too small to look at
 
 
 class Settings(TypedDict, total=False):
@@ -343,12 +343,16 @@ class Imagination:
         return np.minimum(np.maximum(proprio, self._proprio_low), self._proprio_high)  # np.clip is slow on few numbers
 
     def render(self, moment: Moment) -> Array:
-        """Uint8 (B, 4H, 4W, 3): the newest frame of every episode, cameras of one height side by side."""
+        """Uint8 (B, s*H, s*W, 3): every episode's newest frame, cameras of one height side by side.
+
+        The whole number s enlarges small frames to at most `RENDER_HEIGHT`, pixel by pixel.
+        """
         frames = self.model.decode(moment.state.latent)
         first = self.spec.cameras[0]
         views = [frames[camera.name] for camera in self.spec.cameras if camera.height == first.height]
         strip = np.concatenate(views, axis=2)  # (B, H, W, 3)
-        return strip.repeat(RENDER_SCALE, axis=1).repeat(RENDER_SCALE, axis=2)
+        scale = max(1, RENDER_HEIGHT // first.height)
+        return strip.repeat(scale, axis=1).repeat(scale, axis=2)
 
     def close(self) -> None:
         """Frees the simulator that gave starts, if there was one. The model is the caller's."""

@@ -186,7 +186,7 @@ class WorldModelVectorEnv(gym.vector.VectorEnv[dict[str, Array], Array, Array]):
         self._now = self.imagination.resume(moment)
 
     def render(self) -> tuple[Array, ...] | None:
-        """The newest frame of every sub-environment, enlarged: uint8 (4H, 4W, 3) each."""
+        """The newest frame of every sub-environment, enlarged: uint8 (height, width, 3) each."""
         if self.render_mode is None:
             gym.logger.warn("render() needs a mode: gym.make_vec(..., render_mode='rgb_array')")
             return None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import sys
 import warnings
 from typing import Any
@@ -390,7 +391,7 @@ def test_render_enlarges_the_newest_frame() -> None:
     env.step(np.zeros(2))
     frame = env.render()
     assert frame is not None
-    assert frame.shape == (144, 144, 3)
+    assert frame.shape == (252, 252, 3)
     assert frame.dtype == np.uint8
     assert (frame == 2).all()
 
@@ -402,6 +403,15 @@ def test_render_needs_a_mode_and_a_reset() -> None:
         assert counting_env().render() is None
     with pytest.raises(ValueError, match="kairos play"):
         counting_env(render_mode="human")
+
+
+def test_a_window_is_gymnasiums_and_says_what_it_needs() -> None:
+    if importlib.util.find_spec("pygame") is not None:
+        pytest.skip("pygame is installed")
+    with pytest.warns(UserWarning, match="HumanRendering"):
+        env = gym.make(WORLD, model=CountingModel(), render_mode="human")
+    with pytest.raises(gym.error.DependencyNotInstalled, match="pip install"):
+        env.reset()
 
 
 # Bad input

@@ -251,7 +251,7 @@ def test_render_gives_a_frame_for_each() -> None:
     envs.reset(seed=0)
     frames = envs.render()
     assert frames is not None
-    assert [f.shape for f in frames] == [(144, 144, 3)] * 3
+    assert [f.shape for f in frames] == [(252, 252, 3)] * 3
 
 
 # Gymnasium around it
