@@ -45,7 +45,7 @@ class Settings:
     """
 
     rollouts: int = 4
-    plans: int = 3
+    plans: int = 2
     episodes: int = 10
     speed_s: float = 1.5
 
