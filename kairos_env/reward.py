@@ -16,7 +16,8 @@ from kairos_env.records import Array, Observation, RobotSpec
 if TYPE_CHECKING:
     import torch
 
-    from kairos_env.world_model.model import StepOutput, WorldModel
+    from kairos_env.world_model.model import WorldModel
+    from kairos_env.world_model.state import StepOutput
 
 RewardFunction = Callable[["StepOutput"], Any]
 """What the model imagined -> reward (B,), a tensor or an array."""

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from kairos_env.world_model.gated_delta import (
     ENGINES,
-    GatedDeltaNet,
-    GatedDeltaState,
     chunk_gated_delta,
     frame_gated_delta,
     gated_delta,
     naive_gated_delta,
 )
+from kairos_env.world_model.gated_delta_net import GatedDeltaNet, GatedDeltaState
 
 
 @pytest.fixture(autouse=True)

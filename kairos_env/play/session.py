@@ -19,8 +19,8 @@ from kairos_env.records import Array, Observation, RobotSpec
 from kairos_env.starts import Start, Starts
 
 if TYPE_CHECKING:
-    from kairos_env.world_model.model import StepOutput, WorldModel
-    from kairos_env.world_model.state import WorldState
+    from kairos_env.world_model.model import WorldModel
+    from kairos_env.world_model.state import StepOutput, WorldState
 
 UNDO_LIMIT = 64  # moments that keep their WorldState; older ones keep only what was seen
 MOMENT_LIMIT = 2000  # about 25 MB of 64 x 64 frames

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kairos_env.world_model.attention import attend, rope, rotate, window, window_valid
 from kairos_env.world_model.config import ActionConfig, VideoConfig
 from kairos_env.world_model.dit import Block, SelfAttention, TimeEmbedding, VideoDiT, modulate
-from kairos_env.world_model.gated_delta import GatedDeltaState
+from kairos_env.world_model.gated_delta_net import GatedDeltaState
 
 # query kind -> key kinds it sees. "past" are the remembered groups inside the layer's window; "chunk" is a
 # proposal, which no frame sees outside the joint mode (`MixtureOfTransformers.joint` has that mode's rule).

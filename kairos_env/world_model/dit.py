@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kairos_env.world_model.attention import softmax_attention
 from kairos_env.world_model.config import VideoConfig
 from kairos_env.world_model.flow import timestep_embedding
-from kairos_env.world_model.gated_delta import GatedDeltaNet
+from kairos_env.world_model.gated_delta_net import GatedDeltaNet
 
 EPS = 1e-6
 FREQUENCIES = 256

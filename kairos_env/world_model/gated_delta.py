@@ -11,7 +11,7 @@ with ``q`` and ``k`` L2-normalised and ``q`` scaled by ``1 / sqrt(K)``. The deca
 value is read from the decayed memory.
 
 ``naive_gated_delta`` is these lines. ``chunk_gated_delta`` computes the same in parallel within chunks
-and carries only one (K, V) matrix from chunk to chunk. ``GatedDeltaNet`` is the layer around it.
+and carries only one (K, V) matrix from chunk to chunk. The layer around it is ``gated_delta_net.GatedDeltaNet``.
 
 Letters: B batch, F frames, L tokens per frame, T tokens, D model width, H heads, K key width,
 V value width, N chunks, C tokens of a chunk.
@@ -20,13 +20,11 @@ V value width, N chunks, C tokens of a chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 Engine = Literal["naive", "chunked"]
 ENGINES: tuple[Engine, ...] = ("naive", "chunked")
@@ -60,7 +58,7 @@ def naive_gated_delta(
     """
     _check_shapes(q, k, v, g, beta, state)
     with torch.autocast(q.device.type, enabled=False):
-        dtype = _compute_dtype(v)
+        dtype = compute_dtype(v)
         q, k = _normalise(q.to(dtype)) / math.sqrt(q.shape[-1]), _normalise(k.to(dtype))
         values, decay, beta = v.to(dtype), g.to(dtype).exp(), beta.to(dtype)
         memory = _initial_state(state, k, values)
@@ -174,7 +172,7 @@ def frame_gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, 
     flat = [x.flatten(0, 1) for x in (q, k, v, g, beta, state)]
     _check_shapes(*flat)
     with torch.autocast(q.device.type, enabled=False):
-        dtype = _compute_dtype(v)
+        dtype = compute_dtype(v)
         query, key, values, decay, strength = (_split_chunks(x, 1, q.shape[2], dtype) for x in flat[:5])
         query, key = _normalise(query) / math.sqrt(q.shape[-1]), _normalise(key)
         query_key, strict, decay_in, _ = _scores(query, key, decay, strength)
@@ -223,7 +221,7 @@ def _chunked(
     with torch.autocast(q.device.type, enabled=False):
         batch, length, heads = g.shape
         width_k, width_v = k.shape[-1], v.shape[-1]
-        count, dtype = -(-length // size), _compute_dtype(v)
+        count, dtype = -(-length // size), compute_dtype(v)
         # All (B * H * N, C, ...); the padding (k = 0, beta = 0, g = 0) leaves the memory as it is.
         query, key, values, decay, strength = (_split_chunks(x, count, size, dtype) for x in (q, k, v, g, beta))
         query, key = _normalise(query) / math.sqrt(width_k), _normalise(key)
@@ -289,7 +287,7 @@ def _normalise(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_EPS)
 
 
-def _compute_dtype(v: Tensor) -> torch.dtype:
+def compute_dtype(v: Tensor) -> torch.dtype:
     return torch.float64 if v.dtype == torch.float64 else torch.float32
 
 
@@ -313,214 +311,3 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, stat
             f"gated delta rule: got {given}; expected q and k (B, T, H, K) with T >= 1, v (B, T, H, V), "
             "g and beta (B, T, H), state (B, H, K, V) or None"
         )
-
-
-@dataclass(frozen=True)
-class GatedDeltaState:
-    """What a ``GatedDeltaNet`` remembers between calls; its size does not depend on the length seen.
-
-    Args:
-        recurrent: (B, H, K, V) float32 memory.
-        conv: (B, 3, 2 H K + H V) the last three inputs of the short convolutions, queries | keys | values.
-    """
-
-    recurrent: Tensor
-    conv: Tensor
-
-    def map(self, transform: Callable[[Tensor], Tensor]) -> GatedDeltaState:
-        """Apply ``transform`` to both tensors, for example to select batch elements or to move them."""
-        return GatedDeltaState(transform(self.recurrent), transform(self.conv))
-
-
-class SwishGatedRMSNorm(nn.Module):
-    """``weight * x / rms(x) * swish(gate)`` over the last axis, computed in float32 or better."""
-
-    def __init__(self, width: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        """``x`` and ``gate`` (..., V) to (..., V) in ``x``'s dtype."""
-        dtype = _compute_dtype(x)
-        normed = F.rms_norm(x.to(dtype), (x.shape[-1],), self.weight.to(dtype), self.eps)
-        return (normed * F.silu(gate.to(dtype))).to(x.dtype)
-
-
-class _CausalDepthwise(torch.autograd.Function):
-    """Depthwise convolution of (B, k - 1 + T, C) with (C, 1, k) to (B, T, C), channels last.
-
-    A two-dimensional convolution of height 1 takes this layout without a copy, and on a CPU is several times
-    faster than ``conv1d``; its own backward is not, hence this one.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _depthwise(x, weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        (grad,) = grads
-        kernel, length = weight.shape[-1], grad.shape[1]
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _depthwise(F.pad(grad, (0, 0, kernel - 1, kernel - 1)), weight.flip(-1))
-        if ctx.needs_input_grad[1]:
-            taps = [(grad * x[:, i : i + length]).sum((0, 1)) for i in range(kernel)]
-            grad_weight = torch.stack(taps, dim=-1)[:, None]
-        return grad_x, grad_weight
-
-
-def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    return F.conv2d(x.mT[:, :, None], weight[:, :, None], groups=x.shape[-1])[:, :, 0].mT
-
-
-class GatedDeltaNet(nn.Module):
-    """Gated delta rule layer: projections, short causal convolutions, the memory, a gated norm.
-
-    Parameter names are those of the published checkpoints.
-
-    Args:
-        dim: D, model width.
-        heads: H.
-        head_k_dim: K.
-        expand_v: V = K * expand_v, must come out whole.
-        engine: which implementation of the recurrence ``forward`` uses.
-    """
-
-    conv_kernel = 4
-
-    def __init__(
-        self, dim: int, heads: int, head_k_dim: int = 256, expand_v: float = 2.0, engine: Engine = "chunked"
-    ) -> None:
-        super().__init__()
-        if engine not in ENGINES:
-            raise ValueError(f"unknown gated delta engine {engine!r}; legal are {', '.join(ENGINES)}")
-        if (head_k_dim * expand_v) % 1 or head_k_dim * expand_v < 1:
-            raise ValueError(f"head_k_dim {head_k_dim} * expand_v {expand_v} must be a whole number of at least 1")
-        self.dim, self.heads, self.head_k_dim, self.head_v_dim = dim, heads, head_k_dim, int(head_k_dim * expand_v)
-        self.engine: Engine = engine
-        self.key_dim, self.value_dim = heads * self.head_k_dim, heads * self.head_v_dim
-
-        self.q_proj = nn.Linear(dim, self.key_dim, bias=False)
-        self.k_proj = nn.Linear(dim, self.key_dim, bias=False)
-        self.v_proj = nn.Linear(dim, self.value_dim, bias=False)
-        self.a_proj = nn.Linear(dim, heads, bias=False)
-        self.b_proj = nn.Linear(dim, heads, bias=False)
-        self.g_proj = nn.Linear(dim, self.value_dim, bias=False)
-        self.o_proj = nn.Linear(self.value_dim, dim, bias=False)
-        self.q_conv1d = self._short_conv(self.key_dim)
-        self.k_conv1d = self._short_conv(self.key_dim)
-        self.v_conv1d = self._short_conv(self.value_dim)
-        self.o_norm = SwishGatedRMSNorm(self.head_v_dim)
-        self.A_log = nn.Parameter(torch.empty(heads))
-        self.dt_bias = nn.Parameter(torch.empty(heads))
-        self.reset_decay()
-
-    def _short_conv(self, channels: int) -> nn.Conv1d:
-        # Used for its weight (C, 1, 4) and its init; forward convolves q, k and v in one go.
-        return nn.Conv1d(channels, channels, self.conv_kernel, groups=channels, bias=False)
-
-    @torch.no_grad()
-    def reset_decay(self) -> None:
-        """Decay rates as published: A ~ U(0, 16), step sizes log-uniform in [1e-3, 1e-1]."""
-        self.A_log.uniform_(0, 16).clamp_(min=1e-4).log_()
-        step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
-        self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
-
-    def initial_state(self, batch_size: int) -> GatedDeltaState:
-        """The empty memory, on the layer's device."""
-        weight = self.q_proj.weight
-        return GatedDeltaState(
-            weight.new_zeros(batch_size, self.heads, self.head_k_dim, self.head_v_dim, dtype=_compute_dtype(weight)),
-            weight.new_zeros(batch_size, self.conv_kernel - 1, 2 * self.key_dim + self.value_dim),
-        )
-
-    def forward(self, x: Tensor, state: GatedDeltaState | None = None) -> tuple[Tensor, GatedDeltaState]:
-        """Read and write ``x`` (B, T, D) in order, from ``state`` (None: empty).
-
-        Returns:
-            y (B, T, D), and the state after the last token: any split of a sequence gives the same result.
-        """
-        state = state or self.initial_state(x.shape[0])
-        raw = self._convolution_inputs(x)
-        padded = torch.cat([state.conv.to(raw.dtype), raw], dim=1)
-        q, k, v = self._convolve(padded)
-        o, recurrent = gated_delta(q, k, v, *self._decay_and_strength(x), state.recurrent, engine=self.engine)
-        return self._output(o, x), GatedDeltaState(recurrent, self._tail(padded))
-
-    def forward_frames(
-        self, x_clean: Tensor, x_noisy: Tensor, state: GatedDeltaState | None = None
-    ) -> tuple[Tensor, Tensor, GatedDeltaState]:
-        """Two streams over the same frames: the clean one is remembered, the noisy one only reads.
-
-        The clean stream runs as in ``forward``. Noisy frame f starts from the clean stream's state before
-        frame f (memory and convolution tail) and leaves no trace: its outputs are what ``forward`` gives for
-        the clean frames before f followed by noisy frame f.
-
-        Args:
-            x_clean: (B, F, L, D).
-            x_noisy: (B, F, L, D).
-            state: before the first frame; None is empty.
-
-        Returns:
-            y_clean and y_noisy (B, F, L, D), and the state after the last clean frame.
-        """
-        if x_clean.ndim != 4 or x_clean.shape != x_noisy.shape:
-            raise ValueError(
-                f"expected two streams (B, F, L, D), got {tuple(x_clean.shape)} and {tuple(x_noisy.shape)}"
-            )
-        batch, frames, length, _ = x_clean.shape
-        tail = self.conv_kernel - 1
-        state = state or self.initial_state(batch)
-
-        # Clean stream.
-        flat = x_clean.flatten(1, 2)
-        raw = self._convolution_inputs(flat)
-        padded = torch.cat([state.conv.to(raw.dtype), raw], dim=1)
-        q, k, v = self._convolve(padded)
-        o, recurrent, states = chunk_gated_delta(
-            q, k, v, *self._decay_and_strength(flat), state.recurrent, chunk=length, return_states=True
-        )
-        y_clean = self._output(o, flat).unflatten(1, (frames, length))
-
-        # Noisy stream: frame f's convolution sees the last three clean inputs before frame f.
-        tails = padded.unfold(1, tail, length)[:, :frames].transpose(2, 3)  # (B, F, 3, C)
-        raw = self._convolution_inputs(x_noisy)
-        q, k, v = (
-            z.unflatten(0, (batch, frames))
-            for z in self._convolve(torch.cat([tails.to(raw.dtype), raw], dim=2).flatten(0, 1))
-        )
-        o = frame_gated_delta(q, k, v, *self._decay_and_strength(x_noisy), states.transpose(1, 2))
-        return y_clean, self._output(o, x_noisy), GatedDeltaState(recurrent, self._tail(padded))
-
-    def _convolution_inputs(self, x: Tensor) -> Tensor:
-        return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
-
-    def _tail(self, padded: Tensor) -> Tensor:
-        # A copy: a view would keep the whole sequence in memory for as long as the state lives.
-        return padded[:, -(self.conv_kernel - 1) :].clone()
-
-    def _convolve(self, padded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Causal depthwise convolution and SiLU: (B, 3 + T, C) to q, k (B, T, H, K) and v (B, T, H, V)."""
-        weight = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight])
-        mixed = _CausalDepthwise.apply(padded, weight.to(padded.dtype))
-        q, k, v = F.silu(mixed).split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
-        return (
-            q.unflatten(-1, (self.heads, self.head_k_dim)),
-            k.unflatten(-1, (self.heads, self.head_k_dim)),
-            v.unflatten(-1, (self.heads, self.head_v_dim)),
-        )
-
-    def _decay_and_strength(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return g = -exp(A_log) softplus(a + dt_bias) <= 0 and beta = sigmoid(b), both (..., H), at least float32."""
-        a, b = self.a_proj(x), self.b_proj(x)
-        dtype = _compute_dtype(a)
-        g = -self.A_log.to(dtype).exp() * F.softplus(a.to(dtype) + self.dt_bias.to(dtype))
-        return g, b.to(dtype).sigmoid()
-
-    def _output(self, o: Tensor, x: Tensor) -> Tensor:
-        gate = self.g_proj(x).unflatten(-1, (self.heads, self.head_v_dim))
-        return self.o_proj(self.o_norm(o, gate).flatten(-2))

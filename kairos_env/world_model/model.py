@@ -24,7 +24,7 @@ from kairos_env.world_model.config import WorldModelConfig, get_preset
 from kairos_env.world_model.dit import VideoDiT
 from kairos_env.world_model.flow import counter_noise, euler, schedule, to_sample
 from kairos_env.world_model.heads import FrameHeads, Readout
-from kairos_env.world_model.state import WorldState
+from kairos_env.world_model.state import Rollout, StepOutput, WorldState
 from kairos_env.world_model.text import ByteEncoder, to_bytes
 from kairos_env.world_model.tokenizer import DOWNSAMPLING, Tokenizer, to_uint8, to_unit
 
@@ -44,39 +44,6 @@ class Statistics:
     @classmethod
     def identity(cls, channels: int, proprio: int) -> Statistics:
         return cls((0.0,) * channels, (1.0,) * channels, (0.0,) * proprio, (1.0,) * proprio)
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """One imagined decision.
-
-    Args:
-        state: the new memory.
-        latent: (B, C, h, w) normalised latent frame.
-        proprio: (B, P) physical units.
-        reward: (B,) predicted reward of the task.
-        success: (B,) probability that the task is solved in this frame.
-        uncertainty: (B,) predicted root mean squared error of the latent frame, in standard deviations.
-    """
-
-    state: WorldState
-    latent: Tensor
-    proprio: Tensor
-    reward: Tensor
-    success: Tensor
-    uncertainty: Tensor
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Imagined decisions, stacked along axis 1; fields as in `StepOutput`."""
-
-    latents: Tensor
-    proprio: Tensor
-    reward: Tensor
-    success: Tensor
-    uncertainty: Tensor
-    state: WorldState
 
 
 class WorldModel(nn.Module):

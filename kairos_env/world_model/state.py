@@ -1,4 +1,4 @@
-"""WorldState: everything the model remembers, as a value of constant size."""
+"""WorldState: everything the model remembers, as a value of constant size; and what an imagined step returns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kairos_env.world_model.action_expert import LayerMemory
-from kairos_env.world_model.gated_delta import GatedDeltaState
+from kairos_env.world_model.gated_delta_net import GatedDeltaState
 
 
 @dataclass(frozen=True)
@@ -111,3 +111,36 @@ class WorldState:
             layers.append(LayerMemory(flat[at + "keys"], flat[at + "values"], delta))
         values = {k: v for k, v in flat.items() if not k.startswith("layers.")}
         return cls(layers=tuple(layers), **values)
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """One imagined decision.
+
+    Args:
+        state: the new memory.
+        latent: (B, C, h, w) normalised latent frame.
+        proprio: (B, P) physical units.
+        reward: (B,) predicted reward of the task.
+        success: (B,) probability that the task is solved in this frame.
+        uncertainty: (B,) predicted root mean squared error of the latent frame, in standard deviations.
+    """
+
+    state: WorldState
+    latent: Tensor
+    proprio: Tensor
+    reward: Tensor
+    success: Tensor
+    uncertainty: Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Imagined decisions, stacked along axis 1; fields as in `StepOutput`."""
+
+    latents: Tensor
+    proprio: Tensor
+    reward: Tensor
+    success: Tensor
+    uncertainty: Tensor
+    state: WorldState
