@@ -173,7 +173,7 @@ def test_the_bundled_probe_reads_the_simulators_pictures() -> None:
 class PixelReader:
     """Reads the toy table's pictures by colour: exact up to a pixel, where nothing is hidden."""
 
-    camera, floor = "scene", {"gripper_median_mm": 8.0, "gripper_mean_mm": 8.0}  # noqa: RUF012
+    camera, floor = "scene", {"gripper_median_mm": 8.0, "gripper_mean_mm": 8.0}
     mean_frame = np.full((SIDE, SIDE, 3), 100, np.uint8)
 
     def read(self, images: np.ndarray) -> Reading:

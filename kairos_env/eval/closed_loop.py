@@ -176,6 +176,12 @@ class EpisodeRunner:
         """Builds simulator and policy if they are not there yet."""
         if self.env is None:
             self.env = roster.make_simulator(job.simulator, **self.config.simulator_options)
+            limit = getattr(self.env.unwrapped, "max_episode_steps", None)
+            if limit is not None and limit < self.config.max_decisions:
+                raise ValueError(
+                    f"{job.simulator} ends its episodes after {limit} decisions, before max_decisions="
+                    f"{self.config.max_decisions}; ask for fewer, or give simulator_options={{'max_episode_steps': ...}}"
+                )
         if job.policy not in self.policies:
             self.policies[job.policy] = self.make_policy(job.policy, self.env, self.config)
 

@@ -80,13 +80,26 @@ def make_policy(
 
 
 def make_simulator(name: str, **options: Any) -> Any:
-    """Builds the environment of a Gymnasium id, or of ``module:factory`` with ``factory(**options) -> env``."""
-    import gymnasium as gym
+    """Builds the environment of a Gymnasium id, or of ``module:factory`` with ``factory(**options) -> env``.
 
+    The bare environment, without Gymnasium's wrappers: the evaluation has its own time limit, and
+    ``gym.make`` would keep the option ``max_episode_steps`` from the simulator.
+
+    Raises:
+        ValueError: an unknown id or factory.
+    """
     if ":" in name and not re.search(r"-v\d+$", name):
         return load_factory(name)(**options)
+    from gymnasium import error, spec
+    from gymnasium.envs.registration import load_env_creator
+
     importlib.import_module("kairos_env")  # registers the ids
-    return gym.make(name, disable_env_checker=True, **options)
+    try:
+        found = spec(name)
+    except error.Error as problem:
+        raise ValueError(f"unknown simulator {name!r}: {problem}") from None
+    entry = found.entry_point
+    return (load_env_creator(entry) if isinstance(entry, str) else entry)(**found.kwargs | options)  # type: ignore[misc]
 
 
 def spec_of(env: Any) -> RobotSpec:
