@@ -15,6 +15,7 @@ from gymnasium.utils.env_checker import check_env
 import kairos_env
 from kairos_env.records import RobotSpec
 from kairos_env.sims.experts import BEHAVIOURS, expert_action, make_behaviour
+from kairos_env.sims.rendering import RenderingUnavailable, choose_backend
 from kairos_env.sims.robosuite import CAMERAS, TASKS, RobosuiteEnv, make_spec
 from kairos_env.sims.tasks import PUSH_RADIUS, TaskState, measure
 
@@ -127,9 +128,14 @@ def test_rewards_rise_along_the_way() -> None:
 # -- the environment -------------------------------------------------------------------------------------------
 
 
-def test_gymnasium_checker_passes() -> None:
-    env = gym.make("Kairos-Robosuite-v0", task="push", image_size=32, max_episode_steps=5)
-    check_env(env.unwrapped, skip_render_check=True)
+def test_gymnasium_checker_passes(env: RobosuiteEnv) -> None:
+    check_env(env, skip_render_check=True)
+
+
+def test_is_made_by_its_id() -> None:
+    env = gym.make("Kairos-Robosuite-v0", task="push", observe_images=False)
+    assert env.reset(seed=0)[1]["instruction"] == TASKS["push"]
+    assert env.unwrapped.robot_spec == make_spec()  # type: ignore[attr-defined]
     env.close()
 
 
@@ -360,8 +366,12 @@ def test_without_gl_the_error_names_the_packages() -> None:
     assert done.returncode != 0
     for package in ("libegl1", "libegl-mesa0", "libgl1-mesa-dri", "libosmesa6"):
         assert package in done.stderr
-    done = python(_DRAW, MUJOCO_GL="magic", PYOPENGL_PLATFORM="")
-    assert "'magic'" in done.stderr and "osmesa" in done.stderr
+
+
+def test_unknown_backend_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "magic")
+    with pytest.raises(RenderingUnavailable, match=r"'magic'.*osmesa"):
+        choose_backend()
 
 
 # -- experts ---------------------------------------------------------------------------------------------------
