@@ -179,8 +179,8 @@ class EpisodeRunner:
             limit = getattr(self.env.unwrapped, "max_episode_steps", None)
             if limit is not None and limit < self.config.max_decisions:
                 raise ValueError(
-                    f"{job.simulator} ends its episodes after {limit} decisions, before max_decisions="
-                    f"{self.config.max_decisions}; ask for fewer, or give simulator_options={{'max_episode_steps': ...}}"
+                    f"{job.simulator} ends its episodes after {limit} decisions, before max_decisions "
+                    f"{self.config.max_decisions}: ask for fewer, or give simulator_options={{'max_episode_steps': n}}"
                 )
         if job.policy not in self.policies:
             self.policies[job.policy] = self.make_policy(job.policy, self.env, self.config)

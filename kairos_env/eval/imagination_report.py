@@ -15,7 +15,7 @@ import numpy as np
 from kairos_env.eval.media import film_strip, png_bytes, side_by_side, write_mp4
 from kairos_env.eval.report import format_table, html_page, plain
 from kairos_env.eval.run_folder import describe_machine, write_bytes, write_text
-from kairos_env.eval.statistics import Interval, mean, ratio
+from kairos_env.eval.statistics import Interval, mean, ratio, wilson
 from kairos_env.records import Array
 
 CONDITIONS = ("imagined", "shuffled", "zero", "copy", "mean", "codec")
@@ -128,6 +128,12 @@ class ImaginationReport:
             if f"{name}_median_mm" in self.floor
         )
         lines = [f"{used}. Means over episodes with 95 % bootstrap intervals."]
+        sure, real = self.own_success[:, 0] >= 0.5, self.own_success[:, 1] > 0.5
+        same = wilson(int((sure == real).sum()), len(real))
+        lines.append(
+            f"Success, by the model's own judgement (probability ≥ 0.5 at any step) under the true actions: "
+            f"{sure.mean():.0%}, really {real.mean():.0%}; the same in {same.format(0, 100)} % of the episodes."
+        )
         if floor:
             lines.append(f"Floor of the position reader on held-out real frames: {floor}.")
         return lines
