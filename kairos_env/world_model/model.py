@@ -10,9 +10,11 @@ frames = model.decode(latents)              pixels, only when someone looks
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ from kairos_env.world_model.text import ByteEncoder, to_bytes
 from kairos_env.world_model.tokenizer import DOWNSAMPLING, Tokenizer, to_uint8, to_unit
 
 VIDEO_NOISE, PROPRIO_NOISE, ACTION_NOISE = 0, 1, 2  # noise streams
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+Precision = Literal["fp32", "bf16"]
 LATENT_LIMIT = 6.0  # normalised latents beyond this many standard deviations are no picture
 
 
@@ -44,6 +48,18 @@ class Statistics:
     @classmethod
     def identity(cls, channels: int, proprio: int) -> Statistics:
         return cls((0.0,) * channels, (1.0,) * channels, (0.0,) * proprio, (1.0,) * proprio)
+
+
+def _verb(method: Verb) -> Verb:
+    """Runs a verb without gradient and in the model's precision."""
+
+    @functools.wraps(method)
+    def run(self: WorldModel, *args: Any, **kwargs: Any) -> Any:
+        lower = self.precision == "bf16"
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=lower):
+            return method(self, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
 
 
 class WorldModel(nn.Module):
@@ -93,6 +109,7 @@ class WorldModel(nn.Module):
             self.register_buffer(name, torch.zeros(0), persistent=False)
         self.set_statistics(statistics or Statistics.identity(channels, spec.proprio_dim))
 
+    precision: Precision = "fp32"
     action_mid: Tensor
     action_half: Tensor
     latent_mean: Tensor
@@ -110,11 +127,22 @@ class WorldModel(nn.Module):
             return cls(get_preset(name), spec, tasks).eval()
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike[str], device: str | torch.device = "cpu") -> WorldModel:
-        """Loads a bundled model by name, or a folder written by `save_pretrained`."""
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], device: str | torch.device = "cpu", precision: Precision = "fp32"
+    ) -> WorldModel:
+        """Loads a bundled model by name, or a folder written by `save_pretrained`.
+
+        Args:
+            precision: ``"bf16"`` computes the verbs under bfloat16 autocast: faster in large batches on hardware with
+                bfloat16 units. A trajectory then depends, by rounding, on the batch around it.
+        """
         from kairos_env.world_model.checkpoint import load
 
-        return load(name, device)
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
+        model = load(name, device)
+        model.precision = precision
+        return model
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes weights, configuration, statistics and starts to ``folder``, each file atomically."""
@@ -160,7 +188,7 @@ class WorldModel(nn.Module):
         latents = torch.cat(views, -1).float()
         return (latents - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
-    @torch.no_grad()
+    @_verb
     def encode(self, observations: Sequence[Observation]) -> Tensor:
         """Observations -> normalised latents (B, C, h, w)."""
         images = {
@@ -169,7 +197,7 @@ class WorldModel(nn.Module):
         }
         return self.encode_images(images)
 
-    @torch.no_grad()
+    @_verb
     def decode(self, latents: Tensor) -> dict[str, Array]:
         """Normalised latents (..., C, h, w) -> camera -> uint8 (..., H, W, 3)."""
         flat = latents.reshape(-1, *self.latent_shape)
@@ -180,7 +208,7 @@ class WorldModel(nn.Module):
 
     # the verbs ------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @_verb
     def observe(
         self,
         observation: Observation | Sequence[Observation],
@@ -228,7 +256,7 @@ class WorldModel(nn.Module):
         latent = torch.zeros(batch, *self.latent_shape, device=self.device)
         return WorldState(layers, seed.new_zeros(batch), latent, proprio, context, seed, zeros, zeros)
 
-    @torch.no_grad()
+    @_verb
     def step(self, state: WorldState, action: Array | Tensor, steps: int | None = None) -> StepOutput:
         """Imagines what one action does.
 
@@ -257,7 +285,7 @@ class WorldModel(nn.Module):
         new = self.remember(state, latent[:, None], physical[:, None], lead[:, None], self.config.imagined_level)
         return StepOutput(new, latent, physical, new.reward, new.success, (0.5 * log_error).exp())
 
-    @torch.no_grad()
+    @_verb
     def imagine(self, state: WorldState, actions: Array | Tensor, steps: int | None = None) -> Rollout:
         """Imagines the consequences of an action sequence (B, horizon, A), physical units."""
         outputs = []
@@ -271,7 +299,7 @@ class WorldModel(nn.Module):
         }
         return Rollout(latents=torch.stack([out.latent for out in outputs], 1), state=state, **stacked)
 
-    @torch.no_grad()
+    @_verb
     def act(self, state: WorldState, steps: int | None = None) -> Tensor:
         """Proposes an action chunk (B, N, A), physical units. No video is computed."""
         shape = (self.chunk_length, self.spec.action_dim)
@@ -289,7 +317,7 @@ class WorldModel(nn.Module):
             actions = euler(actions, sample.float(), level, following)
         return self.physical_actions(actions)
 
-    @torch.no_grad()
+    @_verb
     def joint(self, state: WorldState, steps: int | None = None) -> tuple[Tensor, Tensor]:
         """Denoises a chunk and the video that it leads to together: (B, N, A) physical, (B, N, C, h, w) latents."""
         number = self.chunk_length
@@ -305,7 +333,7 @@ class WorldModel(nn.Module):
             )
         return self.physical_actions(actions), video
 
-    @torch.no_grad()
+    @_verb
     def infer_actions(
         self, state: WorldState, future: Sequence[Sequence[Observation]], steps: int | None = None
     ) -> Tensor:
