@@ -12,12 +12,14 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kairos_env.records import Array, Episode, Observation, RobotSpec
+from kairos_env.world_model.checkpoint import load, save
 from kairos_env.world_model.config import get_preset
 from kairos_env.world_model.model import Statistics, WorldModel
 from kairos_env.world_model.tokenizer import to_unit
@@ -46,6 +48,9 @@ class TrainConfig:
         imagined_from: share of stage 2 after which a third of the steps see imagined history.
         sample_every: steps between validation rollouts with film strips.
         starts: held-out first observations that ship with the model.
+        init: bundled name or folder of a model to go on from; its tokenizer and statistics are kept and stage 1 is
+            skipped.
+        weights: float16 or float32, how the finished model is stored.
     """
 
     out: str = "runs/tiny"
@@ -62,6 +67,8 @@ class TrainConfig:
     imagined_from: float = 0.25
     sample_every: int = 400
     starts: int = 48
+    init: str = ""
+    weights: Literal["float16", "float32"] = "float16"
 
 
 def train(
@@ -99,44 +106,15 @@ def train(
         random.seed(config.seed)
         model = WorldModel(get_preset(config.preset), spec, tasks).to(device)
 
-    # stage 1: tokenizer
-    images = {c.name: np.concatenate([e.images[c.name] for e in training]) for c in spec.cameras}
-    frames = torch.from_numpy(np.concatenate(list(images.values())))
-    foreground = _typical(frames)
-    averaged = optimise(
-        "tokenizer",
-        model.tokenizer,
-        _tokenizer_loss(model, frames, foreground, config.tokenizer_batch, device),
-        config.tokenizer,
-        folder,
-        config.seed,
-        config.precision,
-    )
-    with torch.no_grad():
-        for name, parameter in model.tokenizer.named_parameters():
-            parameter.copy_(averaged[name])
+    if config.init:
+        _continue_from(load(config.init, device), model)
+    else:
+        _train_tokenizer(config, model, training, folder)
     model.tokenizer.requires_grad_(False)
-    del frames
-
-    # statistics, and all latents once
-    proprio = np.concatenate([e.proprio for e in training])
-    channels = model.config.tokenizer.latent_channels
-    model.set_statistics(Statistics.identity(channels, spec.proprio_dim))
-    raw = [_encode(model, e) for e in training]
-    everything = torch.cat(raw)
-    model.set_statistics(
-        Statistics(
-            tuple(everything.mean((0, 2, 3)).tolist()),
-            tuple(everything.std((0, 2, 3)).tolist()),
-            tuple(proprio.mean(0).tolist()),
-            tuple((proprio.std(0) + 1e-6).tolist()),
-        )
-    )
-    del everything
-    mean, std = model.latent_mean.cpu()[:, None, None], model.latent_std.cpu()[:, None, None]
+    raw = [_encode(model, e) for e in training]  # all latents once
     clips = Clips(
         training,
-        [(latent - mean) / std for latent in raw],
+        raw,
         spec,
         tasks,
         model.chunk_length,
@@ -166,8 +144,46 @@ def train(
             parameter.copy_(averaged[name])
     finished = WorldModel(model.config, spec, tasks, model.statistics, first)
     finished.load_state_dict(model.state_dict())
-    finished.save_pretrained(folder / "model")
+    save(finished, folder / "model", getattr(torch, config.weights))
     return folder / "model"
+
+
+def _train_tokenizer(config: TrainConfig, model: WorldModel, episodes: Sequence[Episode], folder: Path) -> None:
+    """Stage 1, and the statistics of the latents that come out of it."""
+    spec, channels = model.spec, model.config.tokenizer.latent_channels
+    frames = torch.from_numpy(np.concatenate([e.images[c.name] for c in spec.cameras for e in episodes]))
+    averaged = optimise(
+        "tokenizer",
+        model.tokenizer,
+        _tokenizer_loss(model, frames, _typical(frames), config.tokenizer_batch, model.device),
+        config.tokenizer,
+        folder,
+        config.seed,
+        config.precision,
+    )
+    with torch.no_grad():
+        for name, parameter in model.tokenizer.named_parameters():
+            parameter.copy_(averaged[name])
+    proprio = np.concatenate([e.proprio for e in episodes])
+    model.set_statistics(Statistics.identity(channels, spec.proprio_dim))
+    latents = torch.cat([_encode(model, e) for e in episodes])
+    model.set_statistics(
+        Statistics(
+            tuple(latents.mean((0, 2, 3)).tolist()),
+            tuple(latents.std((0, 2, 3)).tolist()),
+            tuple(proprio.mean(0).tolist()),
+            tuple((proprio.std(0) + 1e-6).tolist()),
+        )
+    )
+
+
+def _continue_from(source: WorldModel, model: WorldModel) -> None:
+    """Copies weights and statistics of a finished model of the same preset and robot."""
+    model.spec.require_same(source.spec, "recording", "model to go on from")
+    if source.config != model.config:
+        raise ValueError(f"cannot go on from preset {source.config.preset!r} with preset {model.config.preset!r}")
+    model.load_state_dict(source.state_dict())
+    model.set_statistics(source.statistics)
 
 
 @torch.no_grad()
@@ -228,7 +244,7 @@ def _tokenizer_loss(model: WorldModel, frames: Tensor, typical: Tensor, batch: i
 
 @torch.no_grad()
 def _encode(model: WorldModel, episode: Episode) -> Tensor:
-    """Raw latents (T + 1, C, h, w) of an episode, on the CPU."""
+    """Normalised latents (T + 1, C, h, w) of an episode, on the CPU."""
     images = {name: torch.from_numpy(np.asarray(image)).to(model.device) for name, image in episode.images.items()}
     return model.encode_images(images).cpu()
 
@@ -265,8 +281,9 @@ def _describe(config: TrainConfig, folder: Path, episodes: int) -> None:
     resolved = dataclasses.asdict(config) | {"episodes": episodes}
     path = folder / "config.json"
     if path.exists():
-        old = json.loads(path.read_text())["config"]
-        changed = {k: (old.get(k), v) for k, v in resolved.items() if old.get(k) != v}
+        # a key that the run does not know yet had its default
+        old = dataclasses.asdict(TrainConfig()) | json.loads(path.read_text())["config"]
+        changed = {k: (old.get(k), v) for k, v in resolved.items() if old.get(k) != json.loads(json.dumps(v))}
         if changed:
             raise ValueError(
                 f"{folder} holds a run with another configuration (there, here): {changed}. Choose another `out`, "
