@@ -136,7 +136,7 @@ PRESETS: dict[str, WorldModelConfig] = {
         head_dim=16,
     ),
     # the bundled model; two CPU cores
-    "tiny": WorldModelConfig(),
+    "tiny": WorldModelConfig(action_steps=1),
     # one GPU
     "small": WorldModelConfig(
         preset="small",
