@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 
 from kairos_env.eval.statistics import wilson
+from kairos_env.sims.arm import WORKSPACE_HIGH
 from kairos_env.sims.experts import make_behaviour
 from kairos_env.sims.robosuite import TASKS, RobosuiteEnv
 from kairos_env.sims.tasks import measure
@@ -109,7 +110,7 @@ def measure_experts(episodes: int) -> None:
     print(f"\n{'expert':8s} {'start':26s} {'success':>9s}  95 % interval   median decisions")
     for task in TASKS:
         for start in ("initial states", "noise of 1.2 cm", "after another's decisions"):
-            solved, lengths = 0, []
+            skipped, lengths = 0, []
             for i in range(episodes):
                 rng = np.random.default_rng(i)
                 env.reset(options={"initial_state_id": 10_000 + i, "task": task})
@@ -119,8 +120,9 @@ def measure_experts(episodes: int) -> None:
                     )
                     for _ in range(10):
                         env.step(other(env))
-                    if measure(env.state)[1][task]:
-                        solved += 1  # already: not a start
+                    reachable = np.all(np.abs(env.state.cube[:2]) < WORKSPACE_HIGH[:2])
+                    if measure(env.state)[1][task] or not reachable:
+                        skipped += 1  # solved already, or pushed out of the arm's reach
                         continue
                 for step in range(24):
                     action = env.expert_action()
@@ -129,9 +131,9 @@ def measure_experts(episodes: int) -> None:
                     if env.step(action)[2]:
                         lengths.append(step + 1)
                         break
-            rate = wilson(len(lengths), episodes - solved)
+            rate = wilson(len(lengths), episodes - skipped)
             print(
-                f"{task:8s} {start:26s} {len(lengths):4d}/{episodes - solved:<4d}  {rate.low:.2f} ... {rate.high:.2f}"
+                f"{task:8s} {start:26s} {len(lengths):4d}/{episodes - skipped:<4d}  {rate.low:.2f} ... {rate.high:.2f}"
                 f"    {np.median(lengths):.0f}",
                 flush=True,
             )

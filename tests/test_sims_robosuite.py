@@ -404,6 +404,18 @@ def test_expert_recovers_from_anywhere(blind: RobosuiteEnv, task: str) -> None:
     assert all(solved)
 
 
+def test_push_expert_leaves_the_cubes_edge() -> None:
+    """Closed fingers that stand on the cube's rear edge would press it down for ever: they go up and back."""
+    cube, goal = np.array([0.0, 0.0, 0.02]), np.array([0.13, 0.0, 0.0])
+    action = expert_action("push", TaskState(np.array([-0.014, 0.004, 0.044]), cube, goal, 0.002))
+    assert action[2] > 0.03 and action[0] < 0.005 and action[3] > 0.9
+    carried = TaskState(np.array([0.0, 0.0, 0.09]), np.array([0.0, 0.0, 0.09]), goal, 0.04)
+    action = expert_action("push", carried)
+    assert action[2] < -0.03 and action[3] > 0.5, "a carried cube is set down before it is let go"
+    low = TaskState(cube, cube, goal, 0.04)
+    assert expert_action("push", low)[3] < -0.9
+
+
 def test_expert_is_stateless_and_in_range() -> None:
     rng = np.random.default_rng(1)
     spec = make_spec()

@@ -77,7 +77,8 @@ def _lift(state: TaskState) -> Array:
 def _put_down(state: TaskState) -> tuple[float, Array, float]:
     """Letting go of a cube between the fingers: how much that applies (0 ... 1), step (3,) and gripper command."""
     offset = state.cube - state.eef
-    around = _ramp(float(np.linalg.norm(offset[:2])), 0.025, 0.018) * _ramp(-float(offset[2]), 0.030, 0.024)
+    around = _ramp(float(np.linalg.norm(offset[:2])), 0.032, 0.025) * _ramp(-float(offset[2]), 0.030, 0.024)
+    around *= _ramp(state.opening, 0.025, 0.035)  # fingers closer than that hold nothing
     low = _ramp(state.height, 0.02, 0.008)
     sink = np.array([0.0, 0.0, -np.clip(state.height, 0.0, MAX_STEP)])
     rise = np.array([0.0, 0.0, MAX_STEP]) * _ramp(state.opening, 0.060, 0.070)
@@ -95,7 +96,10 @@ def _push(state: TaskState) -> Array:
     along, lateral = float(relative @ forward), float(relative @ sideways)
     # The push line: straight behind the cube, from 7 cm away up to contact.
     off_line = float(np.hypot(lateral, max(0.0, along + 0.030) + max(0.0, -0.075 - along)))
-    above = _PUSH_HOVER * _ramp(off_line, 0.012, 0.040)
+    # Fingers that stand on the cube's edge would only press it down: up and off.
+    perched = _ramp(state.eef[2], 0.034, 0.042) * _ramp(along, -0.026, -0.018)
+    perched *= _ramp(float(np.linalg.norm(relative)), 0.036, 0.028)
+    above = _PUSH_HOVER * max(_ramp(off_line, 0.012, 0.040), perched)
     climb = _PUSH_HEIGHT + above - state.eef[2]
     ready = _ramp(off_line, 0.030, 0.012) * _ramp(state.eef[2], 0.055, 0.040)
     gap = max(0.0, -along - 0.032)
