@@ -4,8 +4,10 @@ A planner that fails in the video world model may fail because of the planner, t
 model. This model shares planner, reward signal and data, and sees the true state (gripper, object, goal)
 instead of pixels: if planning works here and not there, the gap is the video model.
 
-It is an ensemble of small networks that predict the next state's difference; their disagreement is the
-uncertainty. Reward and success of every task come from one more small network on the predicted state.
+It is an ensemble of small networks that predict the next state's difference. Every member imagines a
+future of its own, and rewards are averaged over them: a plan that only one member believes in, as
+optimisers love to find, scores little. Their disagreement is the uncertainty. Reward and success of every
+task come from one more small network on the predicted state.
 """
 
 from __future__ import annotations
@@ -29,14 +31,15 @@ from kairos_env.records import Array, Observation, RobotSpec
 
 POSITION = ("eef_x", "eef_y", "eef_z")  # proprioception fields that the object's position is compared with
 FILE_NAME = "state_model.safetensors"
+CONTACT = 0.02  # scale [m] on which touching or not touching is decided
 
 
 @dataclass(frozen=True)
 class StateModelConfig:
     """Sizes of a `StateModel`: width of the hidden layers, members of the ensemble."""
 
-    width: int = 128
-    members: int = 5
+    width: int = 160
+    members: int = 4
     reward_width: int = 64
 
 
@@ -44,25 +47,36 @@ class StateModelConfig:
 class TrueState:
     """What the state model calls a state: a value of B elements, all float32 in physical units.
 
+    Each of the E ensemble members holds its own opinion of where everything is.
+
     Args:
-        proprio: (B, P).
-        object_position, goal_position: (B, 3), in the frame of the gripper's position.
-        motion: (B, P + 3), how proprioception and object changed in the last step.
+        particles: (B, E, P + 3), proprioception and object position.
+        motion: (B, E, P + 3), how they changed in the last step.
+        goal_position: (B, 3), in the frame of the gripper's position.
         task: (B,) int64, index into the model's tasks.
         reward, success: (B,) of this state; success is a probability.
     """
 
-    proprio: Tensor
-    object_position: Tensor
-    goal_position: Tensor
+    particles: Tensor
     motion: Tensor
+    goal_position: Tensor
     task: Tensor
     reward: Tensor
     success: Tensor
 
     @property
+    def proprio(self) -> Tensor:
+        """(B, P), the members' mean."""
+        return self.particles.mean(1)[:, :-3]
+
+    @property
+    def object_position(self) -> Tensor:
+        """(B, 3), the members' mean."""
+        return self.particles.mean(1)[:, -3:]
+
+    @property
     def batch_size(self) -> int:
-        return len(self.proprio)
+        return len(self.task)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> TrueState:
         return TrueState(**{f.name: function(getattr(self, f.name)) for f in dataclasses.fields(self)})
@@ -87,7 +101,10 @@ class TrueState:
 
 @dataclass(frozen=True)
 class StateStep:
-    """One predicted step: the next state, its reward, success and uncertainty (B,), proprio (B, P)."""
+    """One predicted step: the next state, its reward and success (B,), proprio (B, P).
+
+    ``uncertainty`` (B,) is the standard deviation of the members' rewards.
+    """
 
     state: TrueState
     reward: Tensor
@@ -138,10 +155,15 @@ class StateModel(nn.Module):
         if missing:
             raise ValueError(f"the state model needs the proprioception fields {POSITION}; {spec.name!r} has {names}")
         self._position = [names.index(name) for name in POSITION]
+        self._moves = [i for i, f in enumerate(spec.action) if f.kind == "delta_position"]
+        if len(self._moves) != 3:
+            raise ValueError(
+                f"the state model needs three delta_position actions; {spec.name!r} has {len(self._moves)}"
+            )
         self._source: Callable[[], Sequence[Mapping[str, Array]]] | None = None
 
         size = spec.proprio_dim + 3  # what moves: proprioception and object
-        inputs = 2 * size + 3 + spec.action_dim
+        inputs = 2 * size + 4 * 3 + spec.action_dim
         width, members = self.config.width, self.config.members
         self.dynamics = nn.Sequential(
             _EnsembleLinear(members, inputs, width),
@@ -166,22 +188,26 @@ class StateModel(nn.Module):
 
     # ---- features, shared with training
 
-    def dynamics_input(self, proprio: Tensor, object_position: Tensor, motion: Tensor, action: Tensor) -> Tensor:
-        """(B, P), (B, 3), (B, P + 3), (B, A), physical -> normalised input (B, I)."""
-        relative = object_position - proprio[:, self._position]
-        raw = torch.cat([proprio, object_position, relative, motion, action], -1)
+    def dynamics_input(self, now: Tensor, motion: Tensor, action: Tensor) -> Tensor:
+        """(..., P + 3), (..., P + 3), (..., A), physical -> normalised input (..., I) of the dynamics."""
+        relative = now[..., -3:] - now[..., self._position]
+        commanded = relative - action[..., self._moves]  # where the object would be, seen from the target
+        # A network that sees centimetres in units of the whole table learns contact too softly, and a planner
+        # finds out: it presses the fingers through the object. These features have the scale of contact.
+        contact = [torch.tanh(relative / CONTACT), torch.tanh(commanded / CONTACT)]
+        raw = torch.cat([now, relative, commanded, *contact, motion, action], -1)
         return (raw - self.get_buffer("input_mean")) / self.get_buffer("input_std")
 
-    def judged_input(self, proprio: Tensor, object_position: Tensor, goal_position: Tensor) -> Tensor:
-        """(B, P), (B, 3), (B, 3), physical -> normalised features (B, J) of rewards: offsets and distances."""
-        reach = object_position - proprio[:, self._position]
-        push = goal_position - object_position
-        distances = torch.stack([reach.norm(dim=-1), push[:, :2].norm(dim=-1)], -1)
-        raw = torch.cat([proprio, object_position, reach, push, distances], -1)
+    def judged_input(self, now: Tensor, goal: Tensor) -> Tensor:
+        """(..., P + 3), (..., 3), physical -> normalised features (..., J) of rewards: offsets and distances."""
+        reach = now[..., -3:] - now[..., self._position]
+        push = goal - now[..., -3:]
+        distances = torch.stack([reach.norm(dim=-1), push[..., :2].norm(dim=-1)], -1)
+        raw = torch.cat([now, reach, push, distances], -1)
         return (raw - self.get_buffer("judged_mean")) / self.get_buffer("judged_std")
 
     def judge_all(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, J) -> logits of reward and of success, (B, tasks) each."""
+        """Features (..., J) -> logits of reward and of success, (..., tasks) each."""
         reward, success = self.judge(features).chunk(2, -1)
         return reward, success
 
@@ -243,14 +269,14 @@ class StateModel(nn.Module):
             return torch.from_numpy(np.stack(values).astype(np.float32))
 
         proprio = stacked([o.proprio for o in observations])
-        object_position = stacked([p["object_position"] for p in privileged])
-        now = torch.cat([proprio, object_position], -1)
+        now = torch.cat([proprio, stacked([p["object_position"] for p in privileged])], -1)
+        goal = stacked([p["goal_position"] for p in privileged])
+        task = torch.tensor([instructions[o.instruction] for o in observations])
         motion = torch.zeros_like(now)
         if state is not None:
             motion = now - torch.cat([state.proprio, state.object_position], -1)
-        task = torch.tensor([instructions[o.instruction] for o in observations])
-        goal = stacked([p["goal_position"] for p in privileged])
-        return self._judged(proprio, object_position, goal, motion, task)
+        members = self.config.members
+        return self._judged(now[:, None].repeat(1, members, 1), motion[:, None].repeat(1, members, 1), goal, task).state
 
     @torch.inference_mode()
     def step(self, state: TrueState, action: Any, steps: int | None = None) -> StateStep:
@@ -258,17 +284,10 @@ class StateModel(nn.Module):
         action = torch.as_tensor(self.spec.check_action(action))
         if len(action) != state.batch_size:
             raise ValueError(f"got {len(action)} actions for {state.batch_size} states")
-        x = self.dynamics_input(state.proprio, state.object_position, state.motion, action)
-        changes = self.dynamics(x.expand(self.config.members, *x.shape))  # (E, B, P + 3), in units of change_std
-        motion = changes.mean(0) * self.get_buffer("change_std")
-        proprio, object_position = (
-            before + part
-            for before, part in zip(
-                (state.proprio, state.object_position), motion.split([self.spec.proprio_dim, 3], -1), strict=True
-            )
-        )
-        after = self._judged(proprio, object_position, state.goal_position, motion, state.task)
-        return StateStep(after, after.reward, after.success, changes.std(0).mean(-1), proprio)
+        each = action[:, None].expand(-1, self.config.members, -1)
+        x = self.dynamics_input(state.particles, state.motion, each)  # (B, E, I)
+        motion = self.dynamics(x.transpose(0, 1)).transpose(0, 1) * self.get_buffer("change_std")
+        return self._judged(state.particles + motion, motion, state.goal_position, state.task)
 
     @torch.inference_mode()
     def imagine(self, state: TrueState, actions: Any, steps: int | None = None) -> StateRollout:
@@ -284,20 +303,13 @@ class StateModel(nn.Module):
         objects = torch.stack([s.state.object_position for s in taken], 1)
         return StateRollout(along("reward"), along("success"), along("uncertainty"), along("proprio"), objects, state)
 
-    def _judged(
-        self, proprio: Tensor, object_position: Tensor, goal: Tensor, motion: Tensor, task: Tensor
-    ) -> TrueState:
-        reward, success = self.judge_all(self.judged_input(proprio, object_position, goal))
-        mine = task[:, None]
-        return TrueState(
-            proprio,
-            object_position,
-            goal,
-            motion,
-            task,
-            torch.sigmoid(reward).gather(1, mine)[:, 0],
-            torch.sigmoid(success).gather(1, mine)[:, 0],
-        )
+    def _judged(self, particles: Tensor, motion: Tensor, goal: Tensor, task: Tensor) -> StateStep:
+        """Particles (B, E, P + 3) -> the state there, judged for its task by the members' mean."""
+        logits = self.judge_all(self.judged_input(particles, goal[:, None].expand(-1, particles.shape[1], -1)))
+        mine = task[:, None, None].expand(-1, particles.shape[1], 1)
+        reward, success = (torch.sigmoid(value).gather(2, mine)[..., 0] for value in logits)  # (B, E)
+        state = TrueState(particles, motion, goal, task, reward.mean(1), success.mean(1))
+        return StateStep(state, state.reward, state.success, reward.std(1, correction=0), state.proprio)
 
     # ---- files
 

@@ -101,7 +101,7 @@ def _push(state: TaskState) -> Array:
     perched *= _ramp(float(np.linalg.norm(relative)), 0.036, 0.028)
     above = _PUSH_HOVER * max(_ramp(off_line, 0.012, 0.040), perched)
     climb = _PUSH_HEIGHT + above - state.eef[2]
-    ready = _ramp(off_line, 0.030, 0.012) * _ramp(state.eef[2], 0.055, 0.040)
+    ready = _ramp(off_line, 0.030, 0.012) * _ramp(state.eef[2], 0.055, 0.040) * (1 - perched)
     gap = max(0.0, -along - 0.032)
     push = forward * min(0.04, 0.9 * max(remaining - 0.010, 0.0) + gap) - sideways * 0.9 * lateral
     blocked = _ramp(climb, 0.02, 0.05)
