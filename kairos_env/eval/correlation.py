@@ -261,15 +261,19 @@ def scatter(result: Correlation, size: int = 480) -> Array:
         pale = tuple((c + 2 * 255) // 3 for c in colour)
         draw.line([x(point.imagined.low), at[1], x(point.imagined.high), at[1]], fill=pale)
         draw.line([at[0], y(point.real.low), at[0], y(point.real.high)], fill=pale)
+    taken: set[tuple[float, float]] = set()
     for point in result.points:
         colour = _COLOURS[tasks.index(point.task) % len(_COLOURS)]
         at = x(point.imagined.value), y(point.real.value)
+        while at in taken:  # points at 0 % and at 100 % would hide each other: they stand beside each other
+            at = at[0] + (19 if point.imagined.value < 0.5 else -19), at[1]
+        taken.add(at)
         draw.ellipse([at[0] - 9, at[1] - 9, at[0] + 9, at[1] + 9], fill=colour)
         number = str(policies.index(point.policy) + 1)
         draw.text(at, number, fill="white", font=font, anchor="mm")
     lines = [(task, _COLOURS[i % len(_COLOURS)]) for i, task in enumerate(tasks)]
     lines += [(f"{i + 1}  {name}", (0, 0, 0)) for i, name in enumerate(policies)]
-    lines += [(f"r = {result.pearson}", (0, 0, 0))]
+    lines += [(f"r = {result.pearson}".replace("–", "unknown"), (0, 0, 0))]
     for i, (text, ink) in enumerate(lines):
         draw.text((size + 4, 20 + 20 * i), text, fill=ink, font=font)
     return np.asarray(image)
