@@ -261,16 +261,17 @@ def scatter(result: Correlation, size: int = 480) -> Array:
         pale = tuple((c + 2 * 255) // 3 for c in colour)
         draw.line([x(point.imagined.low), at[1], x(point.imagined.high), at[1]], fill=pale)
         draw.line([at[0], y(point.real.low), at[0], y(point.real.high)], fill=pale)
-    taken: set[tuple[float, float]] = set()
+    places: dict[tuple[float, float], list[Point]] = {}
     for point in result.points:
-        colour = _COLOURS[tasks.index(point.task) % len(_COLOURS)]
-        at = x(point.imagined.value), y(point.real.value)
-        while at in taken:  # points at 0 % and at 100 % would hide each other: they stand beside each other
-            at = at[0] + (19 if point.imagined.value < 0.5 else -19), at[1]
-        taken.add(at)
-        draw.ellipse([at[0] - 9, at[1] - 9, at[0] + 9, at[1] + 9], fill=colour)
-        number = str(policies.index(point.policy) + 1)
-        draw.text(at, number, fill="white", font=font, anchor="mm")
+        places.setdefault((x(point.imagined.value), y(point.real.value)), []).append(point)
+    for at, here in places.items():
+        # Points in one place (often 0 % or 100 % in both worlds) become a grey one with their number.
+        alone = len(here) == 1
+        colour = _COLOURS[tasks.index(here[0].task) % len(_COLOURS)] if alone else (90, 90, 90)
+        text = str(policies.index(here[0].policy) + 1) if alone else f"×{len(here)}"
+        radius = 9 if alone else 12
+        draw.ellipse([at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius], fill=colour)
+        draw.text(at, text, fill="white", font=font, anchor="mm")
     lines = [(task, _COLOURS[i % len(_COLOURS)]) for i, task in enumerate(tasks)]
     lines += [(f"{i + 1}  {name}", (0, 0, 0)) for i, name in enumerate(policies)]
     lines += [(f"r = {result.pearson}".replace("–", "unknown"), (0, 0, 0))]
