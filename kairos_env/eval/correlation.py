@@ -248,8 +248,8 @@ def scatter(result: Correlation, size: int = 480) -> Array:
         rate = i / 4
         draw.line([x(rate), y(0), x(rate), y(1)], fill=(225, 225, 225))
         draw.line([x(0), y(rate), x(1), y(rate)], fill=(225, 225, 225))
-        draw.text((x(rate), y(0) + 6), f"{rate:.0%}", fill="black", font=font, anchor="ma")
-        draw.text((x(0) - 6, y(rate)), f"{rate:.0%}", fill="black", font=font, anchor="rm")
+        draw.text((x(rate), y(0) + 14), f"{rate:.0%}", fill="black", font=font, anchor="ma")
+        draw.text((x(0) - 15, y(rate)), f"{rate:.0%}", fill="black", font=font, anchor="rm")
     draw.line([x(0), y(0), x(1), y(1)], fill=(150, 150, 150))
     draw.text((x(0.5), size - 8), "success in imagination", fill="black", font=font, anchor="ms")
     draw.text((x(0) + 6, y(1) + 4), "success in the simulator", fill="black", font=font)
@@ -268,7 +268,7 @@ def scatter(result: Correlation, size: int = 480) -> Array:
         # Points in one place (often 0 % or 100 % in both worlds) become a grey one with their number.
         alone = len(here) == 1
         colour = _COLOURS[tasks.index(here[0].task) % len(_COLOURS)] if alone else (90, 90, 90)
-        text = str(policies.index(here[0].policy) + 1) if alone else f"×{len(here)}"
+        text = str(policies.index(here[0].policy) + 1) if alone else f"{len(here)}x"
         radius = 9 if alone else 12
         draw.ellipse([at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius], fill=colour)
         draw.text(at, text, fill="white", font=font, anchor="mm")
