@@ -63,7 +63,7 @@ class Point(gym.Env[Any, Any]):
         if kind == "die":
             os._exit(3)
         if kind == "hang":
-            time.sleep(60)
+            time.sleep(600)
         # the noise comes from the seed, so a wrong seeding shows in the rows
         self.at = np.clip(self.at + action + self.np_random.normal(0, 0.01, 2), -1, 1)
         observation, info = self._observe()
@@ -162,13 +162,13 @@ def test_a_hanging_episode_is_ended(tmp_path: Path) -> None:
             policies=("expert",),
             tasks=("near",),
             workers=1,
-            time_limit_s=0.5,
+            time_limit_s=2,
             simulator_options={"trouble": {"300000": "hang"}},
         )
     )
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 300
     assert [row.status for row in report.rows] == ["error", "success", "success"]
-    assert report.rows[0].message == "timed out: the episode took longer than 0.5 s"
+    assert report.rows[0].message == "timed out: the episode took longer than 2 s"
 
 
 def test_errors_are_tried_again_when_asked(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_kill_9_loses_nothing(tmp_path: Path) -> None:
     results = Path(slow.output) / "results.jsonl"
     root = str(Path(__file__).parents[1])
     process = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": root})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(read_rows(results)) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
