@@ -56,6 +56,7 @@ def test_without_a_simulator_it_shows_imagination_and_says_so(
         raise RuntimeError("no off-screen OpenGL found")
 
     monkeypatch.setattr(demo, "open_simulator", no_gl)
+    monkeypatch.setattr(demo, "DECISIONS", 6)
     status, summary, files = run(tmp_path / "runs", "--model", folder)
     said = capsys.readouterr().out
     assert status == 0 and "no off-screen OpenGL found" in said and "kairos doctor" in said
@@ -76,7 +77,7 @@ def test_no_episodes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "at least 1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("planner", ["best_of_n", "cem"])
+@pytest.mark.parametrize("planner", ["best_of_n", pytest.param("cem", marks=pytest.mark.slow)])
 def test_a_plan_is_as_long_as_its_film_and_legal(
     model: WorldModel, planner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

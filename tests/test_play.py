@@ -23,8 +23,9 @@ import numpy as np
 import pytest
 
 from kairos_env import play
+from kairos_env.play import session as play_session
 from kairos_env.play.server import MAX_BODY, MAX_CONNECTIONS, PlayServer
-from kairos_env.play.session import FUTURE_LENGTH, FUTURES, UNDO_LIMIT, PlaySession, StaleFork, key_map
+from kairos_env.play.session import FUTURE_LENGTH, FUTURES, PlaySession, StaleFork, key_map
 from kairos_env.policies.policy import example_observation
 from kairos_env.records import Camera, Field, Observation, RobotSpec
 from kairos_env.sims.robosuite import TASKS, make_spec
@@ -81,16 +82,15 @@ def test_undo_ends_at_the_start() -> None:
         session.undo()
 
 
-def test_old_moments_give_up_their_state_and_keep_their_frame() -> None:
+def test_old_moments_give_up_their_state_and_keep_their_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(play_session, "UNDO_LIMIT", 4)
     session = drive()
-    for _ in range(UNDO_LIMIT + 5):
+    for _ in range(9):
         session.step(PUSH)
-    assert sum(m.state is not None for m in session.moments) <= UNDO_LIMIT + 1
-    for _ in range(UNDO_LIMIT):
-        if not session.can_undo:
-            break
+    assert sum(m.state is not None for m in session.moments) == 4 and len(session.moments) == 10
+    while session.can_undo:
         session.undo()
-    assert not session.can_undo and session.snapshot()["step"] > 0
+    assert session.snapshot()["step"] == 6
     session.step(PUSH)  # what is left is still a present
 
 
