@@ -20,7 +20,7 @@ import numpy as np
 
 from kairos_env.eval.statistics import wilson
 from kairos_env.sims.arm import WORKSPACE_HIGH
-from kairos_env.sims.experts import make_behaviour
+from kairos_env.sims.behaviours import BEHAVIOURS
 from kairos_env.sims.robosuite import TASKS, RobosuiteEnv
 from kairos_env.sims.tasks import measure
 
@@ -45,12 +45,12 @@ def step_cost(env: RobosuiteEnv, repeats: int) -> tuple[float, float, float]:
     rng = np.random.default_rng(0)
     spent = []
     for i in range(max(1, repeats // 24)):
-        env.reset(options={"initial_state_id": i})
-        act = make_behaviour("attracted", rng)
+        _, info = env.reset(options={"initial_state_id": i})
+        behaviour = BEHAVIOURS["attracted"](env, "push", rng)
         for _ in range(24):
-            action = act(env)
+            action = behaviour.act(info)
             start = time.process_time()
-            env.step(action)
+            info = env.step(action)[-1]
             spent.append(1000 * (time.process_time() - start))
     low, middle, high = np.percentile(spent, [25, 50, 75])
     return float(middle), float(low), float(high)
@@ -113,13 +113,12 @@ def measure_experts(episodes: int) -> None:
             skipped, lengths = 0, []
             for i in range(episodes):
                 rng = np.random.default_rng(i)
-                env.reset(options={"initial_state_id": 10_000 + i, "task": task})
+                _, info = env.reset(options={"initial_state_id": 10_000 + i, "task": task})
                 if start.startswith("after"):
-                    other = make_behaviour(
-                        str(rng.choice(["noisy_expert", "attracted"])), rng, task=str(rng.choice(list(TASKS)))
-                    )
+                    kind, other_task = str(rng.choice(["noisy_expert", "attracted"])), str(rng.choice(list(TASKS)))
+                    other = BEHAVIOURS[kind](env, other_task, rng)
                     for _ in range(10):
-                        env.step(other(env))
+                        info = env.step(other.act(info))[-1]
                     reachable = np.all(np.abs(env.state.cube[:2]) < WORKSPACE_HIGH[:2])
                     if measure(env.state)[1][task] or not reachable:
                         skipped += 1  # solved already, or pushed out of the arm's reach

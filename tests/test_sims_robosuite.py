@@ -14,7 +14,8 @@ from gymnasium.utils.env_checker import check_env
 
 import kairos_env
 from kairos_env.records import RobotSpec
-from kairos_env.sims.experts import BEHAVIOURS, expert_action, make_behaviour
+from kairos_env.sims.behaviours import BEHAVIOURS
+from kairos_env.sims.experts import expert_action
 from kairos_env.sims.rendering import RenderingUnavailable, choose_backend
 from kairos_env.sims.robosuite import CAMERAS, TASKS, RobosuiteEnv, make_spec
 from kairos_env.sims.tasks import PUSH_RADIUS, TaskState, measure
@@ -395,10 +396,10 @@ def test_expert_recovers_from_anywhere(blind: RobosuiteEnv, task: str) -> None:
     """From states that play left behind: gripper closed, cube moved or between the fingers of another task."""
     solved = []
     for i, kind in enumerate(("attracted", "random", "noisy_expert", "noisy_expert")):
-        blind.reset(options={"initial_state_id": 600 + i, "task": "lift"})
-        play = make_behaviour(kind, np.random.default_rng(i), task="lift")
+        _, info = blind.reset(options={"initial_state_id": 600 + i, "task": "lift"})
+        play = BEHAVIOURS[kind](blind, "lift", np.random.default_rng(i))
         for _ in range(10):
-            blind.step(play(blind))
+            info = blind.step(play.act(info))[-1]
         blind.task = task
         solved.append(measure(blind.state)[1][task] or solve(blind))
     assert all(solved)
@@ -447,12 +448,12 @@ def test_expert_changes_smoothly_with_the_state() -> None:
 def test_behaviours_repeat_under_their_seed(blind: RobosuiteEnv, kind: str) -> None:
     runs = []
     for _ in range(2):
-        blind.reset(options={"initial_state_id": 9, "task": "push"})
-        act = make_behaviour(kind, np.random.default_rng(4))
+        _, info = blind.reset(options={"initial_state_id": 9, "task": "push"})
+        behaviour = BEHAVIOURS[kind](blind, "push", np.random.default_rng(4))
         actions = []
         for _ in range(8):
-            actions.append(act(blind))
-            blind.step(actions[-1])
+            actions.append(behaviour.act(info))
+            info = blind.step(actions[-1])[-1]
         runs.append(np.array(actions))
     assert np.array_equal(runs[0], runs[1])
     assert all(blind.action_space.contains(a) for a in runs[0])
@@ -463,18 +464,13 @@ def test_play_is_smooth_and_attraction_makes_contact(blind: RobosuiteEnv) -> Non
     for kind in ("random", "attracted"):
         moved[kind] = 0
         for i in range(6):
-            blind.reset(options={"initial_state_id": 700 + i})
+            _, info = blind.reset(options={"initial_state_id": 700 + i})
             start = blind.state.cube
-            act = make_behaviour(kind, np.random.default_rng(i))
+            behaviour = BEHAVIOURS[kind](blind, "push", np.random.default_rng(i))
             actions = []
             for _ in range(20):
-                actions.append(act(blind)[:3])
-                blind.step(np.append(actions[-1], 1.0).astype(np.float32))
+                actions.append(behaviour.act(info)[:3])
+                info = blind.step(np.append(actions[-1], 1.0).astype(np.float32))[-1]
             moved[kind] += bool(np.linalg.norm((blind.state.cube - start)[:2]) > 0.01)
             assert np.ptp(actions) > 0.01
     assert moved["attracted"] >= 4 > moved["random"]
-
-
-def test_unknown_behaviour_is_reported() -> None:
-    with pytest.raises(ValueError, match="noisy_expert"):
-        make_behaviour("dance", np.random.default_rng(0))

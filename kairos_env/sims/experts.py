@@ -1,4 +1,4 @@
-"""Scripted experts and smooth random play for the table-top tasks.
+"""Scripted experts for the table-top tasks.
 
 An expert is a stateless function of the true state: its action is sensible in every state that noise, play or
 another policy can reach, and changes smoothly with the state, so that a network can imitate it from pictures.
@@ -7,7 +7,6 @@ another policy can reach, and changes smoothly with the state, so that a network
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -22,12 +21,6 @@ _HOVER = 0.075  # grasp centre over the cube's centre when travelling above it [
 _PUSH_HEIGHT = 0.022
 _PUSH_HOVER = 0.095
 _PUSH_GRIPPER = 1.0  # pushing with closed fingers: half-open ones wedge a corner of the cube and lift it
-
-BEHAVIOURS = ("expert", "noisy_expert", "random", "attracted")
-"""Kinds of `make_behaviour`."""
-
-Behaviour = Callable[[Any], Array]
-"""Maps an environment with a ``state`` and a ``task`` to its next action, (4,) float32."""
 
 
 def _ramp(value: float, low: float, high: float) -> float:
@@ -119,89 +112,3 @@ def expert_action(task: str, state: TaskState) -> Array:
     if task not in _EXPERTS:
         raise ValueError(f"unknown task {task!r}; there are experts for {list(TASKS)}")
     return _EXPERTS[task](state)
-
-
-class SmoothRandom:
-    """Smooth random play: an Ornstein-Uhlenbeck walk in action space with random gripper toggles.
-
-    Args:
-        rng: the only source of randomness.
-        attraction: 0 ... 1, how strongly the gripper is drawn to a wandering point around the cube.
-    """
-
-    def __init__(self, rng: np.random.Generator, attraction: float = 0.0) -> None:
-        self._rng = rng
-        self._attraction = attraction
-        self._scale = rng.uniform(0.02, 0.05)
-        self._memory = rng.uniform(0.4, 0.85)
-        self._toggle_rate = rng.uniform(0.03, 0.2)
-        self._gripper = float(rng.choice([-1.0, 1.0]))
-        self._walk = rng.normal(0.0, self._scale, 3)
-        self._around = rng.normal(0.0, 0.02, 3)
-
-    def __call__(self, state: TaskState) -> Array:
-        """(4,) float32 action."""
-        rng = self._rng
-        spread = self._scale * np.sqrt(1 - self._memory**2)
-        self._walk = self._memory * self._walk + rng.normal(0.0, spread, 3)
-        self._around = 0.8 * self._around + rng.normal(0.0, 0.015, 3)
-        if rng.random() < self._toggle_rate:
-            self._gripper = -self._gripper
-        # Drift back from the walls of the workspace, where play would otherwise stick.
-        outside = state.eef - np.clip(state.eef, [-0.16, -0.13, 0.0], [0.15, 0.13, 0.16])
-        step = self._walk - 0.5 * outside
-        if self._attraction:
-            step = (1 - self._attraction) * step + self._attraction * _toward(state.cube + self._around - state.eef)
-        return _action(step, self._gripper)
-
-
-class NoisyExpert:
-    """An expert with an episode's own noise, and now and then a burst of random decisions to recover from.
-
-    Args:
-        rng: the only source of randomness.
-        task: which expert to follow; None follows the environment's task.
-    """
-
-    def __init__(self, rng: np.random.Generator, task: str | None = None) -> None:
-        self._rng = rng
-        self._task = task
-        self._noise = rng.choice([0.0, 0.004, 0.008, 0.014])
-        self._burst_rate = rng.choice([0.0, 0.08, 0.16])
-        self._burst = 0
-        self._random = SmoothRandom(rng)
-
-    def __call__(self, env: Any) -> Array:
-        """(4,) float32 action."""
-        rng, state = self._rng, env.state
-        if self._burst == 0 and rng.random() < self._burst_rate:
-            self._burst = int(rng.integers(1, 4))
-            self._random = SmoothRandom(rng)
-        if self._burst > 0:
-            self._burst -= 1
-            return self._random(state)
-        action = expert_action(self._task or env.task, state)
-        return _action(
-            action[:3] + rng.normal(0.0, self._noise, 3), float(action[3] + rng.normal(0.0, 8 * self._noise))
-        )
-
-
-def make_behaviour(kind: str, rng: np.random.Generator, task: str | None = None) -> Behaviour:
-    """A fresh actor for one episode.
-
-    Args:
-        kind: one of `BEHAVIOURS`.
-        rng: its source of randomness; the same generator state gives the same behaviour.
-        task: the task that an expert follows; None follows the environment's own.
-
-    Returns:
-        A function of the environment (`kairos_env.sims.robosuite.RobosuiteEnv`) to an action, (4,) float32.
-    """
-    if kind == "expert":
-        return lambda env: expert_action(task or env.task, env.state)
-    if kind == "noisy_expert":
-        return NoisyExpert(rng, task)
-    if kind in ("random", "attracted"):
-        play = SmoothRandom(rng, attraction=rng.uniform(0.3, 0.8) if kind == "attracted" else 0.0)
-        return lambda env: play(env.state)
-    raise ValueError(f"unknown behaviour {kind!r}; there are {list(BEHAVIOURS)}")
