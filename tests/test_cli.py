@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -26,17 +25,15 @@ def test_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_overview_is_immediate_and_imports_nothing_heavy() -> None:
+    # Processor time, because tests run beside others; 0.15 s on a quiet machine.
     program = (
-        "import sys, kairos_env.cli; kairos_env.cli.main(['--help']);"
-        "print(sorted({'torch', 'mujoco', 'h5py', 'hydra'} & set(sys.modules)))"
+        "import sys, time, kairos_env.cli; kairos_env.cli.main(['--help']);"
+        "print(time.process_time(), sorted({'torch', 'mujoco', 'h5py', 'hydra'} & set(sys.modules)))"
     )
-    seconds = []
-    for _ in range(3):  # the best of three: the first one reads the disk
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert min(seconds) < 1.0  # 0.3 s on a quiet machine; tests run beside others
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    seconds, heavy = done.stdout.splitlines()[-1].split(maxsplit=1)
+    assert heavy == "[]"
+    assert float(seconds) < 0.6
 
 
 @pytest.mark.parametrize("path", leaves(cli.ROOT), ids=" ".join)
