@@ -6,22 +6,39 @@ import math
 
 from kairos_env.records import Camera, Field, RobotSpec
 
-LIBERO_PANDA = RobotSpec(
-    name="libero-panda",
-    cameras=(Camera("agentview", 256, 256), Camera("eye_in_hand", 256, 256)),
-    proprio=(
-        *(Field(f"eef_{axis}", -2, 2, "m", "position", "world") for axis in "xyz"),
-        *(Field(f"eef_r{axis}", -2 * math.pi, 2 * math.pi, "rad", "rotation", "world") for axis in "xyz"),
-        Field("finger_left", -0.05, 0.05, "m", "gripper"),
-        Field("finger_right", -0.05, 0.05, "m", "gripper"),
-    ),
-    action=(  # inputs of the simulator's operational-space controller, which clips them to the same range
-        *(Field(f"d{axis}", -1, 1, "0.05 m", "delta_position", "world") for axis in "xyz"),
-        *(Field(f"dr{axis}", -1, 1, "0.5 rad", "delta_rotation", "world") for axis in "xyz"),
-        Field("gripper", -1, 1, "1", "gripper"),  # -1 opens, +1 closes
-    ),
-    control_rate_hz=20.0,
-)
+
+def libero_panda(camera_size: int = 256, action_repeat: int = 1) -> RobotSpec:
+    """LIBERO's Panda with square pictures of ``camera_size`` pixels.
+
+    An action is the input of the simulator's operational-space controller, which moves its goal by up to 0.05 m and
+    0.5 rad at each of its 20 steps a second. Held for ``action_repeat`` steps it moves that much as often: the units
+    are displacements of one decision.
+
+    Raises:
+        ValueError: a size or repetition below 1.
+    """
+    if camera_size < 1 or action_repeat < 1:
+        raise ValueError(f"camera_size and action_repeat must be at least 1, got {camera_size} and {action_repeat}")
+    metres, radians = f"{0.05 * action_repeat:g} m", f"{0.5 * action_repeat:g} rad"
+    return RobotSpec(
+        name="libero-panda",
+        cameras=(Camera("agentview", camera_size, camera_size), Camera("eye_in_hand", camera_size, camera_size)),
+        proprio=(
+            *(Field(f"eef_{axis}", -2, 2, "m", "position", "world") for axis in "xyz"),
+            *(Field(f"eef_r{axis}", -2 * math.pi, 2 * math.pi, "rad", "rotation", "world") for axis in "xyz"),
+            Field("finger_left", -0.05, 0.05, "m", "gripper"),
+            Field("finger_right", -0.05, 0.05, "m", "gripper"),
+        ),
+        action=(  # the controller clips its input to the same range
+            *(Field(f"d{axis}", -1, 1, metres, "delta_position", "world") for axis in "xyz"),
+            *(Field(f"dr{axis}", -1, 1, radians, "delta_rotation", "world") for axis in "xyz"),
+            Field("gripper", -1, 1, "1", "gripper"),  # -1 opens, +1 closes
+        ),
+        control_rate_hz=20 / action_repeat,
+    )
+
+
+LIBERO_PANDA = libero_panda()
 
 
 def robotwin(name: str, joints: int) -> RobotSpec:

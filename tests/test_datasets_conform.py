@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kairos_env.datasets.conform import Conformed, conform
+from kairos_env.embodiments import libero_panda
 from kairos_env.records import Camera, Episode, Field, RobotSpec, SpecMismatch
 
 ARM = RobotSpec(
@@ -53,6 +54,23 @@ def test_fields_follow_names_and_what_is_missing_is_masked() -> None:
     np.testing.assert_allclose(got.actions[:, 1], np.clip(want, -0.1, 0.1), atol=1e-6)
     assert got.action_mask is not None and got.action_mask.tolist() == [True, True, False]
     assert got.success.tolist() == [True, False] and got.rewards.tolist() == [3.0, 7.0]
+
+
+def test_commands_that_are_joined_to_a_held_one_become_their_mean() -> None:
+    steps, source, held = 8, libero_panda(8), libero_panda(8, action_repeat=4)
+    rng = np.random.default_rng(1)
+    human = Episode(
+        {c.name: np.zeros((steps + 1, 8, 8, 3), np.uint8) for c in source.cameras},
+        np.zeros((steps + 1, 8), np.float32),
+        rng.uniform(-1, 1, (steps, 7)).astype(np.float32),
+        np.zeros(steps, np.float32),
+        np.zeros(steps, np.bool_),
+    )
+    got = conform(human, source, held)
+    parts = human.actions.reshape(2, 4, 7)
+    np.testing.assert_allclose(got.actions[:, :6], parts[..., :6].mean(1), atol=1e-6)
+    np.testing.assert_array_equal(got.actions[:, 6], parts[:, -1, 6])
+    assert (held.control_rate_hz, held.action[0].unit, held.action[3].unit) == (5.0, "0.2 m", "2 rad")
 
 
 def test_the_same_robot_is_left_alone() -> None:
