@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from types import TracebackType
+from typing import Self, overload
 
 import h5py
 import numpy as np
@@ -130,6 +132,66 @@ class Hdf5Episodes(Sequence[Episode], ABC):
             except BrokenEpisode as error:
                 self.broken[label] = str(error)
                 warnings.warn(f"left out a broken episode: {error}", stacklevel=2)
+
+
+class NewFile:
+    """An HDF5 file with a group ``data`` of episodes, which appears at ``path`` only when it is complete.
+
+    Until `close` everything goes to ``<path>.<process id>.tmp``; leaving the ``with`` block because of an
+    exception removes that file and leaves an older ``path`` as it was.
+
+    Args:
+        path: the ``.hdf5`` file to write; its folder is created.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        self._file = h5py.File(self._temporary, "w")
+        self.data = self._file.create_group("data")
+        self.data.attrs["total"] = 0  # decisions in the file
+
+    def copy(self, path: str | Path, name: str, new_name: str = "") -> None:
+        """Copies one episode from another file byte by byte, without decoding its images."""
+        with open_file(Path(path)) as source:
+            self._file.copy(source["data"][name], self.data, name=new_name or name)
+        self.data.attrs["total"] += int(self.data[new_name or name].attrs["num_samples"])
+
+    def close(self) -> None:
+        """Makes the file durable and puts it in place. Calling it again does nothing."""
+        if not self._file:
+            return
+        self._file.close()
+        with open(self._temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(self._temporary, self.path)
+
+    def discard(self) -> None:
+        """Drops everything that was added."""
+        if self._file:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+
+def write_images(group: h5py.Group, key: str, pictures: Array) -> None:
+    """Stores uint8 (T, H, W, 3) without loss."""
+    # One frame is one chunk: a training window reads its own frames and no others. The checksum turns
+    # silent damage on disk into an error with a name.
+    group.create_dataset(
+        key, data=pictures, chunks=(1, *pictures.shape[1:]), compression="gzip", compression_opts=4, fletcher32=True
+    )
 
 
 def find_files(path: Source, nested: bool = False) -> list[Path]:

@@ -21,26 +21,30 @@ readers work, and ``final_obs`` holds the one frame that would be missing: nothi
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
 import numpy as np
 
-from kairos_env.datasets.hdf5 import BrokenEpisode, Hdf5Episodes, blamed_on, data_group, in_number_order, open_file
+from kairos_env.datasets.hdf5 import (
+    BrokenEpisode,
+    Hdf5Episodes,
+    NewFile,
+    blamed_on,
+    data_group,
+    in_number_order,
+    open_file,
+    write_images,
+)
 from kairos_env.records import Array, Episode, RobotSpec
 
 FORMAT_VERSION = 1
 
 
-class EpisodeWriter:
+class EpisodeWriter(NewFile):
     """Writes episodes into one file that appears at ``path`` only when it is complete.
-
-    Until `close` everything goes to ``<path>.<process id>.tmp``; leaving the ``with`` block because of an
-    exception removes that file and leaves an older ``path`` as it was.
 
     Args:
         path: the ``.hdf5`` file to write; its folder is created.
@@ -61,13 +65,8 @@ class EpisodeWriter:
         env_name: str = "Kairos-Robosuite-v0",
         env_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path = Path(path)
-        self.spec = spec
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        self._file = h5py.File(self._temporary, "w")
-        data = self._file.create_group("data")
-        data.attrs["total"] = 0
+        super().__init__(path)
+        self.spec, data = spec, self.data
         # type 2 is robomimic's EnvType.GYM_TYPE
         data.attrs["env_args"] = json.dumps({"env_name": env_name, "type": 2, "env_kwargs": dict(env_kwargs or {})})
         data.attrs["robot_spec"] = json.dumps(spec.to_dict())
@@ -81,7 +80,7 @@ class EpisodeWriter:
             BrokenEpisode: wrong shapes, non-finite values, no decisions. The file is as it was before.
             ValueError: the name is taken.
         """
-        data = self._file["data"]
+        data = self.data
         name = name or _free_name(data)
         if name in data:
             raise ValueError(f"{self.path} already has an episode called {name!r}; choose another name")
@@ -100,43 +99,11 @@ class EpisodeWriter:
         for part, steps in (("obs", slice(None, -1)), ("final_obs", slice(-1, None))):
             small[f"{part}/proprio"] = episode.proprio[steps]
             for camera in self.spec.cameras:
-                _write_images(group, f"{part}/{camera.key}", np.asarray(episode.images[camera.name][steps]))
+                write_images(group, f"{part}/{camera.key}", np.asarray(episode.images[camera.name][steps]))
         for key, value in small.items():
             group.create_dataset(key, data=value)
         data.attrs["total"] += len(episode)
         return name
-
-    def copy(self, path: str | Path, name: str) -> None:
-        """Copies one episode from another file byte by byte, without decoding its images."""
-        with open_file(Path(path)) as source:
-            self._file.copy(source["data"][name], self._file["data"], name=name)
-        self._file["data"].attrs["total"] += int(self._file["data"][name].attrs["num_samples"])
-
-    def close(self) -> None:
-        """Makes the file durable and puts it in place. Calling it again does nothing."""
-        if not self._file:
-            return
-        self._file.close()
-        with open(self._temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(self._temporary, self.path)
-
-    def discard(self) -> None:
-        """Drops everything that was added."""
-        if self._file:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
-
-    def __enter__(self) -> EpisodeWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
 
 
 def read_episode(path: str | Path, name: str, spec: RobotSpec | None = None) -> Episode:
@@ -206,14 +173,6 @@ def _free_name(data: h5py.Group) -> str:
     while f"demo_{number}" in data:
         number += 1
     return f"demo_{number}"
-
-
-def _write_images(group: h5py.Group, key: str, images: Array) -> None:
-    # One frame is one chunk: a training window reads its own frames and no others. The checksum turns
-    # silent damage on disk into an error with a name.
-    group.create_dataset(
-        key, data=images, chunks=(1, *images.shape[1:]), compression="gzip", compression_opts=4, fletcher32=True
-    )
 
 
 def _final_part(group: h5py.Group) -> tuple[str, int]:
