@@ -117,9 +117,12 @@ class OffscreenRenderer:
         max_size: largest image height or width in pixels that will be asked for.
         visible_group: the geom group that is drawn.
         unseen_group: the geom group that could be drawn, but shows in no picture.
+        sites: whether to draw sites, which some scenes use for things that light up.
     """
 
-    def __init__(self, model: Any, max_size: int, visible_group: int = 1, unseen_group: int = 4) -> None:
+    def __init__(
+        self, model: Any, max_size: int, visible_group: int = 1, unseen_group: int = 4, sites: bool = False
+    ) -> None:
         import mujoco
 
         self._model = model
@@ -136,7 +139,7 @@ class OffscreenRenderer:
         self._at_exit = lambda: renderer.close() if (renderer := self_reference()) else None
         atexit.register(self._at_exit)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
-        self._scene = mujoco.MjvScene(model, maxgeom=200)
+        self._scene = mujoco.MjvScene(model, maxgeom=max(200, model.ngeom + model.nsite))
         flags = self._scene.flags
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             flags[flag] = 0
@@ -145,7 +148,8 @@ class OffscreenRenderer:
         self._option = mujoco.MjvOption()
         self._option.geomgroup[:] = 0
         self._option.geomgroup[visible_group] = 1
-        self._option.sitegroup[:] = 0
+        if not sites:
+            self._option.sitegroup[:] = 0
         self._perturb = mujoco.MjvPerturb()
         self._unseen_group = unseen_group
 

@@ -1,0 +1,250 @@
+"""The process that holds a LIBERO simulator; runs in the simulators' own interpreter, see `process`.
+
+Everything here is the benchmark's own: robot, controller, scenes, predicates. What we add is that a start depends on
+its initial state and seed alone, and a second way of drawing: ``"fast"`` leaves out shadows and multisampling.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from kairos_env.sims import libero_perturbations as perturbations
+from kairos_env.sims.process import serve
+
+CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}
+_HORIZON = 1_000_000  # steps; the caller counts them
+_WAIT_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+
+
+class LiberoSimulator:
+    """One task of LIBERO or LIBERO-plus at a time; methods are what the parent may ask for."""
+
+    def __init__(self) -> None:
+        self._env: Any = None
+        self._loaded: dict[str, Any] = {}
+        self._fast: Any = None
+        self._noise: dict[str, Any] = {}
+        self._steps = 0
+
+    def versions(self) -> dict[str, Any]:
+        """Of everything that could change a result."""
+        names = ("mujoco", "robosuite", "hf-libero", "bddl", "numpy")
+        return {name: version(name) for name in names} | {"python": platform.python_version()}
+
+    def _load(
+        self, bddl: str, assets: str, camera_size: int, rendering: str, params: dict[str, Any], scene: dict[str, Any]
+    ) -> None:
+        wanted = {
+            "bddl": bddl,
+            "assets": assets,
+            "camera_size": camera_size,
+            "rendering": rendering,
+            "params": params,
+            "scene": scene,
+        }
+        if wanted != self._loaded:
+            self.close()
+            self._build(wanted)
+            self._loaded = wanted
+
+    def _build(self, wanted: dict[str, Any]) -> None:
+        import libero.libero
+        import robosuite
+
+        libero.libero._assets_path_cache = wanted["assets"]
+        import libero.libero.envs.problems  # registers the problems
+        from libero.libero.envs.bddl_base_domain import TASK_MAPPING
+
+        # Placement of fixtures is drawn while the scene is built, too; `reset` repeats it with its own seed.
+        np.random.seed(0)  # noqa: NPY002 (the benchmark draws from numpy's global state)
+        bddl, problem, extra = perturbations.problem(wanted["bddl"], wanted["params"], wanted["scene"])
+        size = wanted["camera_size"]
+        official = wanted["rendering"] == "official"
+        env = TASK_MAPPING[problem](
+            bddl,
+            robots=["Panda"],
+            controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
+            control_freq=20,
+            horizon=_HORIZON,
+            ignore_done=True,
+            initialization_noise=None,
+            hard_reset=False,
+            use_camera_obs=False,  # pictures are drawn when asked for
+            has_renderer=False,
+            has_offscreen_renderer=official,
+            camera_names=list(CAMERAS.values()),
+            camera_heights=size,
+            camera_widths=size,
+            **extra,
+        )
+        self._env = env
+        self._state_size = env.sim.get_state().flatten().size
+        self._model = env.sim.model._model
+        self._data = env.sim.data._data
+        camera = self._model.camera("agentview").id
+        self._agent_view = (self._model.cam_pos[camera].copy(), self._model.cam_quat[camera].copy())
+        self._init_qpos = np.array(env.robots[0].init_qpos)
+        self._bodies = list(env.obj_body_id.values())
+
+    def reset(
+        self,
+        task: dict[str, Any],
+        state: Sequence[float] | None,
+        seed: int,
+        wait_steps: int,
+        observe: bool,
+    ) -> dict[str, Any]:
+        """Starts an episode; the scene is built unless it is the one at hand.
+
+        Args:
+            task: ``bddl``, file of the task definition; ``assets``, folder of meshes, textures and scenes;
+                ``camera_size``, height and width of both pictures; ``rendering``, ``"official"`` or ``"fast"``;
+                ``params`` of the perturbation, see `libero_tasks`; ``scene``, file and styles for problems that LIBERO
+                itself does not know.
+            state: of the benchmark's initial states, (state_size,); None draws one.
+            seed: of what the state does not hold: the places of fixtures, sensor noise.
+            wait_steps: steps without motion until objects have come to rest.
+            observe: whether to draw pictures.
+        """
+        self._load(**task)
+        env, params = self._env, task["params"]
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (the benchmark draws from numpy's global state)
+        turned = perturbations.robot_qpos(params.get("robot", 0))
+        env.robots[0].init_qpos = self._init_qpos if turned is None else turned
+        env.reset()
+        camera = self._model.camera("agentview").id
+        self._model.cam_pos[camera], self._model.cam_quat[camera] = perturbations.camera_pose(
+            *self._agent_view, params.get("view", perturbations.NO_VIEW)
+        )
+        perturbations.apply_to_model(self._model, params)
+        noise = params.get("noise", 0)
+        self._noise = {name: perturbations.SensorNoise(noise, seed + i) for i, name in enumerate(CAMERAS)} if noise else {}
+        if state is not None:
+            if len(state) != self._state_size:
+                raise ValueError(
+                    f"the initial state has {len(state)} numbers, this scene has {self._state_size}: it belongs to "
+                    "another task, or to other assets"
+                )
+            env.sim.set_state_from_flattened(np.asarray(state))
+            env.sim.forward()
+            env._check_success()
+            env._post_process()
+        self._steps = 0
+        for _ in range(wait_steps):
+            env.step(_WAIT_ACTION)
+        env._update_observables(force=True)
+        seen = self._observation(env._get_observations(), observe)
+        return seen | {"interest": list(env.obj_of_interest), "objects": list(env.obj_body_id)}
+
+    def step(self, action: Sequence[float], repeat: int, observe: bool) -> dict[str, Any]:
+        """Applies an action (7,) for ``repeat`` steps of 0.05 s, fewer if the task succeeds before."""
+        seen: Any = None
+        for _ in range(repeat):
+            seen, _, success, _ = self._env.step(np.asarray(action))
+            self._steps += 1
+            if success:
+                break
+        return self._observation(seen, observe)
+
+    def draw(self, camera: str, size: int) -> dict[str, Any]:
+        """A picture (size, size, 3) without sensor noise."""
+        return {"image": np.ascontiguousarray(self._picture(camera, size))}
+
+    def state(self) -> dict[str, Any]:
+        """The simulator's state (S,), as LIBERO's files hold it, and what a reset needs beside it."""
+        return {"state": self._env.sim.get_state().flatten(), "joints": np.array(self._env.robots[0]._joint_positions)}
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that decides what comes next: physics, controller, fixtures."""
+        import mujoco
+
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION.value
+        physics = np.empty(mujoco.mj_stateSize(self._model, kind))
+        mujoco.mj_getState(self._model, self._data, physics, kind)
+        controller, gripper = self._env.robots[0].controller, self._env.robots[0].gripper
+        return {
+            "physics": physics,
+            "body_pos": self._model.body_pos.copy(),
+            "body_quat": self._model.body_quat.copy(),
+            "goal_pos": np.array(controller.goal_pos, float),
+            "goal_ori": np.array(controller.goal_ori, float),
+            "grip": np.array(gripper.current_action, float),
+        }
+
+    def set_state(self, state: dict[str, list[Any]], observe: bool) -> dict[str, Any]:
+        """Restores a state of `get_state`, given as nested lists."""
+        import mujoco
+
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION.value
+        self._model.body_pos[:] = state["body_pos"]
+        self._model.body_quat[:] = state["body_quat"]
+        controller = self._env.robots[0].controller
+        for _ in range(2):  # the forward pass overwrites the solver's warm start, which is part of the state
+            mujoco.mj_setState(self._model, self._data, np.asarray(state["physics"], float), kind)
+            if _ == 0:
+                mujoco.mj_forward(self._model, self._data)
+        controller.update(force=True)
+        controller.goal_pos = np.asarray(state["goal_pos"], float)
+        controller.goal_ori = np.asarray(state["goal_ori"], float)
+        self._env.robots[0].gripper.current_action = np.asarray(state["grip"], float)
+        self._env._update_observables(force=True)
+        return self._observation(self._env._get_observations(), observe)
+
+    def _observation(self, seen: Any, observe: bool) -> dict[str, Any]:
+        from robosuite.utils.transform_utils import quat2axisangle, quat2mat
+
+        fingers = np.asarray(seen["robot0_gripper_qpos"])
+        turn = np.asarray(seen["robot0_eef_quat"])
+        found: dict[str, Any] = {
+            "success": bool(self._env._check_success()),
+            "steps": self._steps,
+            "proprio": np.concatenate([seen["robot0_eef_pos"], quat2axisangle(turn.copy()), fingers]).astype(np.float32),
+            "eef_position": np.array(seen["robot0_eef_pos"]),
+            "eef_rotation": np.array(quat2mat(turn)),
+            "gripper_opening": float(fingers[0] - fingers[1]),
+            "object_positions": self._data.xpos[self._bodies],
+            "object_rotations": self._data.xmat[self._bodies].reshape(-1, 3, 3),
+        }
+        if observe:
+            size = self._loaded["camera_size"]
+            for name in CAMERAS:
+                picture = self._picture(name, size)
+                found[f"image_{name}"] = self._noise[name](picture) if self._noise else picture
+        return found
+
+    def _picture(self, name: str, size: int) -> np.ndarray:
+        """A camera's view, turned by 180 degrees against what the renderer draws, as published models expect it."""
+        if self._loaded["rendering"] == "official":
+            drawn = self._env.sim.render(width=size, height=size, camera_name=CAMERAS[name])  # rows from the bottom
+            return np.ascontiguousarray(drawn[::-1, ::-1])
+        import mujoco
+
+        from kairos_env.sims.rendering import OffscreenRenderer
+
+        if self._fast is None:
+            self._fast = OffscreenRenderer(self._model, max(size, 256), sites=True)
+        view = mujoco.MjvCamera()
+        view.type = mujoco.mjtCamera.mjCAMERA_FIXED.value
+        view.fixedcamid = self._model.camera(CAMERAS[name]).id
+        return np.ascontiguousarray(self._fast.render(self._data, view, size, size)[:, ::-1])
+
+    def close(self) -> None:
+        """Frees the scene and its GL contexts."""
+        fast, self._fast = self._fast, None
+        if fast is not None:
+            fast.close()
+        env, self._env = self._env, None
+        self._loaded = {}
+        if env is not None:
+            env.close()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    serve(LiberoSimulator())
