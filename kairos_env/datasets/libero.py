@@ -18,6 +18,9 @@ last. Both become R - 1 decisions, without the action whose frame is missing. ``
 action, so comparing its joint angles with those of the observations tells the kinds apart. The reward of a last action
 that is left out goes to the decision before it, so that a demonstration of success stays one.
 
+Files of `libero_write` say more: they hold the frame after the last action, so no decision is lost, for how many
+simulator steps an action was held, and what the expert would have done at every frame. All of it is read.
+
 How the pictures are turned: LIBERO's renderer draws upside down, and its files keep that. Published models are trained
 and driven with pictures turned by 180 degrees, which stands the scene upright but mirrors left and right; that is what
 an `Episode` holds here too.
@@ -29,7 +32,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -45,7 +48,8 @@ from kairos_env.datasets.hdf5 import (
     numbers,
     text,
 )
-from kairos_env.embodiments import LIBERO_PANDA
+from kairos_env.datasets.libero_write import EXTRAS
+from kairos_env.embodiments import libero_panda
 from kairos_env.records import Array, Camera, Episode, RobotSpec
 
 Pairing = Literal["before", "after"]
@@ -63,7 +67,8 @@ class LiberoFile(Hdf5Episodes):
 
     Args:
         path: file, folder or list of them.
-        observed: whether a row's frame is from ``"before"`` or ``"after"`` its action; None finds out.
+        observed: whether a row's frame is from ``"before"`` or ``"after"`` its action; None finds out. Of no matter for
+            demonstrations that hold the frame after the last action.
         pictures: how they stand in the file: ``"opengl"`` upside down, ``"opencv"`` upright, or already ``"turned"``.
             None takes it from the file, which is ``"opengl"`` where it does not say.
         prompt: ``"name"`` makes the instruction from the file's name, as LIBERO's benchmark does; ``"bddl"`` takes
@@ -91,12 +96,14 @@ class LiberoFile(Hdf5Episodes):
         super().__init__(find_files(path, nested=True), verify=verify)
 
     def _robot(self, file: h5py.File, path: Path) -> RobotSpec:
-        for demo in filter(lambda item: isinstance(item, h5py.Group), data_group(file, path).values()):
-            found = [demo.get(f"obs/{camera.name}_rgb") for camera in LIBERO_PANDA.cameras]
+        data = data_group(file, path)
+        panda = libero_panda(action_repeat=int(_extras(data, path).get("action_repeat", 1)))
+        for demo in filter(lambda item: isinstance(item, h5py.Group), data.values()):
+            found = [demo.get(f"obs/{camera.name}_rgb") for camera in panda.cameras]
             shapes = [getattr(pictures, "shape", ()) for pictures in found]
             if all(len(shape) == 4 for shape in shapes):
-                cameras = (Camera(c.name, *shape[1:3]) for c, shape in zip(LIBERO_PANDA.cameras, shapes, strict=True))
-                return dataclasses.replace(LIBERO_PANDA, cameras=tuple(cameras))
+                cameras = (Camera(c.name, *shape[1:3]) for c, shape in zip(panda.cameras, shapes, strict=True))
+                return dataclasses.replace(panda, cameras=tuple(cameras))
         raise BrokenEpisode(f"{path}: no episode has pictures, obs/agentview_rgb and obs/eye_in_hand_rgb")
 
     def _names(self, file: h5py.File, path: Path) -> list[str]:
@@ -110,27 +117,37 @@ class LiberoFile(Hdf5Episodes):
 
     def _read(self, file: h5py.File, path: Path, name: str) -> Episode:
         data = file["data"]
-        proprio, actions, rewards = self._numbers(data[name])
+        demo = data[name]
+        proprio, actions, rewards = self._numbers(demo)
         rows, columns = self._turn(data, path)
+        extras, task = demo.get(EXTRAS), _task(data, path)
+        seen = [demo["obs"]] if extras is None else [demo["obs"], extras["last_obs"]]
+        more: dict[str, Any] = {"source": "human"}
+        if extras is not None:
+            attrs = extras.attrs
+            more = {"source": text(attrs["source"])} | {k: int(attrs[k]) for k in ("seed", "initial_state_id")}
+            if "expert_actions" in extras:
+                experts = numbers(extras, "expert_actions", len(actions) + 1, 7)
+                more |= {"labels": {"expert_actions": experts[:, None]}, "label_tasks": (task,)}
         return Episode(
             images={
-                camera.name: np.ascontiguousarray(data[name][f"obs/{camera.name}_rgb"][()][:, ::rows, ::columns])
+                camera.name: np.concatenate([part[f"{camera.name}_rgb"][()][:, ::rows, ::columns] for part in seen])
                 for camera in self.spec.cameras
             },
             proprio=proprio,
             actions=actions,
             rewards=rewards,
             success=rewards >= 1,
-            task=_task(data, path),
+            task=task,
             instruction=self._instruction(data, path),
-            source="human",
+            **more,
         )
 
     def _numbers(self, demo: h5py.Group) -> tuple[Array, Array, Array]:
         """Proprioception (T + 1, 8), actions (T, 7), rewards (T,) of an episode whose pictures have the right shape."""
         actions = numbers(demo, "actions", None, 7)
-        rows = len(actions)
-        if rows < 2:
+        rows, complete = len(actions), EXTRAS in demo
+        if rows < (1 if complete else 2):
             raise BrokenEpisode(f"it has {rows} rows, too few for one decision and the frames around it")
         if int(demo.attrs.get("num_samples", rows)) != rows:
             raise BrokenEpisode(f"num_samples is {demo.attrs['num_samples']}, but it has {rows} actions")
@@ -139,6 +156,11 @@ class LiberoFile(Hdf5Episodes):
         proprio = np.concatenate([numbers(demo, f"obs/{key}", rows, width) for key, width in parts], axis=1)
         for camera in self.spec.cameras:
             images(demo, f"obs/{camera.name}_rgb", (rows, camera.height, camera.width, 3))
+        if complete:
+            last = [numbers(demo, f"{EXTRAS}/last_obs/{key}", 1, width) for key, width in parts]
+            for camera in self.spec.cameras:
+                images(demo, f"{EXTRAS}/last_obs/{camera.name}_rgb", (1, camera.height, camera.width, 3))
+            return np.concatenate([proprio, np.concatenate(last, axis=1)]), actions, rewards
         if (self.observed or _pairing(demo, rows)) == "after":
             return proprio, actions[1:], rewards[1:]
         rewards[-2] = max(rewards[-2:])
@@ -155,6 +177,9 @@ class LiberoFile(Hdf5Episodes):
     def _instruction(self, data: h5py.Group, path: Path) -> str:
         if self.instruction:
             return self.instruction
+        extras = _extras(data, path)
+        if "instruction" in extras:
+            return str(extras["instruction"])
         if self.prompt == "bddl":
             try:
                 words = json.loads(text(data.attrs["problem_info"]))["language_instruction"]
@@ -174,10 +199,21 @@ class LiberoFile(Hdf5Episodes):
 
 
 def _task(data: h5py.Group, path: Path) -> str:
-    """LIBERO's name of the task: its files are called ``<task>_demo.hdf5``; renamed ones may still say it inside."""
+    """LIBERO's name of the task. Its files are called ``<task>_demo.hdf5``; renamed ones may still say it inside."""
+    extras = _extras(data, path)
+    if "task" in extras:
+        return str(extras["task"])
     if not path.stem.endswith("_demo") and "bddl_file_name" in data.attrs:
         return Path(text(data.attrs["bddl_file_name"])).stem
     return path.stem.removesuffix("_demo")
+
+
+def _extras(data: h5py.Group, path: Path) -> dict[str, Any]:
+    """What `libero_write` says about the whole file; empty for all other files."""
+    try:
+        return dict(json.loads(text(data.attrs.get(EXTRAS, "{}"))))
+    except (TypeError, ValueError) as error:
+        raise BrokenEpisode(f"{path} has a damaged attribute data.attrs[{EXTRAS!r}]: {error}") from None
 
 
 def _pairing(demo: h5py.Group, rows: int) -> Pairing:
