@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,11 +9,15 @@ import pytest
 from kairos_env.eval.statistics import (
     Interval,
     bootstrap,
+    effective_trials,
+    mcnemar,
     mean,
+    paired_difference,
     paired_pearson,
     pearson,
     ratio,
     spearman,
+    weighted_wilson,
     wilson,
 )
 
@@ -40,6 +45,80 @@ def test_wilson_covers_the_true_rate() -> None:
     counts = np.random.default_rng(0).binomial(50, 0.9, 2000)
     covered = np.mean([wilson(int(k), 50).low <= 0.9 <= wilson(int(k), 50).high for k in counts])
     assert 0.92 <= covered <= 0.98
+
+
+def test_weighted_wilson_is_wilson_where_weights_follow_the_trials() -> None:
+    assert weighted_wilson([0.5, 0.75, 1.0], [4, 8, 2], [4, 8, 2]) == wilson(10, 14)
+    assert effective_trials([4, 8, 2], [4, 8, 2]) == 14
+    # a rare group that counts as much as a frequent one leaves 4 / (1/2 + 1/50) trials of the 52
+    assert effective_trials([2, 50], [1, 1]) == pytest.approx(4 / (1 / 2 + 1 / 50))
+    interval = weighted_wilson([1.0, 0.5], [2, 50], [1, 1])
+    assert interval.value == 0.75 and interval.low < wilson(39, 52).low
+    assert weighted_wilson([], [], []).low == 0 and math.isnan(weighted_wilson([], [], []).value)
+    with pytest.raises(ValueError, match="leave groups without trials out"):
+        weighted_wilson([0.5], [0], [1])
+
+
+def test_weighted_wilson_covers_the_true_mean() -> None:
+    generator = np.random.default_rng(0)
+    rates, trials, weights = np.array([0.95, 0.6, 0.2]), np.array([10, 40, 20]), np.array([0.5, 0.2, 0.3])
+    drawn = generator.binomial(trials, rates, (2000, 3)) / trials
+    intervals = [weighted_wilson(list(row), list(trials), list(weights)) for row in drawn]
+    covered = np.mean([i.low <= rates @ weights <= i.high for i in intervals])
+    assert covered >= 0.94, "on the safe side"
+
+
+@pytest.mark.parametrize("first", [0, 1, 3, 10, 40])
+@pytest.mark.parametrize("second", [0, 2, 10, 33])
+def test_mcnemar_is_the_exact_binomial_test(first: int, second: int) -> None:
+    # independently: every outcome of fair coins that is no likelier than the one observed
+    n = first + second
+    chance = [Fraction(math.factorial(n), math.factorial(k) * math.factorial(n - k) * 2**n) for k in range(n + 1)]
+    expected = sum(p for p in chance if p <= chance[first])
+    assert mcnemar(first, second) == pytest.approx(float(expected), rel=1e-12)
+    assert mcnemar(first, second) == mcnemar(second, first)
+
+
+def test_mcnemar_of_thousands() -> None:
+    assert mcnemar(5000, 5000) == 1
+    assert 0 < mcnemar(4000, 5000) < 1e-24
+    with pytest.raises(ValueError, match=">= 0"):
+        mcnemar(-1, 3)
+
+
+def test_paired_difference_agrees_with_a_published_interval() -> None:
+    # Fagerland, Lydersen and Laake 2014: airway data, 1 and 7 discordant of 21 pairs
+    interval = paired_difference(1, 7, 21)
+    assert interval.value == pytest.approx(-6 / 21)
+    assert (interval.low, interval.high) == (pytest.approx(-0.517, abs=6e-4), pytest.approx(-0.026, abs=6e-4))
+
+
+@pytest.mark.parametrize(("first", "second", "pairs"), [(1, 7, 21), (12, 3, 40), (0, 4, 30), (25, 20, 60), (0, 0, 9)])
+def test_paired_difference_inverts_the_score_test(first: int, second: int, pairs: int) -> None:
+    # The restricted likelihood by brute force: among all splits with a given difference, the likeliest one.
+    def score(difference: float) -> float:
+        b = np.linspace(max(difference, 0), (1 + difference) / 2, 200_001)
+        c = b - difference
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = [n * np.log(p) if n else np.zeros_like(p) for n, p in ((first, b), (second, c))]
+            terms.append((pairs - first - second) * np.log(1 - b - c))
+        best = int(np.nanargmax(np.sum(terms, axis=0)))
+        variance = pairs * (b[best] + c[best] - difference**2)
+        return (first - second - pairs * difference) / math.sqrt(variance)
+
+    interval = paired_difference(first, second, pairs)
+    assert score(interval.low) == pytest.approx(1.95996, abs=2e-3)
+    assert score(interval.high) == pytest.approx(-1.95996, abs=2e-3)
+    mirrored = paired_difference(second, first, pairs)
+    assert (mirrored.low, mirrored.high) == (pytest.approx(-interval.high), pytest.approx(-interval.low))
+
+
+def test_paired_difference_at_the_ends() -> None:
+    assert paired_difference(20, 0, 20).high == pytest.approx(1)
+    assert paired_difference(0, 20, 20).low == pytest.approx(-1)
+    assert math.isnan(paired_difference(0, 0, 0).value)
+    with pytest.raises(ValueError, match="do not fit"):
+        paired_difference(3, 3, 5)
 
 
 def test_bootstrap_of_a_mean_is_as_wide_as_theory() -> None:
