@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,24 +47,61 @@ class Memory:
         self._seen: Observation | None = None
         self._action: Array | None = None
 
+    @property
+    def state(self) -> Any:
+        """The state (batch 1) after the last observation; None before the first."""
+        return self._state
+
     def see(self, observation: Observation) -> Any:
         """The state (batch 1) after ``observation``; the same object is taken in once."""
         if observation is not self._seen:
             self._seen = observation
-            if self._instruction is not None:
-                observation = dataclasses.replace(observation, instruction=self._instruction)
+            observation = self._instructed(observation)
             if self._state is None:
                 self._state = self.model.observe([observation], seeds=[self.seed])
             else:
-                if self._action is None:
-                    raise RuntimeError(
-                        "two observations without an action between them: call act, or follow(observation, action), "
-                        "once for every observation, and reset() when a new episode starts"
-                    )
-                self._state = self.model.observe([observation], self._state, self._action[None])
+                self._state = self.model.observe([observation], self._state, self._led()[None])
             self._action = None
             self.decisions += 1
         return self._state
+
+    @staticmethod
+    def see_together(memories: Sequence[Memory], observations: Sequence[Observation], size: int) -> None:
+        """`see` for different episodes of one `WorldModel`, in passes of exactly ``size`` rows.
+
+        Equal up to rounding: a row's last bits depend on where in the pass it stands.
+        """
+        pairs = [(m, o) for m, o in zip(memories, observations, strict=True) if o is not m._seen]
+        first = [(m, m._instructed(o)) for m, o in pairs if m._state is None]
+        later = [(m, m._instructed(o)) for m, o in pairs if m._state is not None]
+        for group in (g for g in (first, later) if g):
+            rows = pad_rows(len(group), size)
+            model: Any = group[0][0].model
+            batch = [group[row][1] for row in rows]
+            if group is first:
+                state = model.observe(batch, seeds=[group[row][0].seed for row in rows])
+            else:
+                leads = np.stack([m._led() for m, _ in group])[rows]
+                state = model.observe(batch, type(group[0][0]._state).cat([group[row][0]._state for row in rows]), leads)
+            for row, (memory, _) in enumerate(group):
+                memory._state, memory._action = state.select([row]), None
+                memory.decisions += 1
+        for memory, observation in pairs:
+            memory._seen = observation
+
+    def _instructed(self, observation: Observation) -> Observation:
+        if self._instruction is None:
+            return observation
+        return dataclasses.replace(observation, instruction=self._instruction)
+
+    def _led(self) -> Array:
+        """The action that led from the last observation to the next."""
+        if self._action is None:
+            raise RuntimeError(
+                "two observations without an action between them: call act, or follow(observation, action), "
+                "once for every observation, and reset() when a new episode starts"
+            )
+        return self._action
 
     def did(self, action: Array) -> None:
         """The robot executes ``action`` (A,) from the last observation."""
@@ -139,3 +177,32 @@ class WorldModelPolicy(ChunkPolicy):
     def decide(self, state: Any) -> Array:
         model: Any = self.memory.model
         return as_array(model.act(state, steps=self.steps))[0]
+
+    @staticmethod
+    def act_together(
+        policies: Sequence[WorldModelPolicy], observations: Sequence[Observation], size: int
+    ) -> list[Array]:
+        """`act` for different episodes of policies that share a model, in passes of exactly ``size`` rows.
+
+        Faster than one by one where a pass costs little more for many rows; see `Memory.see_together` for what it
+        does to the last bits.
+        """
+        Memory.see_together([policy.memory for policy in policies], observations, size)
+        deciding = [policy for policy in policies if not policy._queue]
+        if deciding:
+            states = [policy.memory.state for policy in deciding]
+            model: Any = deciding[0].memory.model
+            batch = type(states[0]).cat([states[row] for row in pad_rows(len(states), size)])
+            for policy, chunk in zip(deciding, as_array(model.act(batch, steps=deciding[0].steps)), strict=False):
+                policy._queue = list(model.spec.check_action(chunk)[: policy.execute])
+        actions = [policy._queue.pop(0) for policy in policies]
+        for policy, action in zip(policies, actions, strict=True):
+            policy.memory.did(action)
+        return actions
+
+
+def pad_rows(count: int, size: int) -> list[int]:
+    """Indices of ``size`` rows: those that there are, and the first one again for the rest."""
+    if not 1 <= count <= size:
+        raise ValueError(f"{count} rows do not fit into a pass of {size}")
+    return [*range(count), *[0] * (size - count)]

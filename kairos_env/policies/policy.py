@@ -5,7 +5,8 @@ A policy is anything with `reset`, `act` and `chunk`; there is no base class to 
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,7 +19,8 @@ class Policy(Protocol):
 
     A policy that remembers (a world model's window, a plan) may also have
     ``follow(observation, action)``: "from this observation the robot executes this action". Wrappers
-    call it where they, not the policy, choose the action; see `follow`.
+    call it where they, not the policy, choose the action; see `follow`. One that must know which episode it is in (a
+    replay) may have ``begin(info)``, see `begin`.
     """
 
     def reset(self, seed: int | None = None) -> None:
@@ -33,6 +35,22 @@ class Policy(Protocol):
         """The next N >= 1 actions: float32 (N, A), physical units. The first is assumed to be executed
         unless `follow` says otherwise.
         """
+
+
+@runtime_checkable
+class BatchedPolicy(Policy, Protocol):
+    """A policy that can decide for several episodes in one pass of its model, each with a policy object of its own."""
+
+    @staticmethod
+    def act_together(policies: Sequence[Any], observations: Sequence[Observation], size: int) -> list[Array]:
+        """`Policy.act` of each policy on its observation, at most ``size``; passes have exactly ``size`` rows."""
+
+
+def begin(policy: Policy, info: Mapping[str, Any]) -> None:
+    """Tells ``policy``, if it wants to know, what the simulator's ``reset`` said; to be called after `Policy.reset`."""
+    tell = getattr(policy, "begin", None)
+    if tell is not None:
+        tell(info)
 
 
 def follow(policy: Policy, observation: Observation, action: Array) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kairos_env.policies.learned import pad_rows
 from kairos_env.records import ActionChunk, Array, Observation
 from kairos_env.world_model.normalisation import Normaliser
 from kairos_env.world_model.robots import RobotSettings, compose
@@ -81,11 +82,28 @@ class WorldActionPolicy:
             self._queue = list(self.chunk(observation).actions[: self.replan])
         return self._queue.pop(0)
 
+    @staticmethod
+    def act_together(
+        policies: Sequence[WorldActionPolicy], observations: Sequence[Observation], size: int
+    ) -> list[Array]:
+        """`act` for different episodes of policies with one model, in passes of exactly ``size`` rows."""
+        deciding = [(p, o) for p, o in zip(policies, observations, strict=True) if not p._queue]
+        if deciding:
+            rows = [deciding[row] for row in pad_rows(len(deciding), size)]
+            chunks = deciding[0][0].chunks([o for _, o in rows], [p.seed for p, _ in rows])
+            for (policy, _), chunk in zip(deciding, chunks, strict=False):
+                policy._queue = list(chunk.actions[: policy.replan])
+        return [policy._queue.pop(0) for policy in policies]
+
     def chunk(self, observation: Observation) -> ActionChunk:
         return self.chunks([observation])[0]
 
-    def chunks(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+    def chunks(self, observations: Sequence[Observation], seeds: Sequence[int] | None = None) -> list[ActionChunk]:
         """Chunks (N, A) for B robots in one pass; each is what `chunk` would say alone.
+
+        Args:
+            observations: of B robots.
+            seeds: of the noise, one for each robot; None takes this policy's own for all.
 
         Raises:
             ValueError: an observation that is not of this robot, one without an instruction, or a model that
@@ -103,8 +121,9 @@ class WorldActionPolicy:
             proprio,
         )
         latents = self.model.encode(canvases)
+        noise = self.seed if seeds is None else seeds
         if self.mode == "policy":
-            actions = self.model.act(latents, context, self.steps, settings.horizon, self.seed)
+            actions = self.model.act(latents, context, self.steps, settings.horizon, noise)
         else:
             actions, _ = self.model.joint(
                 latents,
@@ -112,7 +131,7 @@ class WorldActionPolicy:
                 settings.video_frames,
                 self.steps,
                 settings.horizon,
-                self.seed,
+                noise,
                 self.actions_see_future,
             )
         return [ActionChunk(chunk) for chunk in self._physical(actions)]
