@@ -119,6 +119,20 @@ def _record(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
+def _record_libero(parser: argparse.ArgumentParser) -> Run:
+    from kairos_env.options import add_options, read_options
+    from kairos_env.record_libero import RecordLiberoConfig, record_libero
+
+    add_options(parser, RecordLiberoConfig)
+
+    def run(args: argparse.Namespace) -> int:
+        recorded = record_libero(read_options(args, RecordLiberoConfig))
+        print(recorded.table())
+        return int(bool(recorded.short))
+
+    return run
+
+
 def _measurement(module: str, config_name: str, run_name: str) -> Build:
     """A command of `kairos eval`: a flat config, and a function of it whose result is printed as a table."""
 
@@ -169,6 +183,13 @@ COMMANDS: Mapping[str, Command | Group] = {
         "kairos record --out runs/heldout --episodes 100 --first-initial-state-id 1000000\n"
         "kairos record --out runs/push --tasks push --behaviours expert=0.5,random=0.5\n" + _CONTINUED,
         _record,
+    ),
+    "record-libero": Command(
+        "record demonstrations of LIBERO's tasks by the scripted expert, in LIBERO's own files",
+        "kairos record-libero --out runs/libero --suites libero_object --states 0-39 --per-task 20\n"
+        "kairos record-libero --out runs/full --action-repeat 1 --camera-size 128 --rendering official\n"
+        "kairos record-libero --out runs/milk --suites libero_object --tasks 7 --noisy 1 --noise 0.3\n" + _CONTINUED,
+        _record_libero,
     ),
     "data": Group(
         "Look at recorded datasets and prepare them for training.",

@@ -23,7 +23,7 @@ import platform
 import subprocess
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -197,9 +197,10 @@ def record(config: RecordConfig, make_env: MakeEnv = make_simulator, progress: b
     from tqdm import tqdm
 
     out = Path(config.out)
-    with _locked(out), _single_threaded_workers():
-        versions = _open_folder(out, config)
-        metadata = {"config": _identity(config), "versions": versions}
+    with locked(out), _single_threaded_workers():
+        may_change = ("out", "episodes", "workers")
+        versions = open_folder(out, config, may_change)
+        metadata = {"config": identity(config, may_change), "versions": versions}
         env_kwargs = {"cameras": list(config.cameras), "image_size": config.image_size}
         shards = ShardFolder(out, config.episodes, config.episodes_per_file, metadata, env_kwargs)
         missing = shards.missing
@@ -278,15 +279,19 @@ def _record_part(index: int) -> None:
     write_part(Path(config.out), index, episode, env.robot_spec)
 
 
-def _identity(config: RecordConfig) -> dict[str, Any]:
-    """What must stay the same when a recording is continued, as JSON values."""
+def identity(config: Any, may_change: Collection[str]) -> dict[str, Any]:
+    """The fields of a config dataclass that must stay the same when a recording is continued, as JSON values."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {key: value for key, value in values.items() if key not in ("out", "episodes", "workers")}
+    return {key: value for key, value in values.items() if key not in may_change}
 
 
-def _open_folder(out: Path, config: RecordConfig) -> dict[str, str]:
-    """Checks or writes the folder's configuration and returns the versions that it was begun with."""
-    now = _identity(config)
+def open_folder(out: Path, config: Any, may_change: Collection[str]) -> dict[str, str]:
+    """Checks or writes the folder's configuration and returns the versions that it was begun with.
+
+    Raises:
+        ValueError: it holds a recording of another configuration.
+    """
+    now = identity(config, may_change)
     path = out / "config.json"
     if path.exists():
         before = json.loads(path.read_text())
@@ -296,7 +301,7 @@ def _open_folder(out: Path, config: RecordConfig) -> dict[str, str]:
                 f"{out} holds a recording of another configuration; give the same one or another folder:\n  "
                 + "\n  ".join(wrong)
             )
-    _write_json(path, now | {"episodes": config.episodes})
+    _write_json(path, identity(config, ("out", "workers")))
     versions = _versions()
     path = out / "versions.json"
     if path.exists():
@@ -333,7 +338,12 @@ def _versions() -> dict[str, str]:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
+    """Makes the folder and keeps every other recording out of it.
+
+    Raises:
+        RuntimeError: another process is recording there.
+    """
     (out / "parts").mkdir(parents=True, exist_ok=True)
     with open(out / ".lock", "w") as lock:
         try:
