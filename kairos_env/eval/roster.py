@@ -3,6 +3,8 @@
     random, expert, policy            smooth play; the simulator's own expert; the model's action-only policy
     best_of_n, cem, mppi, random_shooting     planners over the model
     state_cem                         CEM over a small model of the true state: the control of the video model
+    4b(statistics=FILE)               a published world-action model for LIBERO; ``model`` is its folder
+    replay(path=FOLDER)               recorded demonstrations of LIBERO's tasks
     module:factory                    anybody's own: factory(env=..., model=..., device=...) -> Policy
 
 A name takes options and action noise: ``cem(horizon=10;population=64)``, ``policy+noise=0.5``.
@@ -15,18 +17,19 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kairos_env.policies.policy import Policy, follow
+from kairos_env.policies.policy import Policy, begin, follow
 from kairos_env.records import ActionChunk, Array, Observation, RobotSpec
 
 PLANNER_NAMES = ("best_of_n", "cem", "mppi", "random_shooting")
-NAMES = ("random", "expert", "policy", *PLANNER_NAMES, "state_cem")
+NAMES = ("random", "expert", "policy", *PLANNER_NAMES, "state_cem", "4b", "replay")
+_WITHOUT_MODEL = ("random", "expert", "state_cem", "replay")
 
 _NAME = re.compile(r"(?P<base>[\w.:\-]+)(\((?P<options>[^()]*)\))?(\+noise=(?P<noise>[\d.]+))?")
 
@@ -131,6 +134,37 @@ def load_model(name: str, device: str = "cpu") -> Any:
     return WorldModel.from_pretrained(name, device=device)
 
 
+@lru_cache(maxsize=1)
+def load_world_action(folder: str, device: str = "cpu") -> Any:
+    """The published kind of model, loaded once in a process."""
+    from kairos_env.world_model.world_action import WorldActionModel
+
+    return WorldActionModel.from_pretrained(folder, device)
+
+
+def uses_model(name: str) -> bool:
+    """Whether a policy of this name depends on the model; of ``module:factory`` nobody knows, so it may."""
+    return parse_name(name)[0] not in _WITHOUT_MODEL
+
+
+def robot_of(name: str, model: str) -> RobotSpec | None:
+    """The robot that a policy of this name was trained for, without loading it; None if it takes any.
+
+    Raises:
+        FileNotFoundError: no such model.
+    """
+    base = parse_name(name)[0]
+    if base == "4b":
+        from kairos_env.embodiments import LIBERO_PANDA
+
+        return LIBERO_PANDA
+    if base not in ("policy", *PLANNER_NAMES):
+        return None
+    from kairos_env.world_model.checkpoint import CONFIG, resolve
+
+    return RobotSpec.from_dict(json.loads((resolve(model) / CONFIG).read_text())["robot"])
+
+
 def model_digest(name: str) -> str:
     """Identifies a checkpoint's weights, so that results of two trainings in one folder are never mixed.
 
@@ -166,6 +200,9 @@ class ActionNoise:
         # a stream of its own, so that the noise is not that of the policy
         self._rng = np.random.default_rng(None if seed is None else [seed, 7])
 
+    def begin(self, info: Mapping[str, Any]) -> None:
+        begin(self.policy, info)
+
     def act(self, observation: Observation) -> Array:
         action = self._disturb(self.policy.act(observation))
         follow(self.policy, observation, action)
@@ -199,6 +236,14 @@ def _make_base(base: str, options: dict[str, Any], env: Any, model: str, device:
         from kairos_env.policies.state_model import StateModel
 
         return PlannerPolicy(StateModel.load(state_model).reading(env), cem, **options)
+    if base == "replay":
+        from kairos_env.policies.replay import DemonstrationPolicy
+
+        if "path" not in options:
+            raise ValueError("which demonstrations? Give their folder: replay(path=FOLDER)")
+        return DemonstrationPolicy(spec=spec, **options)
+    if base == "4b":
+        return _make_world_action(options, spec, model, device)
     loaded = load_model(model, device)
     loaded.spec.require_same(spec, "model", "environment")
     if base == "policy":
@@ -209,6 +254,19 @@ def _make_base(base: str, options: dict[str, Any], env: Any, model: str, device:
     from kairos_env.policies.planners import PLANNERS
 
     return PlannerPolicy(loaded, PLANNERS[base], **options)
+
+
+def _make_world_action(options: dict[str, Any], spec: RobotSpec, model: str, device: str) -> Policy:
+    from kairos_env.policies.world_action import WorldActionPolicy
+    from kairos_env.world_model.normalisation import Normaliser
+    from kairos_env.world_model.robots import get_settings
+
+    settings = get_settings("libero")
+    settings.spec.require_same(spec, "model", "environment")
+    if "statistics" not in options:
+        raise ValueError("how are actions normalised? Give the file of statistics: 4b(statistics=FILE)")
+    normaliser = Normaliser.from_file(str(options.pop("statistics")), settings.normalisation)
+    return WorldActionPolicy(load_world_action(model, device), settings, normaliser, **options)
 
 
 def _value(text: str) -> Any:

@@ -287,8 +287,8 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         """The present task in words, as `prompt` asks for it."""
         return self.task_info.instructions[self.prompt]
 
-    def expert_action(self) -> Array:
-        """(7,) float32: what the scripted expert would do now; see `libero_experts` for its tasks."""
+    def expert_action(self, task: str | None = None) -> Array:
+        """(7,) float32: what the scripted expert would do now; see `libero_experts`. The only ``task`` is the own one."""
         from kairos_env.sims.libero_experts import LiberoExpert
 
         if not self._privileged:
