@@ -29,7 +29,7 @@ class LiberoSimulator:
         self._env: Any = None
         self._loaded: dict[str, Any] = {}
         self._fast: Any = None
-        self._noise: dict[str, Any] = {}
+        self._noise: Any = None
         self._steps = 0
 
     def versions(self) -> dict[str, Any]:
@@ -58,16 +58,12 @@ class LiberoSimulator:
         import robosuite
 
         libero.libero._assets_path_cache = wanted["assets"]
-        import libero.libero.envs.problems  # registers the problems
-        from libero.libero.envs.bddl_base_domain import TASK_MAPPING
-
         # Placement of fixtures is drawn while the scene is built, too; `reset` repeats it with its own seed.
         np.random.seed(0)  # noqa: NPY002 (the benchmark draws from numpy's global state)
-        bddl, problem, extra = perturbations.problem(wanted["bddl"], wanted["params"], wanted["scene"])
         size = wanted["camera_size"]
         official = wanted["rendering"] == "official"
-        env = TASK_MAPPING[problem](
-            bddl,
+        env = perturbations.problem_class(wanted["scene"])(
+            wanted["bddl"],
             robots=["Panda"],
             controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
             control_freq=20,
@@ -81,7 +77,6 @@ class LiberoSimulator:
             camera_names=list(CAMERAS.values()),
             camera_heights=size,
             camera_widths=size,
-            **extra,
         )
         self._env = env
         self._state_size = env.sim.get_state().flatten().size
@@ -122,9 +117,7 @@ class LiberoSimulator:
         self._model.cam_pos[camera], self._model.cam_quat[camera] = perturbations.camera_pose(
             *self._agent_view, params.get("view", perturbations.NO_VIEW)
         )
-        perturbations.apply_to_model(self._model, params)
-        noise = params.get("noise", 0)
-        self._noise = {name: perturbations.SensorNoise(noise, seed + i) for i, name in enumerate(CAMERAS)} if noise else {}
+        self._noise = perturbations.SensorNoise(params["noise"], seed) if params.get("noise") else None
         if state is not None:
             if len(state) != self._state_size:
                 raise ValueError(
@@ -154,7 +147,7 @@ class LiberoSimulator:
 
     def draw(self, camera: str, size: int) -> dict[str, Any]:
         """A picture (size, size, 3) without sensor noise."""
-        return {"image": np.ascontiguousarray(self._picture(camera, size))}
+        return {"image": _turned(self._drawn(camera, size))}
 
     def state(self) -> dict[str, Any]:
         """The simulator's state (S,), as LIBERO's files hold it, and what a reset needs beside it."""
@@ -204,7 +197,9 @@ class LiberoSimulator:
         found: dict[str, Any] = {
             "success": bool(self._env._check_success()),
             "steps": self._steps,
-            "proprio": np.concatenate([seen["robot0_eef_pos"], quat2axisangle(turn.copy()), fingers]).astype(np.float32),
+            "proprio": np.concatenate([seen["robot0_eef_pos"], quat2axisangle(turn.copy()), fingers]).astype(
+                np.float32
+            ),
             "eef_position": np.array(seen["robot0_eef_pos"]),
             "eef_rotation": np.array(quat2mat(turn)),
             "gripper_opening": float(fingers[0] - fingers[1]),
@@ -212,17 +207,17 @@ class LiberoSimulator:
             "object_rotations": self._data.xmat[self._bodies].reshape(-1, 3, 3),
         }
         if observe:
-            size = self._loaded["camera_size"]
             for name in CAMERAS:
-                picture = self._picture(name, size)
-                found[f"image_{name}"] = self._noise[name](picture) if self._noise else picture
+                drawn = self._drawn(name, self._loaded["camera_size"])
+                if self._noise is not None and name == "agentview":
+                    drawn = self._noise(drawn)
+                found[f"image_{name}"] = _turned(drawn)
         return found
 
-    def _picture(self, name: str, size: int) -> np.ndarray:
-        """A camera's view, turned by 180 degrees against what the renderer draws, as published models expect it."""
+    def _drawn(self, name: str, size: int) -> np.ndarray:
+        """A camera's view as the renderer draws it, rows from the bottom."""
         if self._loaded["rendering"] == "official":
-            drawn = self._env.sim.render(width=size, height=size, camera_name=CAMERAS[name])  # rows from the bottom
-            return np.ascontiguousarray(drawn[::-1, ::-1])
+            return self._env.sim.render(width=size, height=size, camera_name=CAMERAS[name])
         import mujoco
 
         from kairos_env.sims.rendering import OffscreenRenderer
@@ -232,7 +227,7 @@ class LiberoSimulator:
         view = mujoco.MjvCamera()
         view.type = mujoco.mjtCamera.mjCAMERA_FIXED.value
         view.fixedcamid = self._model.camera(CAMERAS[name]).id
-        return np.ascontiguousarray(self._fast.render(self._data, view, size, size)[:, ::-1])
+        return np.ascontiguousarray(self._fast.render(self._data, view, size, size)[::-1])
 
     def close(self) -> None:
         """Frees the scene and its GL contexts."""
@@ -243,6 +238,11 @@ class LiberoSimulator:
         self._loaded = {}
         if env is not None:
             env.close()
+
+
+def _turned(drawn: np.ndarray) -> np.ndarray:
+    """By 180 degrees, as published models expect pictures: the scene stands upright, left and right are swapped."""
+    return np.ascontiguousarray(drawn[::-1, ::-1])
 
 
 if __name__ == "__main__":

@@ -61,12 +61,19 @@ def motion_weights(latents: Tensor, extra: float) -> Tensor:
 
 
 def world_model_loss(
-    model: WorldModel, batch: Batch, config: LossConfig, generator: torch.Generator, imagined: bool = False
+    model: WorldModel,
+    batch: Batch,
+    config: LossConfig,
+    generator: torch.Generator,
+    imagined: bool = False,
+    video: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of all losses, and each of them for the log.
 
     Args:
         imagined: replace part of the history by the model's own predictions (one more pass without gradient).
+        video: False leaves out whatever predicts frames, and learns from the observed ones alone: policy, reward,
+            success and object, for less than half the time.
     """
     frames, number = config.frames, model.chunk_length
     dit, expert, kind = model.mixture.video_dit, model.mixture.action_dit, model.config.prediction
@@ -111,18 +118,14 @@ def world_model_loss(
         if policy:
             noisy_chunk = interpolate(batch.chunk[:, :frames], chunk_noise, sigma_a)
             chunk = (expert.action_encoder(noisy_chunk), expert.embed(sigma_a)[1])
+        streams = {"clean": (dit.embed_frames(history, history_proprio, last, last_proprio), clean_modulation)}
+        if video:
+            streams["noisy"] = (dit.embed_frames(noisy, noisy_proprio, last, last_proprio), modulation)
         outputs, proposals, memory_after = model.mixture.frames(
-            lead,
-            {
-                "clean": (dit.embed_frames(history, history_proprio, last, last_proprio), clean_modulation),
-                "noisy": (dit.embed_frames(noisy, noisy_proprio, last, last_proprio), modulation),
-            },
-            contexts,
-            memory,
-            past,
-            model.grid,
-            chunk,
+            lead, streams, contexts, memory, past, model.grid, chunk
         )
+        if not video:
+            return None, None, outputs, proposals, memory_after
         out, out_proprio = dit.read(outputs["noisy"], t, model.latent_shape[1])
         if kind == "sample":
             out, out_proprio = out.float() + last, out_proprio.float() + last_proprio
@@ -143,12 +146,14 @@ def world_model_loss(
 
     view = batch.view_mask[:, None, None, None, :]
     fields, moves = batch.proprio_mask[:, None], batch.action_mask[:, None]
-    error = (sample - clean).square()[:, 1:] * view
-    losses = {"video": share(error * motion_weights(clean, config.motion), view).mean()}
-    losses["proprio"] = share((sample_proprio - proprio).square()[:, 1:] * fields, fields).mean()
-    target = share(error.detach(), view).mean((2, 3, 4)).clamp_min(1e-6).log()
-    log_error = model.heads.log_error(outputs["noisy"].detach())[:, 1:]
-    losses["uncertainty"] = (log_error - target).square().mean()
+    losses = {}
+    if video:
+        error = (sample - clean).square()[:, 1:] * view
+        losses["video"] = share(error * motion_weights(clean, config.motion), view).mean()
+        losses["proprio"] = share((sample_proprio - proprio).square()[:, 1:] * fields, fields).mean()
+        target = share(error.detach(), view).mean((2, 3, 4)).clamp_min(1e-6).log()
+        log_error = model.heads.log_error(outputs["noisy"].detach())[:, 1:]
+        losses["uncertainty"] = (log_error - target).square().mean()
 
     noisy_chunk = interpolate(batch.chunk[:, :frames], chunk_noise, sigma_a)
     actions = to_sample(kind, model.read_actions(proposals).float(), noisy_chunk, sigma_a)
@@ -163,8 +168,19 @@ def world_model_loss(
     )
     where, seen = batch.object_position[:, :frames], batch.object_mask[:, :frames]
     astray = (read.object_position - where).abs().mean(-1)
-    astray_noisy = (model.heads.objects(outputs["noisy"]) - where).abs().mean(-1)
-    losses["object"] = masked_mean(astray, seen) + masked_mean(astray_noisy[:, 1:], seen[:, 1:])
+    losses["object"] = masked_mean(astray, seen)
+    if video:
+        astray_noisy = (model.heads.objects(outputs["noisy"]) - where).abs().mean(-1)
+        losses["object"] = losses["object"] + masked_mean(astray_noisy[:, 1:], seen[:, 1:])
+
+    total = (
+        config.policy * losses["policy"]
+        + config.reward * losses["reward"]
+        + config.success * losses["success"]
+        + config.object * losses["object"]
+    )
+    if not video:
+        return total, {name: value.detach() for name, value in losses.items()}
 
     # joint pass: N more frames and the actions that lead to them
     future, future_proprio = batch.latents[:, frames:], batch.proprio[:, frames:]
@@ -202,12 +218,9 @@ def world_model_loss(
     losses["future"] = masked_mean(unlike, denoised) + config.proprio * masked_mean(apart, denoised)
 
     total = (
-        losses["video"]
+        total
+        + losses["video"]
         + config.proprio * losses["proprio"]
-        + config.policy * losses["policy"]
-        + config.reward * losses["reward"]
-        + config.success * losses["success"]
-        + config.object * losses["object"]
         + config.uncertainty * losses["uncertainty"]
         + config.joint * (losses["inverse"] + losses["future"])
     )

@@ -46,6 +46,8 @@ class TrainConfig:
         model, batch: stage 2, clips per step.
         loss: weights and noise of stage 2.
         imagined_from: share of stage 2 after which a third of the steps see imagined history.
+        video_every: of so many steps of stage 2 one learns all modes; the others learn policy, reward and success from
+            observed frames alone, for less than half the time.
         sample_every: steps between validation rollouts with film strips.
         starts: held-out first observations that ship with the model.
         init: bundled name or folder of a model to go on from; its tokenizer and latent statistics are kept and
@@ -65,6 +67,7 @@ class TrainConfig:
     batch: int = 12
     loss: LossConfig = field(default_factory=LossConfig)
     imagined_from: float = 0.25
+    video_every: int = 1
     sample_every: int = 400
     starts: int = 48
     init: str = ""
@@ -170,8 +173,9 @@ def train(
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor | float]]:
         batch = clips.sample(config.batch, length, generator)
-        imagined = step >= config.imagined_from * config.model.steps and step % 3 == 0
-        return world_model_loss(model, _to(batch, device), config.loss, generator, imagined)  # type: ignore[return-value]
+        turn, rest = divmod(step, config.video_every)
+        imagined = step >= config.imagined_from * config.model.steps and turn % 3 == 0 and rest == 0
+        return world_model_loss(model, _to(batch, device), config.loss, generator, imagined, rest == 0)  # type: ignore[return-value]
 
     trained = nn.ModuleDict({"text": model.text, "mixture": model.mixture, "heads": model.heads})
 
