@@ -1,0 +1,121 @@
+"""Two runs on the same jobs: which one succeeds more often, by how much, and could that be chance?
+
+Pairs of outcomes on the same task, initial state and seed tell more than two tables: what is hard for both cancels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from kairos_env.eval.benchmark_table import SETTINGS, is_ours, unique_rows
+from kairos_env.eval.results import Row
+from kairos_env.eval.statistics import Interval, mcnemar, paired_difference
+from kairos_env.sims.libero_tasks import DIMENSIONS, SUITES
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Two policies on the same jobs.
+
+    Args:
+        both: jobs on which both succeeded.
+        only_first: only the first one.
+        only_second: only the second one.
+        neither: none of them.
+    """
+
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+
+    @property
+    def pairs(self) -> int:
+        return self.both + self.only_first + self.only_second + self.neither
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Success of the first and of the second; nan without a pair."""
+        if not self.pairs:
+            return math.nan, math.nan
+        return (self.both + self.only_first) / self.pairs, (self.both + self.only_second) / self.pairs
+
+    @property
+    def difference(self) -> Interval:
+        """First minus second, with Tango's 95 % interval."""
+        return paired_difference(self.only_first, self.only_second, self.pairs)
+
+    @property
+    def p_value(self) -> float:
+        """Of the exact McNemar test."""
+        return mcnemar(self.only_first, self.only_second)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs on the jobs (task, initial state, seed) that both have a result of.
+
+    Args:
+        first: policy of the first run.
+        second: of the second.
+        groups: ``"total"``, then dimensions and suites that have pairs, then ``"scenes of ours"`` if there are any:
+            these are in no other group.
+        unpaired: jobs that have a result in one run only, of the first and of the second.
+        settings: those in which the runs differ: name -> values of the first and of the second.
+    """
+
+    first: str
+    second: str
+    groups: Mapping[str, Pairing]
+    unpaired: tuple[int, int]
+    settings: Mapping[str, tuple[str, str]]
+
+
+def compare(first: Iterable[Row], second: Iterable[Row]) -> Comparison:
+    """Compares two runs of one policy each.
+
+    Raises:
+        ValueError: a run has no row, or of several policies; or they have no job in common.
+    """
+    sides = [unique_rows(first), unique_rows(second)]
+    names = []
+    for which, rows in zip(("first", "second"), sides, strict=True):
+        policies = sorted({row.job.policy for row in rows})
+        if len(policies) != 1:
+            listed = f"policies {', '.join(policies)}; say which one" if policies else "no results"
+            raise ValueError(f"the {which} run has {listed}")
+        names.append(policies[0])
+    ended = [{_place(row): row for row in rows if row.status != "error"} for rows in sides]
+    common = sorted(ended[0].keys() & ended[1].keys())
+    if not common:
+        examples = " and ".join(str(min(side)) if side else "nothing" for side in ended)
+        raise ValueError(f"the runs have no job in common that ended in both; they hold, for example, {examples}")
+    counts: dict[str, Counter[tuple[bool, bool]]] = {}
+    for place in common:
+        row = ended[0][place]
+        outcome = (row.status == "success", ended[1][place].status == "success")
+        suite = row.job.task.split("/", 2)[1]
+        groups = ("scenes of ours",) if is_ours(row) else ("total", row.extra.get("dimension") or "", suite)
+        for group in filter(None, groups):
+            counts.setdefault(group, Counter())[outcome] += 1
+    order = ["total", *DIMENSIONS, *SUITES, "scenes of ours"]
+    pairings = {
+        group: Pairing(count[True, True], count[True, False], count[False, True], count[False, False])
+        for group, count in sorted(counts.items(), key=lambda item: order.index(item[0]))
+    }
+    settings = {}
+    for name in SETTINGS:
+        values = [
+            ", ".join(sorted({str(side[p].extra.get(name, "not recorded")) for p in common})) for side in ended
+        ]
+        if values[0] != values[1]:
+            settings[name] = (values[0], values[1])
+    unpaired = (len(ended[0]) - len(common), len(ended[1]) - len(common))
+    return Comparison(names[0], names[1], pairings, unpaired, settings)
+
+
+def _place(row: Row) -> tuple[str, str, int, int, bool]:
+    return row.job.simulator, row.job.task, row.job.initial_state_id, row.job.seed, is_ours(row)
