@@ -170,6 +170,7 @@ def demonstrate(
     }
     raw, info = env.reset(seed=plan.seed, options=options)
     seen, actions, experts, states, success = [Observation.from_gym(raw)], [], [env.expert_action()], [], []
+    objects = [_object_position(info)]
     noise = np.zeros(7)
     left = None  # decisions until the end, known once the task has succeeded
     while left != 0:
@@ -181,6 +182,7 @@ def demonstrate(
         raw, _, _, truncated, info = env.step(actions[-1])
         seen.append(Observation.from_gym(raw))
         experts.append(env.expert_action())
+        objects.append(_object_position(info))
         success.append(bool(info["success"]))
         if left is not None:
             left -= 1
@@ -199,10 +201,16 @@ def demonstrate(
         source=plan.source,
         seed=plan.seed,
         initial_state_id=plan.initial_state_id,
-        labels={"expert_actions": np.array(experts, np.float32)[:, None]},
+        labels={"expert_actions": np.array(experts, np.float32)[:, None], "object_position": np.array(objects)},
         label_tasks=(task.name,),
     )
     return episode, np.array(states)
+
+
+def _object_position(info: Mapping[str, Any]) -> Array:
+    """(3,) float32: where the first of the task's objects is, the one to be moved."""
+    true = info["privileged"]
+    return np.asarray(true["objects"][true["interest"][0]]["position"], np.float32)
 
 
 class TaskFolder:

@@ -129,6 +129,9 @@ class LiberoFile(Hdf5Episodes):
             if "expert_actions" in extras:
                 experts = numbers(extras, "expert_actions", len(actions) + 1, 7)
                 more |= {"labels": {"expert_actions": experts[:, None]}, "label_tasks": (task,)}
+            if "object_position" in extras:
+                where = numbers(extras, "object_position", len(actions) + 1, 3)
+                more["labels"] = more.get("labels", {}) | {"object_position": where}
         return Episode(
             images={
                 camera.name: np.concatenate([part[f"{camera.name}_rgb"][()][:, ::rows, ::columns] for part in seen])

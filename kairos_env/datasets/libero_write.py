@@ -7,6 +7,7 @@ row i the frame *before* action i. What else an `Episode` knows lies where LIBER
     data/demo_<i>/kairos              attrs: source, seed, initial_state_id
     data/demo_<i>/kairos/last_obs/    the same names as in ``obs``, with one row: what was seen after the last action
     data/demo_<i>/kairos/expert_actions   (R + 1, 7) what the expert would have done at each frame
+    data/demo_<i>/kairos/object_position  (R + 1, 3) where the object of the task was, in metres
 
 LIBERO plays an action for one simulator step of 0.05 s. Recordings with a larger ``action_repeat`` have one row for
 each action that was held so long; its tools can read them, but not replay them.
@@ -94,7 +95,7 @@ class LiberoWriter(NewFile):
         """Appends one demonstration and returns its name.
 
         Args:
-            episode: of this task. Of its labels ``expert_actions`` (T + 1, 1, 7) is kept.
+            episode: of this task. Of its labels ``expert_actions`` (T + 1, 1, 7) and ``object_position`` (T + 1, 3) are kept.
             states: (T, S), the simulator's state before each action.
 
         Raises:
@@ -133,6 +134,8 @@ class LiberoWriter(NewFile):
         group["obs/joint_states"] = states[:, 1:8]  # after the time; the arm comes first in LIBERO's scenes
         if "expert_actions" in episode.labels:
             extras["expert_actions"] = np.asarray(episode.labels["expert_actions"], np.float32)[:, 0]
+        if "object_position" in episode.labels:
+            extras["object_position"] = np.asarray(episode.labels["object_position"], np.float32)
         self.data.attrs["num_demos"] += 1
         self.data.attrs["total"] += rows
         return name
