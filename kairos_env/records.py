@@ -266,7 +266,7 @@ class Episode:
         labels: privileged or hindsight arrays with leading T or T + 1, absent in most datasets. The
             simulator recorder writes ``object_position`` (T + 1, 3), ``goal_position`` (T + 1, 3) and, for
             every task of ``label_tasks``, ``task_rewards`` (T, tasks), ``task_success`` (T, tasks) and
-            ``expert_actions`` (T + 1, tasks, A).
+            ``expert_actions`` (T + 1, tasks, A), which may also be there alone.
         label_tasks: task names of the task axis of ``labels``.
         outcome_known: False if nobody recorded reward and success; both are then zero and nothing learns from them.
         proprio_mask, action_mask: bool (P,) and (A,), False for fields that the recorded robot does not have and that

@@ -163,6 +163,39 @@ def test_hindsight_labels_are_matched_by_name_not_by_order() -> None:
     assert set(batch.texts) == {TASKS["push"]}  # only the recorded task is known
 
 
+def test_the_experts_actions_of_the_own_task_are_learned_in_place_of_the_disturbed_ones() -> None:
+    episode = moving_square(0)
+    steps = len(episode)
+    expert = np.zeros((steps + 1, 1, 4), np.float32)
+    expert[:, 0, 0] = np.linspace(-0.05, 0.05, steps + 1)
+    done = np.arange(steps) >= steps - 2
+    noisy = dataclasses.replace(
+        episode,
+        actions=expert[:-1, 0] + np.array([0.01, 0, 0, 0], np.float32),
+        rewards=done.astype(np.float32),
+        success=done,
+        instruction="push it, gently",
+        labels={"expert_actions": expert},
+        label_tasks=(episode.task,),
+    )
+    model = WorldModel.from_preset("debug", SPEC, TASKS)
+    latents = [[torch.zeros(steps + 1, *model.latent_shape)]]
+    for names in (TASKS, {"push": TASKS["push"]}):
+        clips = Clips([noisy], latents, SPEC, names, 4, model.normalise_actions, model.normalise_proprio)
+        batch = clips.sample(4, steps + 1, torch.Generator().manual_seed(0))
+        assert set(batch.texts) == {"push it, gently"}
+        want = torch.linspace(-1, 1, steps + 1)
+        for i in range(4):
+            torch.testing.assert_close(batch.chunk[i, :, 0, 0], want)
+            torch.testing.assert_close(batch.lead[i, 1:, 0], (want[:-1] + 0.2).clamp(max=1))  # what was executed
+            assert batch.chunk_mask[i, -1].tolist() == [1, 0, 0, 0]  # the last frame has its label, too
+            assert batch.success[i, 1:].tolist() == batch.reward[i, 1:].tolist() == done.tolist()
+    other = dataclasses.replace(noisy, label_tasks=("lift",))
+    clips = Clips([other], latents, SPEC, TASKS, 4, model.normalise_actions, model.normalise_proprio)
+    batch = clips.sample(1, steps + 1, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(batch.chunk[0, :-1, 0], batch.lead[0, 1:])  # labels of another task are of no use
+
+
 def test_nothing_is_learned_from_an_outcome_that_nobody_recorded() -> None:
     model = WorldModel.from_preset("debug", SPEC, TASKS)
     silent = dataclasses.replace(moving_square(0), outcome_known=False)

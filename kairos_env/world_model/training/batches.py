@@ -55,8 +55,9 @@ class Clips:
     """Episodes as flat arrays in memory, from which random clips are cut.
 
     With hindsight labels (the simulator knows reward, success and the expert's action of *every* task in
-    every state) each clip can be read as an episode of any task. Without them it is behaviour cloning of
-    the task that was recorded.
+    every state) each clip can be read as an episode of any task. With the expert's actions of its own task alone, an
+    episode is read as that task, and the expert's actions are learned in place of those that were executed. Without
+    labels it is behaviour cloning of the task that was recorded.
 
     Args:
         episodes: each at least ``frames`` observations long.
@@ -89,16 +90,19 @@ class Clips:
         for episode, views in zip(episodes, latents, strict=True):
             steps, labels = len(episode), episode.labels
             actions = normalise_actions(episode.actions)
-            hindsight = set(names) <= set(episode.label_tasks)
+            hindsight = set(names) <= set(episode.label_tasks) and "task_rewards" in labels
+            own = not hindsight and "expert_actions" in labels and tuple(episode.label_tasks) == (episode.task,)
+            order = [list(episode.label_tasks).index(name) for name in names] if hindsight else [0]
             texts = list(tasks.values()) if hindsight else [episode.instruction]
             if hindsight:
-                order = [list(episode.label_tasks).index(name) for name in names]
                 reward = torch.as_tensor(np.asarray(labels["task_rewards"], np.float32))[:, order]
                 success = torch.as_tensor(np.asarray(labels["task_success"], np.float32))[:, order]
-                expert = normalise_actions(np.asarray(labels["expert_actions"], np.float32)[:, order])
             else:
                 outcome = np.stack([episode.rewards, episode.success], 1).astype(np.float32)
                 reward, success = torch.from_numpy(outcome).split(1, 1)
+            if hindsight or own:
+                expert = normalise_actions(np.asarray(labels["expert_actions"], np.float32)[:, order])
+            else:
                 expert = torch.cat([actions, actions[-1:]]).unsqueeze(1)
             objects = torch.as_tensor(np.asarray(labels.get("object_position", np.zeros((steps + 1, 3))), np.float32))
             # position j of a chunk is right only while the actions before it followed the plan
@@ -106,7 +110,7 @@ class Clips:
             valid = torch.zeros(steps + 1, len(texts), chunk)
             proposal = torch.zeros(steps + 1, len(texts), chunk, actions.shape[-1])
             for j in range(chunk):
-                reach = steps + 1 - j if hindsight else steps - j
+                reach = steps + 1 - j if hindsight or own else steps - j
                 if reach <= 0:
                     continue
                 proposal[:reach, :, j] = expert[j : j + reach]
