@@ -35,6 +35,7 @@ from kairos_env.records import Array, Episode, Observation
 MakeEnv = Callable[["RecordLiberoConfig"], Any]
 
 MAX_FAILURES = 3  # attempts of one task that may raise; the simulator starts anew after each
+HOPELESS = 8  # attempts without any success after which a task is given up
 _MAY_CHANGE = ("out", "suites", "tasks", "per_task", "workers")
 _NOISE = np.array([1, 1, 1, 0.1, 0.1, 0.1, 0])  # a turn of the hand disturbs far more than a shift
 
@@ -245,7 +246,7 @@ class TaskFolder:
     @property
     def next(self) -> int | None:
         """The attempt to make; None if the task is finished or given up."""
-        if len(self.kept) >= self.config.per_task:
+        if len(self.kept) >= self.config.per_task or (len(self.tried) >= HOPELESS and not any(self.tried.values())):
             return None
         return next((number for number in range(self.config.attempts) if number not in self.tried), None)
 

@@ -236,6 +236,8 @@ def test_a_task_that_does_not_succeed_is_given_up(tmp_path: Path) -> None:
     assert len(LiberoFile(tmp_path)) == 2
     again = record(config(tmp_path), hopeless=set())  # all attempts are made
     assert again.tasks == result.tasks
+    never = record(config(tmp_path / "never", per_task=20), hopeless=set(range(6)))
+    assert never.tasks[MILK] == (0, 8) and not list(tmp_path.glob("never/*/*.hdf5"))
 
 
 def test_a_simulator_that_dies_is_tried_again_and_then_named(tmp_path: Path) -> None:

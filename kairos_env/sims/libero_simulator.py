@@ -136,12 +136,13 @@ class LiberoSimulator:
         return seen | {"interest": list(env.obj_of_interest), "objects": list(env.obj_body_id)}
 
     def step(self, action: Sequence[float], repeat: int, observe: bool) -> dict[str, Any]:
-        """Applies an action (7,) for ``repeat`` steps of 0.05 s, fewer if the task succeeds before."""
+        """Applies an action (7,) for ``repeat`` steps of 0.05 s, fewer if the task succeeds meanwhile."""
         seen: Any = None
+        before = self._env._check_success()
         for _ in range(repeat):
             seen, _, success, _ = self._env.step(np.asarray(action))
             self._steps += 1
-            if success:
+            if success and not before:
                 break
         return self._observation(seen, observe)
 
