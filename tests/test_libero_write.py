@@ -48,7 +48,10 @@ def episode(seed: int = 0, steps: int = 6, task: DemoTask = MILK) -> Episode:
         source="noisy_expert",
         seed=seed,
         initial_state_id=seed + 3,
-        labels={"expert_actions": rng.uniform(-1, 1, (steps + 1, 1, 7)).astype(np.float32)},
+        labels={
+            "expert_actions": rng.uniform(-1, 1, (steps + 1, 1, 7)).astype(np.float32),
+            "object_position": rng.uniform(-1, 1, (steps + 1, 3)).astype(np.float32),
+        },
         label_tasks=(task.name,),
     )
 
@@ -178,7 +181,9 @@ class Table:
         return pictures | {"proprio": proprio}
 
     def _info(self) -> dict[str, Any]:
-        return {"success": bool(np.abs(self.goal - self.position).max() < 0.1)}
+        milk = {"position": self.goal, "rotation": np.eye(3)}
+        true = {"objects": {"basket_1": {}, "milk_1": milk}, "interest": ["milk_1", "basket_1"]}
+        return {"success": bool(np.abs(self.goal - self.position).max() < 0.1), "privileged": true}
 
 
 def config(out: Path, **options: Any) -> RecordLiberoConfig:
@@ -210,6 +215,7 @@ def test_recording_keeps_successes_in_order_and_counts_the_rest(tmp_path: Path) 
         assert (e.source, e.seed) == (plan.source, plan.seed) and e.success[-3:].tolist() == [True] * 3
         apart = np.abs(e.actions - e.labels["expert_actions"][:-1, 0]).max()
         assert (apart > 0.01) == (e.source == "noisy_expert")
+        np.testing.assert_allclose(e.labels["object_position"], np.full((len(e) + 1, 3), 0.3), atol=1e-6)
     with h5py.File(tmp_path / "libero_object" / f"{MILK.name}_demo.hdf5") as file:
         extras = json.loads(file["data"].attrs["kairos"])
         assert extras["control_rate_hz"] == 5 and extras["action_repeat"] == 4

@@ -95,7 +95,8 @@ class LiberoWriter(NewFile):
         """Appends one demonstration and returns its name.
 
         Args:
-            episode: of this task. Of its labels ``expert_actions`` (T + 1, 1, 7) and ``object_position`` (T + 1, 3) are kept.
+            episode: of this task. Of its labels ``expert_actions`` (T + 1, 1, 7) and ``object_position`` (T + 1, 3) are
+                kept.
             states: (T, S), the simulator's state before each action.
 
         Raises:
@@ -163,6 +164,9 @@ class LiberoWriter(NewFile):
                 f"expert_actions has shape {np.shape(labels)} for the tasks {list(episode.label_tasks)}, expected "
                 f"({len(episode) + 1}, 1, 7) for {self.task!r} alone"
             )
+        where = episode.labels.get("object_position")
+        if where is not None and np.shape(where) != (len(episode) + 1, 3):
+            return f"object_position has shape {np.shape(where)}, expected ({len(episode) + 1}, 3)"
         return ""
 
 
