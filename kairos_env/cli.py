@@ -98,6 +98,19 @@ def _data_export(parser: argparse.ArgumentParser) -> Run:
     return export.main
 
 
+def _sims(name: str, run_name: str) -> Build:
+    """A command of `kairos sims`."""
+
+    def build(parser: argparse.ArgumentParser) -> Run:
+        from kairos_env import simulators
+
+        getattr(simulators, f"add_{name}_arguments")(parser)
+        run: Run = getattr(simulators, run_name)
+        return run
+
+    return build
+
+
 def _doctor(parser: argparse.ArgumentParser) -> Run:
     from kairos_env import doctor
 
@@ -273,6 +286,30 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "train the independent reader of positions that imagined frames are measured with",
                 "kairos eval probe --data runs/record --out runs/probe",
                 _eval_probe,
+            ),
+        },
+    ),
+    "sims": Group(
+        "Simulators that need an environment of their own.",
+        "kairos sims list\nkairos sims install libero",
+        {
+            "list": Command(
+                "which simulators there are, and which are installed",
+                "kairos sims list",
+                _sims("list", "list_simulators"),
+            ),
+            "install": Command(
+                "build the environment of a simulator, with exact versions, and its task files",
+                "kairos sims install libero --assets libero-assets\n"
+                "kairos sims install libero-plus --benchmark LIBERO-plus --assets assets.zip\n"
+                "kairos sims install libero --mujoco 3.3.2 --home sims/libero --dry-run\n"
+                "The same command again completes or repairs what is there.",
+                _sims("install", "install_simulator"),
+            ),
+            "check": Command(
+                "interpreter, versions, drawing, which tasks can be run, which assets are missing",
+                "kairos sims check libero\nkairos sims check libero-plus --home sims/libero",
+                _sims("check", "check_simulator"),
             ),
         },
     ),

@@ -253,9 +253,9 @@ def prepared_rows(folder: Path, libero: Benchmark) -> list[Row]:
                 scene["scene"] = scenes[row["base_problem"].lower()].scene
             known = [objects[category] for category in categories[bddl] if category in objects]
             needed = _assets(Scene(None, scene["scene"], scene["floor"], scene["wall"]), known)
-            needed = dict.fromkeys([*needed, *row.pop("missing_assets", ())])
+            needed = list(dict.fromkeys([*needed, *row.pop("missing_assets", ())]))
             row.pop("runnable_with_base_assets", None)
-            rows.append(row | {"scene": scene, "assets": list(needed)})
+            rows.append(row | {"scene": scene, "assets": needed})
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{folder / 'tasks.jsonl'}, line {number}: {type(error).__name__}: {error}") from error
     return rows
@@ -273,7 +273,7 @@ def read_init_states(path: Path) -> np.ndarray:
     import torch
 
     reconstruct = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-    parts = [
+    parts: list[Any] = [
         (reconstruct, "numpy.core.multiarray._reconstruct"),
         (reconstruct, "numpy._core.multiarray._reconstruct"),
         np.ndarray,
@@ -314,7 +314,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 def write_states(path: Path, states: Mapping[str, np.ndarray]) -> None:
     """An archive of arrays; the file is whole or not there."""
     partial = path.with_name(f".{path.name}.partial.npz")
-    np.savez_compressed(partial, **states)
+    np.savez_compressed(partial, **states)  # type: ignore[arg-type]
     os.replace(partial, path)
 
 
@@ -326,6 +326,8 @@ def copy_definitions(folder: Path, sources: Mapping[str, Path]) -> None:
         target = fresh / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
+    if folder.is_symlink():
+        folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(fresh, folder)
 

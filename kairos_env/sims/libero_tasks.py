@@ -131,6 +131,13 @@ class Catalogue:
         pointer = self.home / "assets.path"
         return Path(pointer.read_text(encoding="utf-8").strip()) if pointer.is_file() else self.home / "assets"
 
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Versions of Python and of the simulator's packages, as they were installed; {} if nobody noted them."""
+        note = self.home / "installed.json"
+        found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        return {"python": found["python"], **found["packages"]} if found else {}
+
     def tasks(
         self,
         benchmark: str,
