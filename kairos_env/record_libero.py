@@ -172,7 +172,7 @@ def demonstrate(
     raw, info = env.reset(seed=plan.seed, options=options)
     seen, actions, experts, states, success = [Observation.from_gym(raw)], [], [env.expert_action()], [], []
     objects = [_object_position(info)]
-    noise = np.zeros(7)
+    noise: Array = np.zeros(7)
     left = None  # decisions until the end, known once the task has succeeded
     while left != 0:
         if stop is not None and stop.is_set():

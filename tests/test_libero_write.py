@@ -24,6 +24,7 @@ from kairos_env.datasets.libero import LiberoFile
 from kairos_env.datasets.libero_write import LiberoWriter
 from kairos_env.datasets.sources import open_recording
 from kairos_env.embodiments import libero_panda
+from kairos_env.export import ExportConfig, export
 from kairos_env.record_libero import DemoTask, RecordLiberoConfig, plan_attempt, record_libero
 from kairos_env.records import Episode, SpecMismatch
 
@@ -115,6 +116,18 @@ def test_libero_finds_its_own_layout(tmp_path: Path) -> None:
         w = robot[:, 8]  # the axis-angle of a quaternion x y z w is 2 acos(w) along x y z
         np.testing.assert_allclose(np.linalg.norm(e.proprio[:-1, 3:6], axis=1), 2 * np.arccos(w), atol=1e-6)
         np.testing.assert_allclose(np.linalg.norm(robot[:, 5:], axis=1), 1, atol=1e-12)
+
+
+def test_they_become_a_lerobot_dataset_with_all_they_know(tmp_path: Path) -> None:
+    both = [episode(0), episode(1, task=BUTTER)]
+    for e, task in zip(both, (MILK, BUTTER), strict=True):
+        with LiberoWriter(tmp_path / "libero" / f"{task.name}_demo.hdf5", SPEC, task.name, task.instruction) as writer:
+            writer.add(e, states_of(e))
+    export(ExportConfig(str(tmp_path / "lerobot"), (str(tmp_path / "libero"),), images="png"), progress=False)
+    found = open_recording(tmp_path / "lerobot")
+    assert found.spec == SPEC
+    for got, want in zip(found, sorted(both, key=lambda e: e.task), strict=True):
+        assert_same(got, want)
 
 
 @pytest.mark.parametrize(

@@ -316,19 +316,20 @@ class LeRobotData(Sequence[Episode]):
                 success[-2], rewards[-2] = True, rewards[-1]
         text = self._text(stored, rows, start) or mapping.instruction
         notes = stored.notes
+        task, label_tasks = str(notes.get("task", text)), self.meta.own.get("label_tasks", ())
         return Episode(
             images=images,
             proprio=_picked(mapping.proprio, rows, frames),
             actions=_picked(mapping.action, rows, decisions),
             rewards=rewards[decisions],
             success=success[decisions],
-            task=str(notes.get("task", text)),
+            task=task,
             instruction=text,
             source=str(notes.get("source", "demonstration")),
             seed=int(notes.get("seed", -1)),
             initial_state_id=int(notes.get("initial_state_id", -1)),
             labels=self._labels(rows, frames, decisions),
-            label_tasks=tuple(self.meta.own.get("label_tasks", ())),
+            label_tasks=(task,) if label_tasks is None else tuple(label_tasks),  # None: each its own
             outcome_known=bool(mapping.reward or mapping.success),
         )
 

@@ -124,7 +124,7 @@ class LeRobotWriter:
         self.tasks: dict[str, int] = {}
         self.models: set[tuple[str, str]] = set()
         self._labels: dict[str, Feature] | None = None  # these three are those of the first episode
-        self._label_tasks: tuple[str, ...] = ()
+        self._label_tasks: tuple[str, ...] | None = ()
         self._own_types: dict[str, pa.DataType] = {}
         self._numbers: dict[str, RunningStatistics] = {}
         self._pixels: dict[str, Array] = {}
@@ -156,7 +156,7 @@ class LeRobotWriter:
         if problem:
             raise BrokenEpisode(f"cannot write episode {self.episodes} to {self.folder}: {problem}")
         if self._labels is None:
-            self._labels, self._label_tasks = features_of_labels(episode), tuple(episode.label_tasks)
+            self._labels, self._label_tasks = features_of_labels(episode), _label_tasks(episode)
             self._own_types = _types(own)
         self._state = "failed"  # until all of it is written
         self._write(episode, own)
@@ -235,8 +235,9 @@ class LeRobotWriter:
         if self._labels is not None and labels != self._labels:
             wrong = sorted(k for k in labels | self._labels if labels.get(k) != self._labels.get(k))
             return f"its labels are not those of the episodes before: {', '.join(wrong)}"
-        if self._labels is not None and tuple(episode.label_tasks) != self._label_tasks:
-            return f"its labels are of the tasks {list(episode.label_tasks)}, those before of {list(self._label_tasks)}"
+        if self._labels is not None and _label_tasks(episode) != self._label_tasks:
+            before = "its own" if self._label_tasks is None else list(self._label_tasks)
+            return f"its labels are of the tasks {list(episode.label_tasks)}, those before of {before}"
         if any(pa.types.is_null(kind) for kind in types.values()):
             return f"its provenance holds None: {own}"
         if self._own_types and types != self._own_types:
@@ -333,6 +334,12 @@ class LeRobotWriter:
             (self._part / f"meta/{name}.json").write_text(text + "\n", encoding="utf-8")
         _write_tasks(self._part / "meta/tasks.parquet", list(self.tasks))
         (self._part / "README.md").write_text(_card(self), encoding="utf-8")
+
+
+def _label_tasks(episode: Episode) -> tuple[str, ...] | None:
+    """The tasks that an episode's labels are of; None if that is its own task alone, whichever it is."""
+    tasks = tuple(episode.label_tasks)
+    return None if tasks == (episode.task,) else tasks
 
 
 class _Tables:
