@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -111,6 +112,13 @@ def _sims(name: str, run_name: str) -> Build:
     return build
 
 
+def _data_replay(parser: argparse.ArgumentParser) -> Run:
+    from kairos_env import replay_libero
+
+    replay_libero.add_arguments(parser)
+    return replay_libero.main
+
+
 def _doctor(parser: argparse.ArgumentParser) -> Run:
     from kairos_env import doctor
 
@@ -167,6 +175,33 @@ def _measurement(module: str, config_name: str, run_name: str) -> Build:
     return build
 
 
+def _eval_benchmark(benchmark: str) -> Build:
+    """A command of `kairos eval` that runs a benchmark."""
+
+    def build(parser: argparse.ArgumentParser) -> Run:
+        import dataclasses
+
+        from kairos_env.eval.benchmark import describe, evaluate
+        from kairos_env.eval.benchmark_jobs import BenchmarkConfig
+        from kairos_env.options import add_options, read_options
+
+        add_options(parser, BenchmarkConfig, ["benchmark"], {"policies": "--policy", "output": "--out"})
+        parser.set_defaults(output=f"runs/{benchmark}")
+
+        def run(args: argparse.Namespace) -> int:
+            config = dataclasses.replace(read_options(args, BenchmarkConfig), benchmark=benchmark)
+            if config.dry_run:
+                print(describe(config))
+                return 0
+            report = evaluate(config, progress=True)
+            print(f"{report.table()}\n\n{report.timing()}\n\nwritten to {config.output}")
+            return int(bool(report.errors))
+
+        return run
+
+    return build
+
+
 def _eval_probe(parser: argparse.ArgumentParser) -> Run:
     from kairos_env.eval.probe import ProbeConfig, train_probe
     from kairos_env.options import add_options, read_options
@@ -178,6 +213,43 @@ def _eval_probe(parser: argparse.ArgumentParser) -> Run:
         probe = train_probe(config, progress=True)
         print("on held-out real frames: " + ", ".join(f"{name} {value}" for name, value in probe.floor.items()))
         print(f"written to {config.output}")
+        return 0
+
+    return run
+
+
+def _eval_table(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders with results.jsonl: shards, or several runs")
+    parser.add_argument("--out", help="where to write the report; the default is the folder, if there is only one")
+    parser.add_argument("--published", action="store_true", help="also print what others published")
+
+    def run(args: argparse.Namespace) -> int:
+        from kairos_env.eval.benchmark_report import make_benchmark_report, read_runs
+
+        if args.out is None and len(args.runs) > 1:
+            raise ValueError(f"{len(args.runs)} runs become one report: say where with --out")
+        report = make_benchmark_report(read_runs(args.runs))
+        out = args.out or args.runs[0]
+        report.save(out, args.runs)
+        published = f"{report.published()}\n\n" if args.published else ""
+        print(f"{report.table()}\n\n{published}{report.timing()}\n\nwritten to {out}")
+        return 0
+
+    return run
+
+
+def _eval_compare(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("first", metavar="RUN_A", help="folder with results.jsonl")
+    parser.add_argument("second", metavar="RUN_B", help="another one, or the same with other policies")
+    parser.add_argument("--policy-a", help="which policy of the first run, if it has several")
+    parser.add_argument("--policy-b", help="which policy of the second run")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+    def run(args: argparse.Namespace) -> int:
+        from kairos_env.eval.benchmark_report import compare_runs, comparison_dict, comparison_text
+
+        comparison = compare_runs(args.first, args.second, args.policy_a, args.policy_b)
+        print(json.dumps(comparison_dict(comparison), indent=1) if args.json else comparison_text(comparison))
         return 0
 
     return run
@@ -230,6 +302,11 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "kairos data export --imagine 50 --model runs/tiny/model --start runs/record --out runs/imagined",
                 _data_export,
             ),
+            "replay": Command(
+                "play the actions of LIBERO demonstrations again in the simulator: do they still succeed?",
+                "kairos data replay runs/libero\nkairos data replay runs/libero --limit 20 --least 0.9",
+                _data_replay,
+            ),
         },
     ),
     "train": Command(
@@ -268,6 +345,33 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "kairos eval closed-loop --policy best_of_n,'cem(horizon=8)' --tasks push --out runs/plan\n"
                 "kairos eval closed-loop --policy policy,policy+noise=0.5 --videos 3\n" + _CONTINUED,
                 _measurement("kairos_env.eval.closed_loop", "EvalConfig", "evaluate"),
+            ),
+            "table": Command(
+                "the table of benchmark runs from their rows: coverage, intervals, failures, beside others",
+                "kairos eval table runs/libero-plus --published\n"
+                "kairos eval table runs/shard-1 runs/shard-2 --out runs/all",
+                _eval_table,
+            ),
+            "compare": Command(
+                "two benchmark runs on their common jobs: difference with interval, exact McNemar test",
+                "kairos eval compare runs/base runs/tuned\n"
+                "kairos eval compare runs/both runs/both --policy-a expert --policy-b random --json",
+                _eval_compare,
+            ),
+            "libero-plus": Command(
+                "success rates on LIBERO-plus, by dimension of the perturbation; needs `kairos sims install`",
+                "kairos eval libero-plus --model runs/libero/model --sample 140 --workers 2 --out runs/plus\n"
+                "kairos eval libero-plus --policy expert --dimensions camera,noise --suites libero_object --dry-run\n"
+                "kairos eval libero-plus --policy '4b(statistics=stats.json)' --model models/4b --device cuda "
+                "--slots 12 --batch 12 --protocol kairos-published\n"
+                "kairos eval libero-plus --policy mine:make --shard 3/8 --out runs/mine\n" + _CONTINUED,
+                _eval_benchmark("libero-plus"),
+            ),
+            "libero": Command(
+                "success rates on LIBERO; needs `kairos sims install`",
+                "kairos eval libero --policy policy --model runs/libero/model --suites libero_object --trials 10\n"
+                "kairos eval libero --policy 'replay(path=runs/demos)' --trials 10 --workers 2\n" + _CONTINUED,
+                _eval_benchmark("libero"),
             ),
             "imagination": Command(
                 "imagined rollouts beside real ones under the same actions, with controls",

@@ -142,16 +142,17 @@ class Table:
 
     def cell(self, suite: str | None = None, dimension: str | None = None, difficulty: int | None = None) -> Cell:
         """The summary of some tasks; None is all."""
-        wanted = (suite, dimension, difficulty)
         mine = [
             task
             for task in self.tasks
-            if all(w in (None, k) for w, k in zip(wanted, (task.suite, task.dimension, task.difficulty)))
+            if suite in (None, task.suite)
+            and dimension in (None, task.dimension)
+            and difficulty in (None, task.difficulty)
         ]
         ended = [task for task in mine if task.trials]
         rate = weighted_wilson([t.successes / t.trials for t in ended], [t.trials for t in ended], [1] * len(ended))
         return Cell(
-            of=0 if self.ours else self.benchmark.size(*wanted),
+            of=0 if self.ours else self.benchmark.size(suite, dimension, difficulty),
             tasks=len(ended),
             successes=sum(task.successes for task in mine),
             failures=sum(task.failures for task in mine),
@@ -324,18 +325,18 @@ def _check(rows: Sequence[Row], benchmark: Benchmark, ours: bool) -> None:
         parts = row.job.task.split("/", 2)
         if len(parts) != 3:
             raise ValueError(f"job.task must be <benchmark>/<suite>/<name>, got {row.job.task!r}")
-        given = (parts[1], row.extra.get("dimension"), row.extra.get("difficulty") or 0)
-        if not ours and given not in benchmark.counts:
-            for what, value, legal in zip(
-                ("suite", "dimension", "difficulty"),
-                given,
-                (benchmark.suites, benchmark.dimensions, benchmark.difficulties),
-            ):
-                if value not in legal:
-                    raise ValueError(f"row of {row.job.task!r}: {_unknown(what, value, legal)}")
-            raise ValueError(f"row of {row.job.task!r}: {benchmark.name} has no task of {', '.join(map(str, given))}")
         if "dimension" not in row.extra:
             raise ValueError(f"row of {row.job.task!r}: extra needs 'dimension', also of an error")
+        given = (parts[1], row.extra["dimension"], row.extra.get("difficulty") or 0)
+        for what, value, legal in zip(
+            ("suite", "dimension", "difficulty"),
+            given,
+            (benchmark.suites, benchmark.dimensions, benchmark.difficulties),
+        ):
+            if value not in legal and not (ours and what == "difficulty"):
+                raise ValueError(f"row of {row.job.task!r}: {_unknown(what, value, legal)}")
+        if not ours and given not in benchmark.counts:
+            raise ValueError(f"row of {row.job.task!r}: {benchmark.name} has no task of {', '.join(map(str, given))}")
     if ours:
         return
     tasks = {row.job.task: row.extra for row in rows}

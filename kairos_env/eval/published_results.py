@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,18 +73,21 @@ class Benchmark:
         wanted = (suite, dimension, difficulty)
         return sum(n for key, n in self.counts.items() if all(w in (None, k) for w, k in zip(wanted, key)))
 
-    @property
+    @cached_property
     def suites(self) -> tuple[str, ...]:
-        return tuple(suite for suite in SUITES if self.size(suite=suite))
+        found = {suite for suite, _, _ in self.counts}
+        return tuple(suite for suite in SUITES if suite in found)
 
-    @property
+    @cached_property
     def dimensions(self) -> tuple[str, ...]:
         """The perturbations; ``("",)`` for a benchmark without any."""
-        return tuple(dimension for dimension in ("", *DIMENSIONS) if self.size(dimension=dimension))
+        found = {dimension for _, dimension, _ in self.counts}
+        return tuple(dimension for dimension in ("", *DIMENSIONS) if dimension in found)
 
-    @property
+    @cached_property
     def difficulties(self) -> tuple[int, ...]:
-        return tuple(sorted({difficulty for _, _, difficulty in self.counts}, key=lambda rating: rating or 99))
+        """The ratings, and last 0 for tasks without one."""
+        return tuple(sorted({rating for _, _, rating in self.counts}, key=lambda rating: (rating == 0, rating)))
 
 
 @dataclass(frozen=True)
