@@ -27,6 +27,7 @@ from kairos_env.embodiments import libero_panda
 from kairos_env.export import ExportConfig, export
 from kairos_env.record_libero import DemoTask, RecordLiberoConfig, plan_attempt, record_libero
 from kairos_env.records import Episode, SpecMismatch
+from kairos_env.replay_libero import read_demonstrations, replay_all
 
 SIDE, REPEAT = 8, 4
 SPEC = libero_panda(SIDE, REPEAT)
@@ -315,6 +316,26 @@ def test_a_kill_costs_only_the_attempts_in_flight(tmp_path: Path) -> None:
     assert len(whole) == len(killed) == 8 and not list(out.rglob("*.tmp"))
     for one, other in zip(whole, killed, strict=True):
         assert_same(one, other)
+
+
+def test_replays_come_to_the_same_places_and_tell_when_they_do_not(tmp_path: Path) -> None:
+    record(config(tmp_path / "demos"))
+    results = replay_all([tmp_path / "demos"], make_env=lambda repeat, home: Table(), progress=False)
+    assert len(results) == 8 and all(one.success and one.apart < 1e-5 for one in results)
+    elsewhere = replay_all(
+        [tmp_path / "demos"], 2, make_env=lambda repeat, home: Table(hopeless=set(range(6))), progress=False
+    )
+    assert [one.success for one in elsewhere] == [False, False]
+    first = LiberoFile(tmp_path / "demos")[0]
+    np.savez(tmp_path / "libero_object_4.npz", actions_0=first.actions, eef_0=first.proprio[:-1, :4])
+    (one,) = read_demonstrations(tmp_path / "libero_object_4.npz")
+    assert (one.suite, one.task, one.initial_state_id, one.action_repeat) == ("libero_object", 4, 0, 1)
+    np.testing.assert_array_equal(one.hand, first.proprio[:-1, :3])
+    np.savez(tmp_path / "mine.npz", actions_0=first.actions)
+    with pytest.raises(ValueError, match="not named <suite>_<task index>.npz"):
+        list(read_demonstrations(tmp_path / "mine.npz"))
+    with pytest.raises(ValueError, match="does not say from which initial state"):
+        list(read_demonstrations(write(tmp_path / "a_demo.hdf5", [episode()])))
 
 
 def test_wrong_requests_are_named(tmp_path: Path) -> None:

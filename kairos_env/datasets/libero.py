@@ -46,6 +46,7 @@ from kairos_env.datasets.hdf5 import (
     images,
     in_number_order,
     numbers,
+    open_file,
     text,
 )
 from kairos_env.datasets.libero_write import EXTRAS
@@ -94,6 +95,12 @@ class LiberoFile(Hdf5Episodes):
             raise ValueError(f"prompt is {prompt!r}, expected 'name' or 'bddl'")
         self.observed, self.pictures, self.prompt, self.instruction = observed, pictures, prompt, instruction
         super().__init__(find_files(path, nested=True), verify=verify)
+
+    def extras(self, index: int) -> dict[str, Any]:
+        """What `libero_write` says about the file of an episode; empty for files of others."""
+        path = self._entries[index][0]
+        with open_file(path) as file:
+            return _extras(data_group(file, path), path)
 
     def _robot(self, file: h5py.File, path: Path) -> RobotSpec:
         data = data_group(file, path)
