@@ -84,7 +84,7 @@ class BenchmarkReport:
         parts = [_html_table(table, places) for table in self.tables]
         for name, (header, lines, sources) in self._published().items():
             parts.append(f"<h2>{_e(name)}: ours and what others published, success %</h2>")
-            parts.append(_html_lines(header, lines, [row for row, line in enumerate(lines) if line[-1] == _OURS]))
+            parts.append(_html_lines(header, lines, [row for row, line in enumerate(lines) if _HERE in line[0]]))
             parts += [f'<p class="note">{_e(source)}</p>' for source in sources]
         parts.append(f"<h2>Time</h2>{_html_lines(_TIMING_HEADER, _timing_lines(self.tables))}")
         parts.append(f'<p class="note">{_e(_TIMING_NOTE)}</p>')
@@ -217,8 +217,9 @@ def _groups(table: Table) -> dict[str, dict[str, Cell]]:
 
 
 def _totals(table: Table) -> dict[str, Cell | Interval]:
+    totals: dict[str, Cell | Interval] = {"mean over tasks": table.cell()}
     count = sum(1 for cell in table.columns.values() if cell.tasks)
-    return {"mean over tasks": table.cell(), f"mean of {count} columns": table.plain_mean}
+    return totals | ({f"mean of {count} columns": table.plain_mean} if count > 1 else {})
 
 
 def _estimates(table: Table) -> dict[str, Reweighted]:
@@ -240,9 +241,19 @@ def _cell_line(name: str, cell: Cell | Interval) -> list[str]:
 
 def _estimate_lines(table: Table) -> Lines:
     return [
-        [name, estimate.rate.format(1, 100), f"{estimate.tasks:,}", "; ".join(estimate.without) or "–"]
+        [name, estimate.rate.format(1, 100), f"{estimate.tasks:,}", _left_out(table, estimate)]
         for name, estimate in _estimates(table).items()
     ]
+
+
+def _left_out(table: Table, estimate: Reweighted) -> str:
+    """What an estimate says nothing about; a dimension that is left out in every suite by its name alone."""
+    names = dict.fromkeys(
+        group if table.columns[dimension].tasks else dimension
+        for group in estimate.without
+        for dimension in [group.split(", ")[0]]
+    )
+    return "; ".join(names) or "–"
 
 
 _ESTIMATE_HEADER = ["", "estimate %", "for tasks", "says nothing about"]
@@ -276,13 +287,10 @@ def _text(table: Table) -> str:
     for kind, cells in groups.items():
         lines = [_cell_line(name, cell) for name, cell in cells.items()]
         parts.append(format_table([kind, *_CELL_HEADER], lines + (totals if kind == next(iter(groups)) else [])))
-    failures = table.failure_kinds()
-    if failures:
-        lines = [[kind, str(count), KINDS[kind]] for kind, count in failures.items()]
-        parts.append(format_table(["failures", "episodes", "meaning"], lines))
-    if table.error_kinds:
-        lines = [[kind, str(count)] for kind, count in table.error_kinds.items()]
-        parts.append(format_table(["errors, not counted", "jobs"], lines))
+    failures = {f"{kind}: {KINDS[kind]}": count for kind, count in table.failure_kinds().items()}
+    for caption, kinds in (("failures", failures), ("errors, not counted", table.error_kinds)):
+        if kinds:
+            parts.append("\n".join([caption, *(f"{count:>7,}  {kind}" for kind, count in kinds.items())]))
     if _estimates(table):
         parts.append(f"{_ESTIMATE_NOTE}\n{format_table(_ESTIMATE_HEADER, _estimate_lines(table))}")
     return "\n\n".join([*parts, "\n".join(_notes(table))])
@@ -320,28 +328,30 @@ def _table_dict(table: Table) -> dict[str, Any]:
 
 # -- beside others, and time ---------------------------------------------------------------------------------------
 
-_OURS = "these rows"
+_HERE = " (here)"  # marks our lines among those of others
 
 
 def _published_lines(tables: Sequence[Table]) -> tuple[list[str], Lines, list[str]]:
-    """Ours first, then what others published from the highest total down; scenes of ours are not beside others."""
-    benchmark = tables[0].benchmark
-    results = published_results(benchmark.name)
+    """Ours first, then what others published from the highest total down; scenes of ours are not beside others.
+
+    Returns:
+        Header, lines, and the sources with the numbers that the lines refer to.
+    """
+    results = published_results(tables[0].benchmark.name)[::-1]
     columns = [name for name in tables[0].columns if any(name in result.values for result in results)]
-    urls = {result.source: result.url for result in reversed(results)}
-    numbers = {source: f"[{number}]" for number, source in enumerate(urls, 1)}
+    sources = {result.source: result.url for result in results}
+    numbers = {source: number for number, source in enumerate(sources, 1)}
     lines = []
     for table in tables:
         if not table.ours:
-            rates = [_percent(100 * table.columns[name].rate.value) for name in columns]
-            total = _percent(100 * table.cell().rate.value)
-            lines.append([table.policy, "", *rates, total, table.label, _OURS])
-    for result in reversed(results):
-        rates = [_percent(result.values.get(name, math.nan)) for name in columns]
-        total = _percent(result.total)
-        lines.append([result.method, result.training, *rates, total, result.note, numbers[result.source]])
-    listed = [f"{number} {source}, {urls[source]}" for source, number in numbers.items()]
-    return ["method", "trained on", *columns, "total", "note", "source"], lines, listed
+            rates = [*(table.columns[name].rate.value for name in columns), table.cell().rate.value]
+            lines.append([f"{table.policy}{_HERE}, {table.label}", "", *(_number(100 * rate) for rate in rates)])
+    for result in results:
+        note = f", {result.note}" if result.note else ""
+        values = [*(result.values.get(name, math.nan) for name in columns), result.total]
+        lines.append([f"{result.method}{note} [{numbers[result.source]}]", result.training, *map(_number, values)])
+    listed = [f"[{numbers[source]}] {source}, {url}" for source, url in sources.items()]
+    return ["method", "trained on", *columns, "total"], lines, listed
 
 
 def _timing(table: Table) -> dict[str, Any]:
@@ -372,11 +382,11 @@ def _timing_lines(tables: Sequence[Table]) -> Lines:
             continue
         time = _timing(table)
         numbers = [time["seconds"], time["decision_ms"], *time["projected_hours"].values()]
-        lines.append([table.policy, table.benchmark.name, str(time["episodes"]), *map(_percent, numbers)])
+        lines.append([table.policy, table.benchmark.name, str(time["episodes"]), *map(_number, numbers)])
     return lines
 
 
-def _percent(value: float) -> str:
+def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.1f}"
 
 
@@ -481,10 +491,10 @@ def _html_failures(table: Table) -> str:
     dimensions = [name for name in table.benchmark.dimensions if name]
     by_dimension = {name: table.failure_kinds(name) for name in dimensions}
     lines = [
-        [kind, str(count), *(str(by_dimension[name].get(kind, 0)) for name in dimensions), KINDS[kind]]
+        [f"{kind}: {KINDS[kind]}", str(count), *(str(by_dimension[name].get(kind, 0)) for name in dimensions)]
         for kind, count in table.failure_kinds().items()
     ]
-    return _html_lines(["kind", "all", *dimensions, "meaning"], lines)
+    return _html_lines(["kind", "all", *dimensions], lines)
 
 
 def _html_films(table: Table, places: Sequence[Path]) -> str:

@@ -160,7 +160,7 @@ class Table:
             rate=rate,
         )
 
-    @property
+    @cached_property
     def columns(self) -> dict[str, Cell]:
         """The columns that results are published in: dimensions, or suites where nothing is perturbed."""
         if self.benchmark.dimensions == ("",):
@@ -229,8 +229,9 @@ class Table:
 
     @cached_property
     def settings(self) -> dict[str, tuple[str, ...]]:
-        """Field of `SETTINGS` -> the values that rows have, "not recorded" where one lacks it."""
-        found = {name: {str(row.extra.get(name, "not recorded")) for row in self.rows} for name in SETTINGS}
+        """Field of `SETTINGS` -> the values in rows with a result, "not recorded" where one lacks it."""
+        ended = [row.extra for row in self.rows if row.status != "error"]
+        found = {name: {str(extra.get(name, "not recorded")) for extra in ended} for name in SETTINGS}
         return {name: tuple(sorted(values)) for name, values in found.items() if values - {"not recorded"}}
 
     def failure_kinds(self, dimension: str | None = None) -> dict[str, int]:
