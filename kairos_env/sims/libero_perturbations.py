@@ -11,6 +11,7 @@ as the renderer draws it, rows from the bottom.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -119,15 +120,28 @@ def robot_qpos(index: int) -> np.ndarray | None:
 # -- scenes ---------------------------------------------------------------------------------------------------------
 
 
-def problem_class(scene: Mapping[str, Any]) -> Any:
+# Where the picture of the surface that objects stand on is, by kind of problem.
+_SURFACES = {
+    "libero_floor_manipulation": "texplane",
+    "libero_tabletop_manipulation": "tex-table",
+    "libero_kitchen_tabletop_manipulation": "tex-table",
+    "libero_living_room_tabletop_manipulation": "tex-living_room_table",
+    "libero_study_tabletop_manipulation": "tex-desk",
+}
+_LAMP_DISTANCE = 3.0  # [m] from the middle of the work place, for a lamp that is moved: within the walls
+
+
+def problem_class(scene: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
     """The hf-libero class that simulates a task, to be called as hf-libero's own problems are.
 
     LIBERO-plus's scenes with other tables, floors, walls or lights are problems that LIBERO does not know: each is one
-    of its five kinds with another scene file, floor and wall.
+    of its five kinds with another scene file, floor and wall. `our_scenes` change the scene after LIBERO has put it
+    together; they need no other files than LIBERO's own.
 
     Args:
         scene: ``problem``, the name in the task definition; ``base_problem``, the kind that it derives from, None if
             LIBERO knows it itself; ``scene``, a file in the assets folder or None; ``floor`` and ``wall``, styles.
+        params: of the perturbation; of interest are ``light`` and ``textures`` of scenes of ours.
 
     Raises:
         ValueError: LIBERO has no such kind of problem.
@@ -142,20 +156,96 @@ def problem_class(scene: Mapping[str, Any]) -> Any:
     if name not in TASK_MAPPING:
         raise ValueError(f"problem {name!r}: LIBERO has {sorted(TASK_MAPPING)}")
     known: Any = TASK_MAPPING[name]
-    if not scene["base_problem"]:
+    published: dict[str, Any] = {}
+    if scene["base_problem"]:
+        for surface in ("floor", "wall"):
+            STYLE_MAPPING[surface][scene[surface]] = PurePosixPath(texture_file(surface, scene[surface])).name
+        styles = {"floor_style": scene["floor"], "wall_style": scene["wall"]}
+        published = {"scene_xml": scene["scene"], "scene_properties": styles}
+    elif not params.get("ours"):
         return known
-    for surface in ("floor", "wall"):
-        STYLE_MAPPING[surface][scene[surface]] = PurePosixPath(texture_file(surface, scene[surface])).name
-    properties = {"floor_style": scene["floor"], "wall_style": scene["wall"]}
 
     class Scene(known):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, scene_xml=scene["scene"], scene_properties=properties, **kwargs)
+            super().__init__(*args, **published, **kwargs)
 
         def _assert_problem_name(self) -> None:
             self.parsed_problem["problem_name"] = name  # LIBERO looks up its placement samplers with it
 
+        def _load_model(self) -> None:
+            super()._load_model()
+            for part, stem in params.get("textures", {}).items():
+                wanted = {"floor": "texplane", "wall": "tex-wall", "surface": _SURFACES[name]}[part]
+                texture = self.model.asset.find(f"texture[@name='{wanted}']")
+                texture.set("file", os.path.join(self.custom_asset_dir, "textures", f"{stem}.png"))
+            if "light" in params:
+                for lamp in self.model.worldbody.iter("light"):
+                    _relight(lamp, params["light"], np.array(self.workspace_offset, float))
+
     return Scene
+
+
+def _relight(lamp: Any, light: Mapping[str, Any], middle: np.ndarray) -> None:
+    """Changes a lamp of a scene's description; ``middle`` (3,) of the work place [m]."""
+    for kind in ("diffuse", "specular"):
+        strength = np.array(lamp.get(kind).split(), float) * light["color"]
+        lamp.set(kind, " ".join(map(str, strength)))
+    if "elevation" in light and lamp.get("name") == "light1":  # the other ones hardly reach the work place
+        turn, rise = np.radians([light["azimuth"], light["elevation"]])
+        towards = np.array([np.cos(rise) * np.cos(turn), np.cos(rise) * np.sin(turn), np.sin(rise)])
+        lamp.set("pos", " ".join(map(str, middle + _LAMP_DISTANCE * towards)))
+        lamp.set("dir", " ".join(map(str, -towards)))
+        lamp.set("castshadow", str(light["shadow"]).lower())
+
+
+# LIBERO-plus names what it varies in its light scenes (intensity, colour, direction, shadow), but the scenes themselves
+# are in its 6.4 GB archive of assets only, and their numbers are published nowhere. These are ours.
+_INTENSITIES = (0.7, 0.5, 0.3, 0.15, 0.0)  # of the lamps; the camera's own light stays
+_COLORS = ((1, 0.9, 0.75), (0.7, 0.85, 1), (1, 0.65, 0.4), (0.4, 1, 0.5), (0.4, 0.4, 1))
+_DIRECTIONS = ((90, 70), (-90, 60), (45, 50), (-45, 40), (10, 30))  # azimuth and elevation of the lamp [degrees]
+_AIMED = 0.5  # aimed at the work place, the lamp is as bright there as LIBERO's, which is aimed beside it
+_FLOORS = ("rustic_floor", "white_marble_floor", "brown_ceramic_tile", "dark_floor_texture", "gray_floor")
+_WALLS = ("light_blue_wall", "gray_plaster", "canvas_sky_blue", "yellow_linen_wall_texture", "stucco_wall")
+_TABLES = ("light_floor", "brown_ceramic_tile", "marble_floor", "capriccio_sky", "dark_blue_wall")
+
+
+def our_scenes(dimension: str) -> list[dict[str, Any]]:
+    """Scenes of ours for a dimension whose published scenes need the benchmark's own assets.
+
+    They run with LIBERO's assets on every task of LIBERO, and are not the benchmark's: never counted as such. Shadows
+    are seen in rendering ``"official"`` only.
+
+    Args:
+        dimension: ``"light"`` or ``"background"``.
+
+    Returns:
+        ``params`` of tasks: ``ours`` (True), ``name`` such as ``"ours_light_shadow_3"``, ``kind``, ``strength`` 1 ... 5
+        and either ``light`` (``color``, factors of the lamps' red, green and blue; ``azimuth`` and ``elevation``
+        [degrees] and ``shadow`` of a lamp that is moved) or ``textures`` (files for floor, wall and the surface that
+        objects stand on).
+    """
+
+    def scene(kind: str, strength: int, **change: Any) -> dict[str, Any]:
+        name = f"ours_{dimension}_{kind}_{strength}"
+        return {"ours": True, "name": name, "kind": kind, "strength": strength, **change}
+
+    strengths = range(1, 6)
+    if dimension == "light":
+        moved = [{"color": [_AIMED] * 3, "azimuth": a, "elevation": e} for a, e in _DIRECTIONS]
+        return [
+            *(scene("intensity", i, light={"color": [_INTENSITIES[i - 1]] * 3}) for i in strengths),
+            *(scene("color", i, light={"color": list(_COLORS[i - 1])}) for i in strengths),
+            *(scene("direction", i, light={**moved[i - 1], "shadow": False}) for i in strengths),
+            *(scene("shadow", i, light={**moved[i - 1], "shadow": True}) for i in strengths),
+        ]
+    if dimension == "background":
+        around = [{"floor": floor, "wall": wall} for floor, wall in zip(_FLOORS, _WALLS, strict=True)]
+        return [
+            *(scene("room", i, textures=around[i - 1]) for i in strengths),
+            *(scene("surface", i, textures={"surface": _TABLES[i - 1]}) for i in strengths),
+            *(scene("all", i, textures={**around[-i], "surface": _TABLES[i - 1]}) for i in strengths),
+        ]
+    raise ValueError(f"dimension={dimension!r}: there are scenes of ours for 'light' and 'background'")
 
 
 # -- sensor noise ---------------------------------------------------------------------------------------------------

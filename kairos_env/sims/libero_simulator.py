@@ -62,7 +62,7 @@ class LiberoSimulator:
         np.random.seed(0)  # noqa: NPY002 (the benchmark draws from numpy's global state)
         size = wanted["camera_size"]
         official = wanted["rendering"] == "official"
-        env = perturbations.problem_class(wanted["scene"])(
+        env = perturbations.problem_class(wanted["scene"], wanted["params"])(
             wanted["bddl"],
             robots=["Panda"],
             controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
@@ -113,10 +113,11 @@ class LiberoSimulator:
         turned = perturbations.robot_qpos(params.get("robot", 0))
         env.robots[0].init_qpos = self._init_qpos if turned is None else turned
         env.reset()
-        camera = self._model.camera("agentview").id
-        self._model.cam_pos[camera], self._model.cam_quat[camera] = perturbations.camera_pose(
-            *self._agent_view, params.get("view", perturbations.NO_VIEW)
-        )
+        if params:  # LIBERO-plus rounds the camera's pose also where it does not change it
+            camera = self._model.camera("agentview").id
+            self._model.cam_pos[camera], self._model.cam_quat[camera] = perturbations.camera_pose(
+                *self._agent_view, params.get("view", perturbations.NO_VIEW)
+            )
         self._noise = perturbations.SensorNoise(params["noise"], seed) if params.get("noise") else None
         if state is not None:
             if len(state) != self._state_size:
