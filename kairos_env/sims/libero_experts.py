@@ -8,7 +8,7 @@ or another policy can reach, and a network can imitate it from pictures.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,17 @@ from kairos_env.records import Array
 
 SUITES = ("libero_object", "libero_spatial")
 
-_FINGER_DEPTH = 0.026  # how far the grasp centre goes below an object's top before the palm touches it [m]
-_FLOOR_CLEARANCE = 0.017  # of the grasp centre over the lower end of an object: the finger tips need it [m]
-_OPEN = 0.0775  # distance of the open fingers [m]
-_HOVER = 0.07  # grasp centre over its place when travelling above an object [m]
-_MARGIN = 0.03  # height at which things are carried over others [m]
-_PALM = 0.105  # half the width of the hand along the finger axis [m]
+_PALM = (0.035, 0.105)  # half the size of the hand across and along the finger axis [m]
+_PALM_HEIGHT = 0.030  # of the palm over the grasp centre [m]
+_FINGERS = (0.012, 0.060)  # half the size of the open fingers, the same way [m]
+_FINGER_LENGTH = 0.012  # of the fingers below the grasp centre [m]
+_DEPTH = 0.026  # the grasp centre goes so far below the top of an object, its palm almost touching it [m]
+_RIM_DEPTH = 0.011  # and so far below a rim [m]
+_FLOOR = 0.017  # but it stays so far above the lower end of an object, lest the fingers touch the floor [m]
+_HOVER = 0.07  # grasp centre over its place when it travels above an object [m]
+_CLEAR = 0.01  # distance kept from the tops of other things [m]
+_CARRY = 0.03  # and the distance aimed at [m]
+_DRAWER = 0.16  # how far an open drawer sticks out of the front (-y) of its cabinet [m]
 
 
 @dataclass(frozen=True)
@@ -69,33 +74,63 @@ def _ramp(value: float, low: float, high: float) -> float:
     return float(np.clip((value - low) / (high - low), 0.0, 1.0))
 
 
+def _kind(name: str) -> str:
+    return name.rpartition("_")[0]
+
+
+@dataclass(frozen=True)
+class _Box:
+    """A box somewhere: its middle (3,), directions of its axes in columns (3, 3), half its size along them (3,)."""
+
+    middle: Array
+    axes: Array
+    half: Array
+
+    @property
+    def top(self) -> float:
+        return float(self.middle[2] + np.abs(self.axes[2]) @ self.half)
+
+    @property
+    def bottom(self) -> float:
+        return float(self.middle[2] - np.abs(self.axes[2]) @ self.half)
+
+    def gap(self, other: _Box) -> float:
+        """Distance from another box, seen from above [m]; negative where one is over the other."""
+        directions = np.concatenate([self.axes[:2].T, other.axes[:2].T])  # (6, 2); the steep ones say nothing
+        length = np.linalg.norm(directions, axis=1)
+        directions = directions[length > 0.5] / length[length > 0.5, None]
+        apart = np.abs(directions @ (other.middle - self.middle)[:2])
+        reach = sum(np.abs(directions @ box.axes[:2]) @ box.half for box in (self, other))
+        return float(np.max(apart - reach))
+
+
 @dataclass(frozen=True)
 class _Thing:
-    """An object where it is: middle of its box, half size of that box along the axes of the world, its rotation."""
+    """An object where it is."""
 
     shape: Shape
     position: Array
     rotation: Array
 
     @property
-    def middle(self) -> Array:
-        return self.position + self.rotation @ (np.add(self.shape.low, self.shape.high) / 2)
-
-    @property
-    def half(self) -> Array:
-        return np.asarray(np.abs(self.rotation) @ (np.subtract(self.shape.high, self.shape.low) / 2))
-
-    @property
-    def top(self) -> float:
-        return float(self.middle[2] + self.half[2])
-
-    @property
-    def bottom(self) -> float:
-        return float(self.middle[2] - self.half[2])
+    def box(self) -> _Box:
+        low, high = np.asarray(self.shape.low), np.asarray(self.shape.high)
+        return _Box(self.position + self.rotation @ (low + high) / 2, self.rotation, (high - low) / 2)
 
 
-def _kind(name: str) -> str:
-    return name.rpartition("_")[0]
+def _clearance(base: float, height: float, parts: Sequence[_Box], others: Sequence[_Box]) -> float:
+    """Height [m] of the grasp centre at which no part that moves with it touches anything that is near.
+
+    Args:
+        base: the height where nothing is near.
+        height: that the grasp centre has now; ``parts`` are where they are now.
+    """
+    needed = base
+    for part in parts:
+        for other in others:
+            above = other.top + _CLEAR + height - part.bottom
+            needed = max(needed, base + (above - base) * _ramp(part.gap(other), 0.05, 0.015))
+    return needed
 
 
 class LiberoExpert:
@@ -115,124 +150,118 @@ class LiberoExpert:
         if action_repeat < 1:
             raise ValueError(f"action_repeat must be at least 1, got {action_repeat}")
         self._object, self._goal = interest
-        self._gain = 20.0 if action_repeat == 1 else 16.0
-        self._side: float | None = None  # which side of a rim is held, chosen at the first state of the episode
+        self._gain = 10.0 if action_repeat == 1 else 8.0  # action per metre: held commands overshoot more
+        self._rim: Array | None = None  # from the middle of a rim to where it is held, chosen at the first state
 
     def act(self, privileged: Mapping[str, Any]) -> Array:
         """(7,) float32 action in [-1, 1] for the true state (`info["privileged"]`)."""
-        things = {
-            name: _Thing(_SHAPES[_kind(name)], np.asarray(o["position"], float), np.asarray(o["rotation"], float))
-            for name, o in privileged["objects"].items()
-            if _kind(name) in _SHAPES
-        }
-        thing, goal = things.pop(self._object), things.pop(self._goal)
         eef = np.asarray(privileged["eef_position"], float)
         hand = np.asarray(privileged["eef_rotation"], float)
         opening = float(privileged["gripper_opening"])
+        things = {
+            name: _Thing(_SHAPES[_kind(name)], np.asarray(pose["position"], float), np.asarray(pose["rotation"], float))
+            for name, pose in privileged["objects"].items()
+            if _kind(name) in _SHAPES
+        }
+        thing, goal = things.pop(self._object), things.pop(self._goal).box
+        load = thing.box
+        others = [self._with_drawer(name, other, load) for name, other in things.items()]
 
-        finger = self._finger_axis(thing, hand)
-        grasp, width = self._grasp(thing, finger, things)
+        fingers = self._finger_axis(thing, hand, others)
+        grasp, width = self._grasp(thing)
+        palm, tips = (
+            _Box(eef + [0, 0, over], hand, np.array([*size, 0.0]))
+            for size, over in ((_PALM, _PALM_HEIGHT), (_FINGERS, -_FINGER_LENGTH))
+        )
         offset = grasp - eef
-        aside = float(np.linalg.norm(offset[:2]))
-        around = _ramp(aside, 0.025, 0.015) * _ramp(abs(float(offset[2])), 0.025, 0.015)
+        turn = self._turn(hand, fingers)
+        aside = float(np.linalg.norm(offset[:2])) + 0.03 * max(0.0, abs(float(turn[2])) - 0.1)
+        around = _ramp(aside, 0.028, 0.016) * _ramp(abs(float(offset[2])), 0.025, 0.015)
         held = around * _ramp(opening, width + 0.006, width + 0.002)
 
-        to_goal = goal.middle[:2] - thing.middle[:2]
-        remaining = float(np.linalg.norm(to_goal))
-        basket = _kind(self._goal) == "basket"
-        over = _ramp(remaining, 0.045, 0.02)  # above the goal
-        if basket:
-            lower = max(0.05, goal.top - 0.015 - (grasp[2] - thing.bottom))
-            let_go = _ramp(opening, width + 0.002, width + 0.005) * _ramp(thing.bottom, goal.top + 0.03, goal.top)
-            low = max(_ramp(thing.bottom, lower + 0.03, lower + 0.01), let_go)
-        else:
-            lower = goal.bottom + 0.004
-            low = _ramp(thing.bottom - goal.bottom, 0.014, 0.008)
-        there = _ramp(remaining, 0.045, 0.03) * low
-
-        # approach
-        hover = _HOVER * _ramp(aside, 0.012, 0.04)
-        unready = _ramp(opening, min(width + 0.024, 0.074), min(width + 0.016, 0.07))
-        hover = max(hover, _HOVER * unready * (1 - _ramp(aside, 0.025, 0.015) * _ramp(-offset[2], 0.035, 0.02)))
+        # Above the object, between the things around it, and down; fingers that are not open wait above it.
+        hover = _HOVER * _ramp(aside, 0.010, 0.035)
+        obstacles = _clearance(grasp[2], eef[2], (palm, tips), [*others, goal]) - grasp[2]
+        hover = max(hover, obstacles * _ramp(aside, 0.006, 0.02))
+        closed = _ramp(opening, min(width + 0.024, 0.074), min(width + 0.016, 0.070))
+        hover = max(hover, _HOVER * closed * (1 - _ramp(aside, 0.028, 0.016) * _ramp(-offset[2], 0.035, 0.02)))
+        low = _ramp(offset[2] + hover, 0.015, 0.045) * _ramp(aside, 0.015, 0.03)
+        low *= max(_ramp(aside, 0.15, 0.10), _ramp(obstacles, 0.0, 0.02))
         climb = offset[2] + hover + 0.8 * np.clip(aside - 0.04, 0.0, 0.10)
-        need = offset[2] + min(hover, 0.055)
-        blocked = _ramp(need, 0.0, 0.03) * _ramp(aside, 0.015, 0.03) * _ramp(aside, 0.15, 0.10)
-        approach = np.append(self._toward(offset[:2]) * (1 - blocked), climb)
+        approach = np.append(self._toward(offset[:2]) * (1 - low), climb)
 
-        # carry
-        level = self._level(thing, goal, things)
-        if basket:
-            rim = goal.top
-            level = max(level, rim * 1.0 if remaining < 0.25 else level)
-        height = level + _MARGIN
-        target = (1 - over) * height + over * lower
-        gate = max(_ramp(thing.bottom, level - 0.005, level + 0.02), over)
-        carry = np.append(self._toward(to_goal) * gate, target - thing.bottom)
+        # With the object over everything that is near, to the goal and down.
+        to_goal = (goal.middle - load.middle)[:2]
+        remaining = float(np.linalg.norm(to_goal))
+        over = _ramp(remaining, 0.045, 0.02)
+        above = eef[2] - load.bottom
+        level = _clearance(goal.bottom + _CARRY + above, eef[2], (palm, load), others)
+        rim = _clearance(level, eef[2], (palm, load), [goal])
+        level += (1 - over) * (rim - level)
+        lower = self._lowest(goal, above)
+        target = (1 - over) * (level + _CARRY - _CLEAR) + over * (lower + above)
+        gate = max(_ramp(eef[2], level - 0.005, level + 0.015), over)
+        carry = np.append(self._toward(to_goal) * gate, target - eef[2])
 
-        delta = (1 - held) * approach + held * carry
-        gripper = 2 * around - 1
-        # let go and rise
+        # Let go, and rise when the fingers are open.
+        down = _ramp(load.bottom, lower + 0.03, lower + 0.015)
+        going = _ramp(opening, width + 0.002, width + 0.005) * _ramp(load.bottom, goal.top + 0.03, goal.top)
+        there = _ramp(remaining, 0.045, 0.03) * max(down, going)
         rise = np.array([0.0, 0.0, 0.05]) * _ramp(opening, width + 0.008, width + 0.016)
-        delta = (1 - there) * delta + there * rise
-        gripper = (1 - there) * gripper - there
-        turn = self._turn(hand, finger)
-        action = np.concatenate([np.clip(self._gain * delta, -1, 1), turn, [gripper]])
-        return np.clip(action, -1, 1).astype(np.float32)
+
+        move = (1 - there) * ((1 - held) * approach + held * carry) + there * rise
+        gripper = (1 - there) * (2 * around - 1) - there
+        return np.clip([*(self._gain * move), *turn, gripper], -1, 1).astype(np.float32)
 
     def _toward(self, offset: Array) -> Array:
-        limit = 1 / self._gain
-        return offset / max(1.0, float(np.abs(offset).max()) / limit)
+        """The offset, shortened along its direction until no axis asks for more than the fastest action."""
+        return np.asarray(offset / max(1.0, float(np.abs(offset).max()) * self._gain))
 
-    def _finger_axis(self, thing: _Thing, hand: Array) -> Array:
+    def _with_drawer(self, name: str, other: _Thing, load: _Box) -> _Box:
+        """The other thing's box; that of a cabinet with its drawer, when the object has to come out of it."""
+        return other.box
+
+    def _finger_axis(self, thing: _Thing, hand: Array, others: Sequence[_Box]) -> Array:
         """(3,) horizontal direction along which the fingers close: the narrow side that needs the least turn."""
-        current = hand[:, 1] * [1, 1, 0]
-        current /= np.linalg.norm(current)
+        now = hand[:, 1] * [1, 1, 0]
+        now = now / np.linalg.norm(now)
         if thing.shape.rim:
-            return np.array([0.0, 1.0 if current[1] > 0 else -1.0, 0.0])
+            if self._rim is None:
+                self._rim = np.array([0.0, 1.0, 0.0])
+            return np.asarray(self._rim if self._rim @ now >= 0 else -self._rim)
         size = np.subtract(thing.shape.high, thing.shape.low)
-        best, axis = np.inf, current
+        best, axis = np.inf, now
         for i in range(3):
             direction = thing.rotation[:, i] * [1, 1, 0]
             length = float(np.linalg.norm(direction))
             if length < 0.7 or size[i] > 0.072:
                 continue
-            direction = direction / length * (1.0 if direction @ current >= 0 else -1.0)
-            cost = size[i] + 0.03 * (1 - float(direction @ current))
+            direction = direction / length * (1.0 if direction @ now >= 0 else -1.0)
+            cost = size[i] + 0.03 * (1 - float(direction @ now))
             if cost < best:
                 best, axis = cost, direction
         return np.asarray(axis)
 
-    def _grasp(self, thing: _Thing, finger: Array, others: Mapping[str, _Thing]) -> tuple[Array, float]:
+    def _grasp(self, thing: _Thing) -> tuple[Array, float]:
         """Where the grasp centre has to be, (3,), and how far the fingers are apart when they hold."""
-        if thing.shape.rim:
-            if self._side is None:
-                room = [
-                    min(float(np.hypot(*(o.middle - thing.middle - s * 0.08 * finger)[:2])) for o in others.values())
-                    for s in (1.0, -1.0)
-                ]
-                self._side = float(np.sign(finger[1])) * (1.0 if room[0] >= min(room[1], 0.13) else -1.0)
+        if self._rim is not None:
             up = thing.rotation[:, 2]
-            side = np.array([0.0, self._side, 0.0])
-            side = side - (side @ up) * up
-            return thing.position + 0.041 * up + thing.shape.rim * side, thing.shape.held
+            side = self._rim - (self._rim @ up) * up
+            return thing.position + (thing.shape.high[2] - _RIM_DEPTH) * up + thing.shape.rim * side, thing.shape.held
+        box = thing.box
         standing = abs(float(thing.rotation[2, thing.shape.up])) > 0.8
-        width = thing.shape.held if standing else float(2 * thing.half @ np.abs(finger))
-        grasp = thing.middle.copy()
-        grasp[2] = max(thing.top - _FINGER_DEPTH, thing.bottom + _FLOOR_CLEARANCE)
-        return grasp, width
+        width = thing.shape.held if standing else float(2 * np.sort(box.half)[1])
+        return np.array([*box.middle[:2], max(box.top - _DEPTH, box.bottom + _FLOOR)]), width
 
-    def _level(self, thing: _Thing, goal: _Thing, others: Mapping[str, _Thing]) -> float:
-        """Height that the object's lower end must exceed here: tops of the things nearby, else of the goal's base."""
-        level = goal.bottom + 0.03
-        own = max(thing.half[:2])
-        for other in others.values():
-            gap = float(np.linalg.norm((other.middle - thing.middle)[:2])) - max(other.half[:2]) - own
-            level = max(level, goal.bottom + (other.top - goal.bottom) * _ramp(gap, 0.06, 0.02))
-        return level
+    def _lowest(self, goal: _Box, above: float) -> float:
+        """Where the lower end of the object is let go [m]: on the plate; in the basket as low as the palm allows."""
+        if _kind(self._goal) == "basket":
+            return float(goal.bottom + max(0.05, goal.top - goal.bottom - 0.015 - above))
+        return goal.bottom + 0.002
 
-    def _turn(self, hand: Array, finger: Array) -> Array:
-        """(3,) rotation command that points the hand down with its fingers along ``finger``."""
+    def _turn(self, hand: Array, fingers: Array) -> Array:
+        """(3,) rotation command that points the hand down with its fingers along ``fingers``."""
         down = np.array([0.0, 0.0, -1.0])
-        target = np.stack([np.cross(finger, down), finger, down], axis=1)
-        error = 0.5 * sum(np.cross(hand[:, i], target[:, i]) for i in range(3))
-        return np.clip(1.2 * error, -0.6, 0.6)
+        target = np.stack([np.cross(fingers, down), fingers, down], axis=1)
+        error = 0.5 * np.cross(hand, target, axis=0).sum(axis=1)
+        return np.asarray(np.clip(0.6 * error, -0.6, 0.6))
