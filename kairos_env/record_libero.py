@@ -29,6 +29,7 @@ import numpy as np
 from kairos_env.datasets.hdf5 import BrokenEpisode
 from kairos_env.datasets.libero import LiberoFile
 from kairos_env.datasets.libero_write import LiberoWriter
+from kairos_env.policies.policy import Policy, follow
 from kairos_env.record import identity, locked, open_folder
 from kairos_env.records import Array, Episode, Observation
 
@@ -58,6 +59,9 @@ class RecordLiberoConfig:
         rendering: official as the benchmark draws, or fast, without shadows and multisampling.
         max_steps: simulator steps after which an attempt has failed.
         after: decisions recorded after success.
+        actor: folder of a trained model that acts in the expert's place. The expert's actions are the labels, so the
+            model is taught in states that it gets into itself (dataset aggregation, Ross et al. 2011), and every
+            attempt is kept. Empty: the expert acts, and successes are kept.
         workers: simulators at work at a time, each on a task of its own.
         home: folder of the installed simulator; empty: the default one.
     """
@@ -75,6 +79,7 @@ class RecordLiberoConfig:
     rendering: Literal["official", "fast"] = "fast"
     max_steps: int = 400
     after: int = 2
+    actor: str = ""
     workers: int = 2
     home: str = ""
 
@@ -127,11 +132,12 @@ class AttemptPlan:
     number: int
     seed: int
     initial_state_id: int
-    noise: float  # 0: the expert acts undisturbed
+    noise: float  # 0: the actor acts undisturbed
+    actor: str = "expert"
 
     @property
     def source(self) -> str:
-        return "noisy_expert" if self.noise else "expert"
+        return f"noisy_{self.actor}" if self.noise else self.actor
 
 
 def plan_attempt(config: RecordLiberoConfig, task: DemoTask, number: int) -> AttemptPlan:
@@ -140,7 +146,9 @@ def plan_attempt(config: RecordLiberoConfig, task: DemoTask, number: int) -> Att
     rng = np.random.default_rng([config.seed, zlib.crc32(f"{task.suite}/{task.name}".encode()), number])
     seed, chance, level = int(rng.integers(2**31)), rng.random(), rng.uniform(0.25, 1.0)
     disturbed = chance < config.noisy or number >= len(states)
-    return AttemptPlan(number, seed, states[number % len(states)], float(level * config.noise) if disturbed else 0.0)
+    disturbance = float(level * config.noise) if disturbed else 0.0
+    actor = "policy" if config.actor else "expert"
+    return AttemptPlan(number, seed, states[number % len(states)], disturbance, actor)
 
 
 class Stopped(Exception):
@@ -148,7 +156,12 @@ class Stopped(Exception):
 
 
 def demonstrate(
-    env: Any, task: DemoTask, plan: AttemptPlan, after: int = 0, stop: threading.Event | None = None
+    env: Any,
+    task: DemoTask,
+    plan: AttemptPlan,
+    after: int = 0,
+    stop: threading.Event | None = None,
+    policy: Policy | None = None,
 ) -> tuple[Episode, Array]:
     """Plays one attempt until ``after`` decisions past success, or until the time limit.
 
@@ -158,6 +171,7 @@ def demonstrate(
         task, plan: what to do, and from where.
         after: decisions.
         stop: raises `Stopped` once it is set.
+        policy: acts; None: the expert does.
 
     Returns:
         The episode, labelled with the expert's action at every frame; and the states (T, S) before each action.
@@ -170,7 +184,10 @@ def demonstrate(
         "init_state": plan.initial_state_id,
     }
     raw, info = env.reset(seed=plan.seed, options=options)
-    seen, actions, experts, states, success = [Observation.from_gym(raw)], [], [env.expert_action()], [], []
+    seen = [Observation.from_gym(raw, task.instruction)]
+    actions, experts, states, success = [], [env.expert_action()], [], []
+    if policy is not None:
+        policy.reset(plan.seed)
     objects = [_object_position(info)]
     noise: Array = np.zeros(7)
     left = None  # decisions until the end, known once the task has succeeded
@@ -179,9 +196,12 @@ def demonstrate(
             raise Stopped
         noise = 0.6 * noise + 0.8 * rng.normal(size=7)  # smooth, of unit variance
         states.append(env.simulator_state()["state"])
-        actions.append(env.robot_spec.check_action(experts[-1] + plan.noise * _NOISE * noise))
+        wanted = experts[-1] if policy is None else policy.act(seen[-1])
+        actions.append(env.robot_spec.check_action(wanted + plan.noise * _NOISE * noise))
+        if policy is not None and plan.noise:
+            follow(policy, seen[-1], actions[-1])
         raw, _, _, truncated, info = env.step(actions[-1])
-        seen.append(Observation.from_gym(raw))
+        seen.append(Observation.from_gym(raw, task.instruction))
         experts.append(env.expert_action())
         objects.append(_object_position(info))
         success.append(bool(info["success"]))
@@ -252,7 +272,7 @@ class TaskFolder:
 
     def add(self, plan: AttemptPlan, episode: Episode, states: Array, env: Any) -> None:
         """Notes an attempt in ``env``; a success is written first."""
-        good = bool(episode.success.any())
+        good = bool(self.config.actor) or bool(episode.success.any())
         if good:
             with self._writer(self._part(plan.number), env) as writer:
                 writer.add(episode, states)
@@ -323,6 +343,22 @@ def libero_tasks(config: RecordLiberoConfig) -> list[DemoTask]:
                 raise ValueError(f"states is {config.states!r}, but {task.key} has {states}: 0 ... {states - 1}")
             found.append(DemoTask(suite, task.name, task.instructions["official"], catalogue.bddl_path(task)))
     return found
+
+
+def make_actor(config: RecordLiberoConfig, env: Any) -> Policy | None:
+    """One worker's actor; None if the expert acts.
+
+    Raises:
+        SpecMismatch: the model is of another robot: other pictures, or another rate.
+    """
+    if not config.actor:
+        return None
+    from kairos_env.policies.learned import WorldModelPolicy
+    from kairos_env.world_model.model import WorldModel
+
+    model = WorldModel.from_pretrained(config.actor)
+    model.spec.require_same(env.robot_spec, "actor", "simulator")
+    return WorldModelPolicy(model)
 
 
 def make_simulator(config: RecordLiberoConfig) -> Any:
@@ -397,13 +433,14 @@ def record_libero(
         def work() -> None:
             env = make_env(config)
             try:
+                policy = make_actor(config, env)
                 while not stop.is_set():
                     try:
                         folder = waiting.pop()
                     except IndexError:
                         return
                     try:
-                        _record_task(config, folder, env, stop, bar)
+                        _record_task(config, folder, env, policy, stop, bar)
                     except (RuntimeError, OSError) as error:
                         errors.append(f"{folder.task.suite}/{folder.task.name}: {type(error).__name__}: {error}")
             except Stopped:
@@ -429,12 +466,19 @@ def record_libero(
     return Recorded(out, config.per_task, {f.task: (len(f.kept), len(f.tried)) for f in folders})
 
 
-def _record_task(config: RecordLiberoConfig, folder: TaskFolder, env: Any, stop: threading.Event, bar: Any) -> None:
+def _record_task(
+    config: RecordLiberoConfig,
+    folder: TaskFolder,
+    env: Any,
+    policy: Policy | None,
+    stop: threading.Event,
+    bar: Any,
+) -> None:
     failures = 0
     while (number := folder.next) is not None:
         plan = plan_attempt(config, folder.task, number)
         try:
-            episode, states = demonstrate(env, folder.task, plan, config.after, stop)
+            episode, states = demonstrate(env, folder.task, plan, config.after, stop, policy)
         except RuntimeError:  # a simulator that died or hung: the next reset starts another
             failures += 1
             if failures == MAX_FAILURES:

@@ -161,9 +161,9 @@ class SimulatorProcess:
         self._waits_for = ""
         if "error" in answer:
             found = answer["error"]
-            error = SimulatorError(f"{found['kind']}: {found['message']}", found["kind"])
-            error.add_note(f"in the simulator's process:\n{found['traceback']}")
-            raise error
+            raised = SimulatorError(f"{found['kind']}: {found['message']}", found["kind"])
+            raised.add_note(f"in the simulator's process:\n{found['traceback']}")
+            raise raised
         return Reply(answer["values"], self._arrays(answer["arrays"]))
 
     def call(self, method: str, *, timeout_s: float | None = None, **arguments: Any) -> Reply:
