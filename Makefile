@@ -1,16 +1,19 @@
 # Two commands: `make demo` and `make test`. Each sets up everything it needs on a fresh machine.
-# Options: PYTHON=python3.12 (3.11 or newer), VENV=folder, JOBS=test processes. LeRobot has a target and an environment
-# of its own, because its torch is not ours: `make lerobot` (Python 3.12 takes the newest, 3.11 the newest for 3.11).
+# Options: PYTHON=python3.12 (3.11 or newer), VENV=folder, SIMS=folder, JOBS=test processes. LIBERO's simulator and
+# LeRobot have targets and environments of their own, because their packages are not ours: `make libero` (which
+# `make test` does) and `make lerobot` (Python 3.12 takes the newest, 3.11 the newest for 3.11).
 
 PYTHON ?= python3
 VENV ?= .venv
 LEROBOT_VENV ?= .venv-lerobot
+SIMS ?= .sims
 JOBS ?= 2
 BIN := $(VENV)/bin
+TESTS = OMP_NUM_THREADS=1 KAIROS_SIMS=$(abspath $(SIMS)) $(BIN)/python -m pytest -p no:randomly -n $(JOBS) --dist loadfile
 GL_PACKAGES := libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libosmesa6
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gl demo test check lint format lerobot clean
+.PHONY: help setup gl demo test check lint format libero lerobot clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -40,10 +43,12 @@ demo: setup  ## the main job: imagine beside reality, plan, act
 	$(BIN)/kairos demo $(ARGS)
 
 test: gl lint  ## style, types, layers, and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:randomly -n $(JOBS) --dist loadfile $(ARGS)
+	@$(MAKE) --no-print-directory libero || \
+	  printf '\n%s\n%s\n\n' "LIBERO's SIMULATOR COULD NOT BE INSTALLED, so EVERY TEST OF IT IS SKIPPED." "Mend it: make libero"
+	$(TESTS) $(ARGS)
 
-check: setup lint  ## the same without the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:randomly -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
+check: setup lint  ## the same without the slow tests, and of LIBERO only what is installed
+	$(TESTS) -m "not slow" $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -52,6 +57,11 @@ lint: setup
 
 format: setup  ## import order and other safe repairs
 	$(BIN)/ruff check --fix .
+
+libero: $(SIMS)/libero/installed.json  ## LIBERO's simulator in an environment of its own (1.4 GB)
+
+$(SIMS)/libero/installed.json: $(VENV)/.installed kairos_env/sims/install.py kairos_env/sims/libero_prepare.py
+	$(BIN)/kairos sims install libero --home $(SIMS)/libero
 
 lerobot: $(LEROBOT_VENV)/.installed  ## LeRobot with both plugins, and their tests (gigabytes)
 	@$(LEROBOT_VENV)/bin/kairos doctor --gl-only
@@ -65,4 +75,4 @@ $(LEROBOT_VENV)/.installed: pyproject.toml plugins/constraints.txt $(wildcard pl
 	@touch $@
 
 clean:  ## remove the environment and caches (never data or runs)
-	rm -rf $(VENV) $(LEROBOT_VENV) .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(LEROBOT_VENV) $(SIMS) .pytest_cache .mypy_cache .ruff_cache build dist

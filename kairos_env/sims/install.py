@@ -536,8 +536,10 @@ def _check_drawing(python: Path) -> Finding:
         return Finding("drawing", "problem", f"no frame within 120 s with MUJOCO_GL={backend}", _GL_REMEDY)
     if answer.stdout.strip() == "ok":
         return Finding("drawing", "ok", f"a frame with MUJOCO_GL={backend}")
-    said = "the frame is blank" if answer.stdout.strip() == "blank" else answer.stderr.strip().split("\n")[-1]
-    return Finding("drawing", "problem", f"MUJOCO_GL={backend}: {said or f'exit code {answer.returncode}'}", _GL_REMEDY)
+    raised = re.search(r"^[\w.]*(?:Error|Exception): .*$", answer.stderr, re.MULTILINE)
+    said = raised.group(0) if raised else f"exit code {answer.returncode}"
+    said = "the frame is blank" if answer.stdout.strip() == "blank" else said
+    return Finding("drawing", "problem", f"MUJOCO_GL={backend}: {said}", _GL_REMEDY)
 
 
 def _check_simulator(home: Path, benchmark: str, suite: str, name: str) -> Finding:

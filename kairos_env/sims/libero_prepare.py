@@ -253,7 +253,7 @@ def prepared_rows(folder: Path, libero: Benchmark) -> list[Row]:
                 scene["scene"] = scenes[row["base_problem"].lower()].scene
             known = [objects[category] for category in categories[bddl] if category in objects]
             needed = _assets(Scene(None, scene["scene"], scene["floor"], scene["wall"]), known)
-            needed = list(dict.fromkeys([*needed, *row.pop("missing_assets", ())]))
+            needed = list(dict.fromkeys([*needed, *row.pop("missing_assets", ()), *row.get("assets", ())]))
             row.pop("runnable_with_base_assets", None)
             rows.append(row | {"scene": scene, "assets": needed})
         except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -1,0 +1,74 @@
+"""A simulator home for tests: the environment that `make libero` builds, and tasks and assets of the test data."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("KAIROS_TEST_DATA", ROOT.parent / "shared" / "data"), "libero")
+SIMS = Path(os.environ.get("KAIROS_SIMS", ROOT / ".sims"))
+ARCHIVES = ("libero_plus_data.tar.xz", "libero_assets40_512.tar.xz")
+
+
+@functools.cache
+def libero_home() -> Path:
+    """The folder; a test that calls this is skipped where there is no simulator, or no test data.
+
+    It is built once for all test processes, beside the simulator's own home, and again when what it is made of changes.
+    """
+    environment = SIMS.absolute() / "libero" / "env"
+    if not (environment / "bin" / "python").exists() or not (environment.parent / "installed.json").exists():
+        pytest.skip(f"needs LIBERO's simulator in {environment}: `make libero`, or name another folder with KAIROS_SIMS")
+    for name in ARCHIVES:
+        if not (DATA / name).is_file():
+            pytest.skip(f"needs {name} in the folder libero under KAIROS_TEST_DATA")
+    home = SIMS.absolute() / f"libero-tests-{_digest(environment)}"
+    with (SIMS / ".libero-tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "installed.json").exists():
+            for older in SIMS.absolute().glob("libero-tests-*"):
+                if older.stat().st_mtime < time.time() - 86400:
+                    shutil.rmtree(older)
+            _build(home, environment)
+    return home
+
+
+def prepared_folder(target: Path) -> Path:
+    """Unpacks the prepared tasks of LIBERO-plus; skips the test where they are not."""
+    if not (DATA / ARCHIVES[0]).is_file():
+        pytest.skip(f"needs {ARCHIVES[0]} in the folder libero under KAIROS_TEST_DATA")
+    with tarfile.open(DATA / ARCHIVES[0]) as packed:
+        packed.extractall(target, filter="data")
+    return next(path.parent for path in target.rglob("tasks.jsonl"))
+
+
+def _build(home: Path, environment: Path) -> None:
+    from kairos_env.sims import install
+    from kairos_env.sims.libero_prepare import Benchmark
+
+    home.mkdir(parents=True)
+    (home / "env").symlink_to(environment, target_is_directory=True)
+    package = install.installed_package(environment)
+    with tempfile.TemporaryDirectory() as folder:
+        install.prepare_tasks(home, Benchmark(package), prepared_folder(Path(folder)))
+    install.use_assets(home, DATA / ARCHIVES[1])
+    install.write_config(home, package)
+    shutil.copyfile(environment.parent / "installed.json", home / "installed.json")
+
+
+def _digest(environment: Path) -> str:
+    parts = [f"{name} {(DATA / name).stat().st_size} {(DATA / name).stat().st_mtime_ns}" for name in ARCHIVES]
+    sources = [ROOT / "kairos_env" / "sims" / f"{name}.py" for name in ("install", "libero_prepare", "libero_tasks")]
+    parts += [source.read_text(encoding="utf-8") for source in [Path(__file__), *sources]]
+    parts.append((environment.parent / "installed.json").read_text(encoding="utf-8"))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
