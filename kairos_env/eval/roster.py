@@ -30,6 +30,7 @@ from kairos_env.records import ActionChunk, Array, Observation, RobotSpec
 PLANNER_NAMES = ("best_of_n", "cem", "mppi", "random_shooting")
 NAMES = ("random", "expert", "policy", *PLANNER_NAMES, "state_cem", "4b", "replay")
 _WITHOUT_MODEL = ("random", "expert", "state_cem", "replay")
+_CHUNKS = {"policy": "execute", "4b": "replan"}  # and what the option for the executed actions is called
 
 _NAME = re.compile(r"(?P<base>[\w.:\-]+)(\((?P<options>[^()]*)\))?(\+noise=(?P<noise>[\d.]+))?")
 
@@ -61,7 +62,12 @@ def parse_name(name: str) -> tuple[str, dict[str, Any], float]:
 
 
 def make_policy(
-    name: str, env: Any, model: str = "kairos-tiny", device: str = "cpu", state_model: str = "state-model"
+    name: str,
+    env: Any,
+    model: str = "kairos-tiny",
+    device: str = "cpu",
+    state_model: str = "state-model",
+    execute: int | None = None,
 ) -> Policy:
     """Builds a policy for a running environment.
 
@@ -71,6 +77,8 @@ def make_policy(
         model: what ``WorldModel.from_pretrained`` takes; loaded once in a process.
         device: of the model.
         state_model: what ``StateModel.load`` takes; ``state_cem`` needs it.
+        execute: actions of a chunk that a learned policy executes before it decides again, unless its name says it;
+            None leaves it to the policy. Planners and policies of others decide themselves.
 
     Raises:
         ValueError: unknown name or option.
@@ -78,6 +86,8 @@ def make_policy(
     """
     base, options, noise = parse_name(name)
     spec = spec_of(env)
+    if execute is not None and base in _CHUNKS:
+        options.setdefault(_CHUNKS[base], execute)
     policy = _make_base(base, options, env, model, device, state_model)
     return ActionNoise(policy, spec, noise) if noise else policy
 

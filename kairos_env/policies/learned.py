@@ -81,8 +81,9 @@ class Memory:
             if group is first:
                 state = model.observe(batch, seeds=[group[row][0].seed for row in rows])
             else:
-                leads = np.stack([m._led() for m, _ in group])[rows]
-                state = model.observe(batch, type(group[0][0]._state).cat([group[row][0]._state for row in rows]), leads)
+                states = [group[row][0]._state for row in rows]
+                leads = np.stack([group[row][0]._led() for row in rows])
+                state = model.observe(batch, type(states[0]).cat(states), leads)
             for row, (memory, _) in enumerate(group):
                 memory._state, memory._action = state.select([row]), None
                 memory.decisions += 1
