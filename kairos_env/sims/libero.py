@@ -17,7 +17,7 @@ import numpy as np
 from kairos_env.embodiments import libero_panda
 from kairos_env.records import Array
 from kairos_env.sims.libero_tasks import Catalogue, LiberoTask, Prompt
-from kairos_env.sims.process import Reply, SimulatorProcess
+from kairos_env.sims.process import Reply, SimulatorCrashed, SimulatorProcess
 
 Rendering = Literal["official", "fast"]
 
@@ -54,7 +54,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         max_episode_steps: simulator steps until truncation; None is the suite's published limit.
         render_mode: None or ``"rgb_array"``.
         observe_images: False leaves the pictures out and draws nothing.
-        home: folder of the installation; None is the default one.
+        home: folder of the installation, or its catalogue to share; None is the default folder.
         time_limit_s: for one answer of the simulator.
 
     Raises:
@@ -79,7 +79,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
         observe_images: bool = True,
-        home: str | Path | None = None,
+        home: str | Path | Catalogue | None = None,
         time_limit_s: float = 120.0,
     ) -> None:
         if render_mode not in (None, "rgb_array"):
@@ -95,7 +95,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
                 f"action_repeat={action_repeat}, wait_steps={wait_steps}, max_episode_steps={max_episode_steps}: "
                 "the first and last must be at least 1, the other at least 0"
             )
-        self.catalogue = Catalogue.open(None if home is None else Path(home))
+        self.catalogue = home if isinstance(home, Catalogue) else Catalogue.open(None if home is None else Path(home))
         self.robot_spec = libero_panda(camera_size, action_repeat)
         self.camera_size, self.action_repeat, self.wait_steps = camera_size, action_repeat, wait_steps
         self.prompt: Prompt = prompt
@@ -165,7 +165,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         return self.receive()
 
     def send_reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> None:
-        """The first half of `reset`: does not wait for the simulator."""
+        """The first half of `reset`: does not wait for the simulator, and gives up an answer that was not received."""
         super().reset(seed=seed)
         self._require_open()
         options = dict(options or {})
@@ -185,11 +185,13 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         chosen = int(self.np_random.integers(len(states))) if chosen is None else int(chosen)
         if not 0 <= chosen < len(states):
             raise ValueError(f"init_state={chosen}: {self.task_info.key} has {len(states)}, 0 ... {len(states) - 1}")
+        if self._waits_for:
+            self._drop()
         self._init_state = chosen
         # Without a seed the rest of the start follows from the initial state, so that it can be named again.
         self._seed = int(seed) if seed is not None else chosen
         task = self.task_info
-        self._start().send(
+        self._send(
             "reset",
             task={
                 "bddl": str(self.catalogue.bddl_path(task)),
@@ -204,7 +206,6 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
             wait_steps=self.wait_steps,
             observe=self.observe_images,
         )
-        self._waits_for = "reset"
         self._expert = None
 
     def send_step(self, action: Array) -> None:
@@ -215,8 +216,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         wanted = self.robot_spec.check_action(action)
         if wanted.shape != (7,):
             raise ValueError(f"action has shape {wanted.shape}, one environment takes (7,)")
-        self._process.send("step", action=wanted.tolist(), repeat=self.action_repeat, observe=self.observe_images)
-        self._waits_for = "step"
+        self._send("step", action=wanted.tolist(), repeat=self.action_repeat, observe=self.observe_images)
 
     def fileno(self) -> int:
         """Readable when `receive` will not wait, for `selectors`."""
@@ -229,20 +229,10 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         """The second half of `reset` (reward 0, nothing ended) and of `step`.
 
         Raises:
-            SimulatorError, SimulatorCrashed, SimulatorTimeout: see `process`; the next `reset` starts a new process
-                where it is needed.
+            SimulatorError, SimulatorCrashed, SimulatorTimeout: see `process`; the next `reset` starts a new process.
         """
-        process = self._process
-        if process is None or not self._waits_for:
-            raise RuntimeError("nothing was sent")
-        waited, self._waits_for = self._waits_for, ""
-        try:
-            reply = process.receive()
-        except Exception:
-            self._init_state = -1  # the episode is lost
-            self._drop()
-            raise
-        return self._result(reply, waited == "reset")
+        start = self._waits_for == "reset"
+        return self._result(self._receive(), start)
 
     def _result(self, reply: Reply, start: bool) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
         values, arrays = reply
@@ -260,9 +250,18 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
             },
             "interest": self._interest,
         }
-        success, steps, task = values["success"], values["steps"], self.task_info
-        info = {
-            "success": success,
+        success, steps = values["success"], values["steps"]
+        info = {"success": success} | self.labels | {"steps": steps, "privileged": self._privileged}
+        if start:
+            return observation, 0.0, False, False, info
+        truncated = not success and steps >= self.max_episode_steps
+        return observation, float(success), success, truncated, info
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What ``info`` says of the present episode as a whole."""
+        task = self.task_info
+        return {
             "benchmark": task.benchmark,
             "suite": task.suite,
             "task": task.name,
@@ -274,13 +273,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
             "params": task.params,
             "init_state": self._init_state,
             "seed": self._seed,
-            "steps": steps,
-            "privileged": self._privileged,
         }
-        if start:
-            return observation, 0.0, False, False, info
-        truncated = not success and steps >= self.max_episode_steps
-        return observation, float(success), success, truncated, info
 
     @property
     def instruction(self) -> str:
@@ -288,7 +281,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         return self.task_info.instructions[self.prompt]
 
     def expert_action(self, task: str | None = None) -> Array:
-        """(7,) float32: what the scripted expert would do now; see `libero_experts`. The only ``task`` is the own one."""
+        """(7,) float32: what the scripted expert would do now, see `libero_experts`; ``task`` is always the own one."""
         from kairos_env.sims.libero_experts import LiberoExpert
 
         if not self._privileged:
@@ -301,22 +294,24 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
 
     def simulator_state(self) -> dict[str, Array]:
         """The simulator as LIBERO's files hold it: ``state`` float64 (S,) and ``joints`` (7,)."""
-        return self._running().call("state").arrays
+        return self._call("state").arrays
 
     def get_state(self) -> dict[str, Array]:
         """Everything that decides what comes next, for `set_state` of an environment with the same task."""
         steps = np.array([self._seed, self._init_state], np.int64)
-        return self._running().call("get_state").arrays | {"episode": steps}
+        return self._call("get_state").arrays | {"episode": steps}
 
     def set_state(self, state: Mapping[str, Array]) -> dict[str, Array]:
         """Restores a state of `get_state` and returns its observation."""
         lists = {k: np.asarray(v).tolist() for k, v in state.items() if k != "episode"}
+        reply = self._call("set_state", state=lists, observe=self.observe_images)
         self._seed, self._init_state = (int(x) for x in state["episode"])
-        return self._result(self._running().call("set_state", state=lists, observe=self.observe_images), True)[0]
+        return self._result(reply, True)[0]
 
     def versions(self) -> dict[str, str]:
         """Of the simulator's packages, to be kept with every result."""
-        return self._start().call("versions").values
+        self._send("versions")
+        return self._receive().values
 
     def render(self) -> Array | None:  # type: ignore[override]
         """The agent view as uint8 (256, 256, 3), turned as the observations are; None without ``render_mode``."""
@@ -329,15 +324,36 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         names = [c.name for c in self.robot_spec.cameras]
         if camera not in names:
             raise ValueError(f"unknown camera {camera!r}; there are {names}")
-        return self._running().call("draw", camera=camera, size=size).arrays["image"]
+        return self._call("draw", camera=camera, size=size).arrays["image"]
 
     # -- the process ---------------------------------------------------------------------------------------------
 
-    def _running(self) -> SimulatorProcess:
+    def _call(self, method: str, **arguments: Any) -> Reply:
         self._require_open()
         if self._process is None or self._init_state < 0:
             raise gym.error.ResetNeeded("call reset() first")
-        return self._process
+        self._send(method, **arguments)
+        return self._receive()
+
+    def _send(self, method: str, **arguments: Any) -> None:
+        process = self._start()
+        process.time_limit_s = self.time_limit_s
+        try:
+            process.send(method, **arguments)
+        except SimulatorCrashed:
+            self._drop()
+            raise
+        self._waits_for = method
+
+    def _receive(self) -> Reply:
+        if self._process is None or not self._waits_for:
+            raise RuntimeError("nothing was sent")
+        self._waits_for = ""
+        try:
+            return self._process.receive()
+        except BaseException:  # an interrupt, too: nobody will ask for that answer again
+            self._drop()
+            raise
 
     def _start(self) -> SimulatorProcess:
         self._require_open()
@@ -356,7 +372,8 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         return self._process
 
     def _drop(self) -> None:
-        process, self._process = self._process, None
+        """Ends the process, and with it the episode."""
+        process, self._process, self._waits_for, self._init_state = self._process, None, "", -1
         if process is not None:
             process.close()
 

@@ -18,6 +18,7 @@ from kairos_env.sims import libero_perturbations as perturbations
 from kairos_env.sims.process import serve
 
 CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}
+_NOISE_SIZE = 256  # pixels
 _HORIZON = 1_000_000  # steps; the caller counts them
 _WAIT_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 
@@ -156,7 +157,7 @@ class LiberoSimulator:
         return {"state": self._env.sim.get_state().flatten(), "joints": np.array(self._env.robots[0]._joint_positions)}
 
     def get_state(self) -> dict[str, Any]:
-        """Everything that decides what comes next: physics, controller, fixtures."""
+        """Everything that decides what comes next: physics, controller, fixtures, how far the episode is."""
         import mujoco
 
         kind = mujoco.mjtState.mjSTATE_INTEGRATION.value
@@ -170,6 +171,7 @@ class LiberoSimulator:
             "goal_pos": np.array(controller.goal_pos, float),
             "goal_ori": np.array(controller.goal_ori, float),
             "grip": np.array(gripper.current_action, float),
+            "count": np.array([self._steps, 0 if self._noise is None else self._noise.calls]),
         }
 
     def set_state(self, state: dict[str, list[Any]], observe: bool) -> dict[str, Any]:
@@ -188,6 +190,9 @@ class LiberoSimulator:
         controller.goal_pos = np.asarray(state["goal_pos"], float)
         controller.goal_ori = np.asarray(state["goal_ori"], float)
         self._env.robots[0].gripper.current_action = np.asarray(state["grip"], float)
+        self._steps, calls = (int(n) for n in state["count"])
+        if self._noise is not None:
+            self._noise.calls = max(0, calls - int(observe))  # the last picture is drawn again
         self._env._update_observables(force=True)
         return self._observation(self._env._get_observations(), observe)
 
@@ -209,12 +214,18 @@ class LiberoSimulator:
             "object_rotations": self._data.xmat[self._bodies].reshape(-1, 3, 3),
         }
         if observe:
+            size = self._loaded["camera_size"]
             for name in CAMERAS:
-                drawn = self._drawn(name, self._loaded["camera_size"])
-                if self._noise is not None and name == "agentview":
-                    drawn = self._noise(drawn)
-                found[f"image_{name}"] = _turned(drawn)
+                noisy = self._noise is not None and name == "agentview"
+                found[f"image_{name}"] = _turned(self._with_noise(size) if noisy else self._drawn(name, size))
         return found
+
+    def _with_noise(self, size: int) -> np.ndarray:
+        """The agent view with sensor noise, whose strengths are in pixels of pictures that are 256 pixels wide."""
+        factor = max(1, _NOISE_SIZE // size)
+        noisy = self._noise(self._drawn("agentview", factor * size))
+        boxes = noisy.reshape(size, factor, size, factor, 3).mean((1, 3))
+        return np.round(boxes).astype(np.uint8)
 
     def _drawn(self, name: str, size: int) -> np.ndarray:
         """A camera's view as the renderer draws it, rows from the bottom."""

@@ -82,7 +82,7 @@ class SimulatorProcess:
         self, python: Path | str, module: str, environment: Mapping[str, str] | None = None, time_limit_s: float = 120.0
     ) -> None:
         self.module, self.time_limit_s = module, time_limit_s
-        self._waits_for = ""
+        self._waits_for, self._sent_at = "", 0.0
         self._log = tempfile.TemporaryFile()
         self._memory = os.memfd_create("kairos-simulator")
         self._map: mmap.mmap | None = None
@@ -135,27 +135,30 @@ class SimulatorProcess:
             _write(self._socket, {"method": method, "arguments": arguments})
         except (OSError, ValueError) as error:
             raise self._crash(method) from error
-        self._waits_for = method
+        self._waits_for, self._sent_at = method, time.monotonic()
 
     def receive(self, timeout_s: float | None = None) -> Reply:
         """The answer to the request that was sent.
 
         Args:
-            timeout_s: None is the process's limit.
+            timeout_s: from now on; None is the process's limit, which counts from `send`.
 
         Raises:
             SimulatorError: the simulator raised.
             SimulatorCrashed: the process is gone.
             SimulatorTimeout: no answer in time; the process was killed.
         """
-        method, limit = self._waits_for, self.time_limit_s if timeout_s is None else timeout_s
+        method = self._waits_for
         if not method:
             raise RuntimeError("no request was sent")
+        began, limit = (self._sent_at, self.time_limit_s) if timeout_s is None else (time.monotonic(), timeout_s)
         try:
-            answer = _read(self._socket, time.monotonic() + limit)
+            answer = _read(self._socket, began + limit)
         except TimeoutError:
             self._kill()
-            raise SimulatorTimeout(f"{self.module} did not answer {method!r} within {limit:g} s and was ended") from None
+            raise SimulatorTimeout(
+                f"{self.module} did not answer {method!r} within {limit:g} s and was ended"
+            ) from None
         except (OSError, EOFError, ValueError) as error:
             raise self._crash(method) from error
         self._waits_for = ""
