@@ -50,8 +50,9 @@ __all__ = [
     "__version__",
 ]
 
-# The simulator truncates by itself, so Gymnasium adds no time limit of its own.
+# The simulators truncate by themselves, so Gymnasium adds no time limit of its own.
 register(id="Kairos-Robosuite-v0", entry_point="kairos_env.sims.robosuite:RobosuiteEnv")
+register(id="Kairos-LIBERO-v0", entry_point="kairos_env.sims.libero:LiberoEnv")
 # gym.make never hands max_episode_steps to an environment: only a limit that is registered can be raised.
 register(
     id="Kairos-WorldModel-v0",
