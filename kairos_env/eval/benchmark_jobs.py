@@ -77,6 +77,8 @@ class BenchmarkConfig:
         dimensions: of the perturbation, LIBERO-plus only; none: all.
         difficulties: 1 to 5, LIBERO-plus only; none: all, also tasks without a rating.
         trials: episodes for each task; 0: as many as the protocol says. May be raised later.
+        first_state: initial state of a task's first trial; the others follow. Published evaluations begin with 0, a
+            model that was trained on those is better asked about later ones.
         sample: so many tasks only, evenly from every suite and dimension; the same ones every time.
         limit: only so many jobs.
         shard: i/n, the i-th of n parts; all parts may write to one folder.
@@ -111,6 +113,7 @@ class BenchmarkConfig:
     dimensions: tuple[str, ...] = ()
     difficulties: tuple[int, ...] = ()
     trials: int = 0
+    first_state: int = 0
     sample: int = 0
     limit: int = 0
     shard: str = "1/1"
@@ -125,7 +128,7 @@ class BenchmarkConfig:
     slots: int = 1
     batch: int = 1
     time_limit_s: float = 1800.0
-    answer_limit_s: float = 120.0
+    answer_limit_s: float = 300.0
     videos: int = 0
     retry_errors: bool = False
     dry_run: bool = False
@@ -134,7 +137,7 @@ class BenchmarkConfig:
     simulator: str = SIMULATOR
 
     def __post_init__(self) -> None:
-        for name in ("trials", "sample", "limit", "camera_size", "action_repeat", "seed", "workers", "videos"):
+        for name in ("trials", "first_state", "sample", "limit", "camera_size", "action_repeat", "seed", "workers", "videos"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         for name in ("slots", "batch"):
@@ -295,9 +298,9 @@ def task_name(task: LiberoTask) -> str:
 
 def starts(config: BenchmarkConfig, catalogue: Catalogue, task: LiberoTask) -> list[tuple[int, int]]:
     """(initial state, seed) of each trial: the benchmark's states in turn; when they are used up, with another seed."""
-    trials = config.trials or config.rules.trials[config.benchmark]
-    states = 1 if trials == 1 else len(catalogue.init_states(task))
-    return [(trial % states, config.seed + trial // states) for trial in range(trials)]
+    trials = range(config.first_state, config.first_state + (config.trials or config.rules.trials[config.benchmark]))
+    states = 1 if trials == range(1) else len(catalogue.init_states(task))
+    return [(trial % states, config.seed + trial // states) for trial in trials]
 
 
 def stratified(tasks: Sequence[LiberoTask], count: int) -> list[LiberoTask]:
@@ -356,6 +359,7 @@ def _require_official(
         f"{len(lacking):,} tasks lack assets": bool(lacking),
         "some assets are stand-ins": assets != "original",
         "sample and limit leave tasks out": bool(config.sample or config.limit),
+        f"its trials begin with initial state {config.first_state}": bool(config.first_state),
         f"it has {trials} trials for each task": config.trials not in (0, trials),
         "prompt must be official": config.prompt != "official",
         "rendering must be official": config.rendering != "official",
