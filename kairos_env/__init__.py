@@ -13,6 +13,8 @@ from gymnasium.envs.registration import register
 if TYPE_CHECKING:
     from kairos_env.env import WorldModelEnv
     from kairos_env.records import ActionChunk, Episode, Observation, RobotSpec, SpecMismatch, Transition
+    from kairos_env.sims.libero import LiberoEnv
+    from kairos_env.sims.libero_vector import LiberoVectorEnv
     from kairos_env.sims.robosuite import RobosuiteEnv
     from kairos_env.vector_env import WorldModelVectorEnv
     from kairos_env.world_model.model import WorldModel
@@ -28,6 +30,8 @@ _LAZY = {
     "RobotSpec": "kairos_env.records",
     "SpecMismatch": "kairos_env.records",
     "Transition": "kairos_env.records",
+    "LiberoEnv": "kairos_env.sims.libero",
+    "LiberoVectorEnv": "kairos_env.sims.libero_vector",
     "RobosuiteEnv": "kairos_env.sims.robosuite",
     "WorldModel": "kairos_env.world_model.model",
     "WorldModelEnv": "kairos_env.env",
@@ -38,6 +42,8 @@ _LAZY = {
 __all__ = [
     "ActionChunk",
     "Episode",
+    "LiberoEnv",
+    "LiberoVectorEnv",
     "Observation",
     "RobosuiteEnv",
     "RobotSpec",
@@ -52,7 +58,11 @@ __all__ = [
 
 # The simulators truncate by themselves, so Gymnasium adds no time limit of its own.
 register(id="Kairos-Robosuite-v0", entry_point="kairos_env.sims.robosuite:RobosuiteEnv")
-register(id="Kairos-LIBERO-v0", entry_point="kairos_env.sims.libero:LiberoEnv")
+register(
+    id="Kairos-LIBERO-v0",
+    entry_point="kairos_env.sims.libero:LiberoEnv",
+    vector_entry_point="kairos_env.sims.libero_vector:LiberoVectorEnv",
+)
 # gym.make never hands max_episode_steps to an environment: only a limit that is registered can be raised.
 register(
     id="Kairos-WorldModel-v0",

@@ -24,7 +24,8 @@ Rendering = Literal["official", "fast"]
 MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 """Simulator steps (0.05 s each) of an episode, as published evaluations allow them."""
 
-_OPTIONS = ("benchmark", "suite", "task", "perturbation", "init_state")
+TASK_OPTIONS = ("benchmark", "suite", "task", "perturbation", "init_state")
+"""Options of `LiberoEnv.reset`: which episode."""
 
 
 class LiberoEnv(gym.Env[dict[str, Array], Array]):
@@ -109,11 +110,11 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
             spaces = {"proprio": spaces["proprio"]}
         self.observation_space: gym.spaces.Dict = gym.spaces.Dict(spaces)  # type: ignore[assignment]
         self._fixed_init_state = init_state
-        self.task_info: LiberoTask
-        self._choose(benchmark, suite, task, perturbation)
+        self.task_info = self._find(benchmark, suite, task, perturbation)
         self._process: SimulatorProcess | None = None
         self._expert: Any = None
         self._seed, self._init_state = -1, -1
+        self._begun = False  # whether the process holds an episode
         self._waits_for = ""
         self._objects: list[str] = []
         self._interest: list[str] = []
@@ -127,7 +128,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         """Simulator steps until truncation."""
         return self._limit or MAX_STEPS[self.task_info.suite]
 
-    def _choose(self, benchmark: str, suite: str, task: int | str, perturbation: str | None) -> None:
+    def _find(self, benchmark: str, suite: str, task: int | str, perturbation: str | None) -> LiberoTask:
         chosen = self.catalogue.task(benchmark, suite, task, perturbation)
         missing = self.catalogue.missing(chosen)
         if missing:
@@ -136,7 +137,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
                 f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}. "
                 "`kairos sims check libero-plus` says where they come from"
             )
-        self.task_info = chosen
+        return chosen
 
     @property
     def init_states(self) -> int:
@@ -169,28 +170,28 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         super().reset(seed=seed)
         self._require_open()
         options = dict(options or {})
-        unknown = sorted(set(options) - set(_OPTIONS))
+        unknown = sorted(set(options) - set(TASK_OPTIONS))
         if unknown:
-            raise ValueError(f"unknown reset options {unknown}; legal are {list(_OPTIONS)}")
+            raise ValueError(f"unknown reset options {unknown}; legal are {list(TASK_OPTIONS)}")
+        task = self.task_info
         if set(options) & {"benchmark", "suite", "task", "perturbation"}:
-            now = self.task_info
-            self._choose(
-                options.get("benchmark", now.benchmark),
-                options.get("suite", now.suite),
-                options.get("task", now.name),
+            task = self._find(
+                options.get("benchmark", task.benchmark),
+                options.get("suite", task.suite),
+                options.get("task", task.name),
                 options.get("perturbation"),
             )
-        states = self.catalogue.init_states(self.task_info)
+        states = self.catalogue.init_states(task)
         chosen = options.get("init_state", self._fixed_init_state)
         chosen = int(self.np_random.integers(len(states))) if chosen is None else int(chosen)
         if not 0 <= chosen < len(states):
-            raise ValueError(f"init_state={chosen}: {self.task_info.key} has {len(states)}, 0 ... {len(states) - 1}")
+            raise ValueError(f"init_state={chosen}: {task.key} has {len(states)}, 0 ... {len(states) - 1}")
         if self._waits_for:
             self._drop()
-        self._init_state = chosen
+        self.task_info, self._init_state = task, chosen
         # Without a seed the rest of the start follows from the initial state, so that it can be named again.
         self._seed = int(seed) if seed is not None else chosen
-        task = self.task_info
+        self._begun = True
         self._send(
             "reset",
             task={
@@ -211,7 +212,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
     def send_step(self, action: Array) -> None:
         """The first half of `step`: does not wait for the simulator."""
         self._require_open()
-        if self._process is None or self._init_state < 0:
+        if not self._begun:
             raise gym.error.ResetNeeded("call reset() before step()")
         wanted = self.robot_spec.check_action(action)
         if wanted.shape != (7,):
@@ -330,7 +331,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
 
     def _call(self, method: str, **arguments: Any) -> Reply:
         self._require_open()
-        if self._process is None or self._init_state < 0:
+        if not self._begun:
             raise gym.error.ResetNeeded("call reset() first")
         self._send(method, **arguments)
         return self._receive()
@@ -373,7 +374,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
 
     def _drop(self) -> None:
         """Ends the process, and with it the episode."""
-        process, self._process, self._waits_for, self._init_state = self._process, None, "", -1
+        process, self._process, self._waits_for, self._begun = self._process, None, "", False
         if process is not None:
             process.close()
 
