@@ -28,7 +28,7 @@ def libero_home() -> Path:
     """
     environment = SIMS.absolute() / "libero" / "env"
     if not (environment / "bin" / "python").exists() or not (environment.parent / "installed.json").exists():
-        pytest.skip(f"needs LIBERO's simulator in {environment}: `make libero`, or name another folder with KAIROS_SIMS")
+        pytest.skip(f"needs LIBERO's simulator in {environment}: `make libero`, or set KAIROS_SIMS to another folder")
     for name in ARCHIVES:
         if not (DATA / name).is_file():
             pytest.skip(f"needs {name} in the folder libero under KAIROS_TEST_DATA")
@@ -43,15 +43,6 @@ def libero_home() -> Path:
     return home
 
 
-def prepared_folder(target: Path) -> Path:
-    """Unpacks the prepared tasks of LIBERO-plus; skips the test where they are not."""
-    if not (DATA / ARCHIVES[0]).is_file():
-        pytest.skip(f"needs {ARCHIVES[0]} in the folder libero under KAIROS_TEST_DATA")
-    with tarfile.open(DATA / ARCHIVES[0]) as packed:
-        packed.extractall(target, filter="data")
-    return next(path.parent for path in target.rglob("tasks.jsonl"))
-
-
 def _build(home: Path, environment: Path) -> None:
     from kairos_env.sims import install
     from kairos_env.sims.libero_prepare import Benchmark
@@ -59,8 +50,10 @@ def _build(home: Path, environment: Path) -> None:
     home.mkdir(parents=True)
     (home / "env").symlink_to(environment, target_is_directory=True)
     package = install.installed_package(environment)
-    with tempfile.TemporaryDirectory() as folder:
-        install.prepare_tasks(home, Benchmark(package), prepared_folder(Path(folder)))
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(DATA / ARCHIVES[0]) as packed:
+        packed.extractall(folder, filter="data")
+        prepared = next(path.parent for path in Path(folder).rglob("tasks.jsonl"))
+        install.prepare_tasks(home, Benchmark(package), prepared)
     install.use_assets(home, DATA / ARCHIVES[1])
     install.write_config(home, package)
     shutil.copyfile(environment.parent / "installed.json", home / "installed.json")
