@@ -226,7 +226,7 @@ def _estimates(table: Table) -> dict[str, Reweighted]:
     """Re-weighted estimates, for an incomplete table of a benchmark."""
     if table.ours or table.complete:
         return {}
-    found = {"whole benchmark": table.reweighted()}
+    found = {_WHOLE: table.reweighted()}
     if table.benchmark.dimensions != ("",):
         found |= {name: table.reweighted(dimension=name) for name in table.benchmark.dimensions}
     return found
@@ -241,26 +241,29 @@ def _cell_line(name: str, cell: Cell | Interval) -> list[str]:
 
 def _estimate_lines(table: Table) -> Lines:
     return [
-        [name, estimate.rate.format(1, 100), f"{estimate.tasks:,}", _left_out(table, estimate)]
+        [name, estimate.rate.format(1, 100), f"{estimate.tasks:,} of {table.benchmark.size(dimension=dimension):,}"]
         for name, estimate in _estimates(table).items()
+        for dimension in [None if name == _WHOLE else name]
+        if estimate.tasks
     ]
 
 
-def _left_out(table: Table, estimate: Reweighted) -> str:
-    """What an estimate says nothing about; a dimension that is left out in every suite by its name alone."""
+def _estimate_note(table: Table) -> str:
+    """What the estimates are, and what they leave out: a dimension without any result by its name alone."""
     names = dict.fromkeys(
-        group if table.columns[dimension].tasks else dimension
-        for group in estimate.without
-        for dimension in [group.split(", ")[0]]
+        group if table.columns[column].tasks else column
+        for group in _estimates(table)[_WHOLE].without
+        for column in [group.split(", ")[0]]
     )
-    return "; ".join(names) or "–"
+    left_out = f" It says nothing about {'; '.join(names)}." if names else ""
+    return (
+        "Re-weighted estimate, not a result: each suite × dimension counts with its share of the benchmark, as if the "
+        f"tasks that ran were a fair sample of it.{left_out}"
+    )
 
 
-_ESTIMATE_HEADER = ["", "estimate %", "for tasks", "says nothing about"]
-_ESTIMATE_NOTE = (
-    "Re-weighted estimate, not a result: each suite × dimension counts with its share of the benchmark, as if the "
-    "tasks that ran were a fair sample of it."
-)
+_WHOLE = "whole benchmark"
+_ESTIMATE_HEADER = ["", "estimate %", "for tasks"]
 _INTERVAL_NOTE = (
     "Rates are means over tasks with 95 % intervals (Wilson's, at the effective number of trials). Errors are no "
     "failures and are in no rate."
@@ -292,7 +295,7 @@ def _text(table: Table) -> str:
         if kinds:
             parts.append("\n".join([caption, *(f"{count:>7,}  {kind}" for kind, count in kinds.items())]))
     if _estimates(table):
-        parts.append(f"{_ESTIMATE_NOTE}\n{format_table(_ESTIMATE_HEADER, _estimate_lines(table))}")
+        parts.append(f"{_estimate_note(table)}\n{format_table(_ESTIMATE_HEADER, _estimate_lines(table))}")
     return "\n\n".join([*parts, "\n".join(_notes(table))])
 
 
@@ -435,7 +438,7 @@ def _html_table(table: Table, places: Sequence[Path]) -> str:
         parts.append(f"<h3>Dimension × difficulty</h3>{_heat_map(rated)}")
     if _estimates(table):
         parts.append("<h3>Re-weighted estimate</h3>" + _html_lines(_ESTIMATE_HEADER, _estimate_lines(table)))
-        parts.append(f'<p class="note">{_e(_ESTIMATE_NOTE)}</p>')
+        parts.append(f'<p class="note">{_e(_estimate_note(table))}</p>')
     if table.failure_kinds():
         parts.append(f"<h3>Failures</h3>{_html_failures(table)}")
     if table.error_kinds:
