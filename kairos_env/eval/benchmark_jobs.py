@@ -193,7 +193,8 @@ class BenchmarkConfig:
 
     def simulator_options(self) -> dict[str, Any]:
         """Arguments of the simulator's constructor."""
-        return {
+        unseen = not self.videos and all(map(roster.is_blind, self.policies))
+        return ({"observe_images": False} if unseen else {}) | {
             "camera_size": self.camera_size,
             "action_repeat": self.action_repeat,
             "prompt": self.prompt,

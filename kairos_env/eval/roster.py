@@ -30,6 +30,7 @@ from kairos_env.records import ActionChunk, Array, Observation, RobotSpec
 PLANNER_NAMES = ("best_of_n", "cem", "mppi", "random_shooting")
 NAMES = ("random", "expert", "policy", *PLANNER_NAMES, "state_cem", "4b", "replay")
 _WITHOUT_MODEL = ("random", "expert", "state_cem", "replay")
+_BLIND = ("random", "expert", "replay")
 _CHUNKS = {"policy": "execute", "4b": "replan"}  # and what the option for the executed actions is called
 
 _NAME = re.compile(r"(?P<base>[\w.:\-]+)(\((?P<options>[^()]*)\))?(\+noise=(?P<noise>[\d.]+))?")
@@ -155,6 +156,11 @@ def load_world_action(folder: str, device: str = "cpu") -> Any:
 def uses_model(name: str) -> bool:
     """Whether a policy of this name depends on the model; of ``module:factory`` nobody knows, so it may."""
     return parse_name(name)[0] not in _WITHOUT_MODEL
+
+
+def is_blind(name: str) -> bool:
+    """Whether a policy of this name never looks at a picture, so that none needs to be drawn."""
+    return parse_name(name)[0] in _BLIND
 
 
 def robot_of(name: str, model: str) -> RobotSpec | None:
