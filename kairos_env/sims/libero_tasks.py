@@ -19,12 +19,14 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
+
+from kairos_env.sims.libero_perturbations import our_scenes
 
 BENCHMARKS = ("libero", "libero-plus")
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -63,7 +65,8 @@ class LiberoTask:
         bddl: file of the task definition, relative to the home's folder of them.
         init: key of the initial states.
         instructions: prompt -> sentence, see `Prompt`.
-        dimension: what is perturbed, a key of `DIMENSIONS`; "" for an unperturbed task.
+        dimension: what is perturbed, a key of `DIMENSIONS`; "" for an unperturbed task. LIBERO's tasks have one
+            only in `our_scenes`, and then ``params["ours"]`` is True: they are not LIBERO-plus's.
         difficulty: 1 (easy) to 5, as the benchmark rates it; None where it does not.
         params: the perturbation: ``view`` (5 integers), ``robot``, ``noise`` and ``language`` (0 is none), or ``kind``
             ("table", "tb", "light", "add") and ``index``, or ``level`` and ``sample``.
@@ -179,7 +182,8 @@ class Catalogue:
             suite: one of `SUITES`.
             task: name, or index within the suite. With a perturbation, that of the unperturbed task: 0 ... 9.
             perturbation: what LIBERO-plus appends to that task's name: ``"table_1"``,
-                ``"view_0_0_100_2_352_initstate_0"``, ``"language_3_view_0_0_100_0_0_initstate_0"``.
+                ``"view_0_0_100_2_352_initstate_0"``, ``"language_3_view_0_0_100_0_0_initstate_0"``. For LIBERO, the
+                name of one of `our_scenes`.
 
         Raises:
             ValueError: there is no such task; it says what was probably meant.
@@ -189,14 +193,22 @@ class Catalogue:
         if not perturbation:
             return self._one(benchmark, suite, task)
         if benchmark == "libero":
-            raise ValueError(f"perturbation={perturbation!r}: LIBERO has none; choose the benchmark 'libero-plus'")
+            if not perturbation.startswith("ours_"):
+                raise ValueError(f"perturbation={perturbation!r}: LIBERO has none; choose the benchmark 'libero-plus'")
+            return self._one(benchmark, suite, f"{self._one(benchmark, suite, task).base_task}_{perturbation}")
         names = self._by_name(benchmark, suite)
-        base = names[task].base_task if task in names else self._one("libero", suite, task).name
+        base = names[task].base_task if task in names else self._one("libero", suite, task).base_task
         wanted = f"{base}_{perturbation}"
         if wanted not in names:
             known = [found.perturbation for found in names.values() if found.base_task == base]
             raise ValueError(f"{suite}/{base} has no perturbation {perturbation!r}; {_hint(perturbation, known)}")
         return names[wanted]
+
+    def ours(self, suites: Sequence[str] | None = None, dimensions: Sequence[str] | None = None) -> list[LiberoTask]:
+        """LIBERO's tasks in `our_scenes`, 20 of light and 15 of background each: `tasks` never lists them."""
+        wanted = ("light", "background") if dimensions is None else [short_dimension(x) for x in dimensions]
+        scenes = [scene for dimension in wanted for scene in our_scenes(dimension)]
+        return [_in_our_scene(task, scene) for task in self.tasks("libero", suites) for scene in scenes]
 
     def init_states(self, task: LiberoTask) -> np.ndarray:
         """The benchmark's initial states of a task, (n, S) float64: n is 50 for most tasks, 1 for changed layouts."""
@@ -259,12 +271,29 @@ class Catalogue:
     def _one(self, benchmark: str, suite: str, task: int | str) -> LiberoTask:
         names = self._by_name(benchmark, suite)
         if isinstance(task, str):
+            plain, mark, rest = task.partition("_ours_")
+            if benchmark == "libero" and mark and plain in names:
+                scenes = {scene["name"]: scene for x in ("light", "background") for scene in our_scenes(x)}
+                wanted = f"ours_{rest}"
+                if wanted not in scenes:
+                    raise ValueError(f"no scene of ours {wanted!r}; {_hint(wanted, scenes)}")
+                return _in_our_scene(names[plain], scenes[wanted])
             if task not in names:
                 raise ValueError(f"{suite} of {benchmark} has no task {task!r}; {_hint(task, map(str, names))}")
             return names[task]
         if not 0 <= task < len(names):
             raise ValueError(f"{suite} of {benchmark} has the tasks 0 ... {len(names) - 1}, not {task}")
         return list(names.values())[task]
+
+
+def _in_our_scene(task: LiberoTask, scene: dict[str, Any]) -> LiberoTask:
+    return replace(
+        task,
+        name=f"{task.name}_{scene['name']}",
+        dimension=scene["name"].split("_")[1],
+        params=scene,
+        assets=(*task.assets, *(f"textures/{name}.png" for name in scene.get("textures", {}).values())),
+    )
 
 
 def home_folder() -> Path:
