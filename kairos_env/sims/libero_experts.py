@@ -23,10 +23,11 @@ _FINGERS = (0.012, 0.060)  # half the size of the open fingers, the same way [m]
 _FINGER_LENGTH = 0.012  # of the fingers below the grasp centre [m]
 _DEPTH = 0.026  # the grasp centre goes so far below the top of an object, its palm almost touching it [m]
 _RIM_DEPTH = 0.011  # and so far below a rim [m]
-_FLOOR = 0.017  # but it stays so far above the lower end of an object, lest the fingers touch the floor [m]
+_FLOOR = 0.015  # but it stays so far above the lower end of an object, lest the fingers touch the floor [m]
 _HOVER = 0.07  # grasp centre over its place when it travels above an object [m]
 _CLEAR = 0.01  # distance kept from the tops of other things [m]
 _CARRY = 0.03  # and the distance aimed at [m]
+_DRAWER_RIM = 0.040  # from the middle of a bowl in a drawer: the outer finger has to pass the wall [m]
 _DRAWER = 0.16  # how far an open drawer sticks out of the front (-y) of its cabinet [m]
 
 
@@ -118,6 +119,12 @@ class _Thing:
         return _Box(self.position + self.rotation @ (low + high) / 2, self.rotation, (high - low) / 2)
 
 
+def _with_drawer(cabinet: _Thing) -> _Box:
+    """The box of a cabinet whose drawer is open."""
+    low = np.subtract(cabinet.shape.low, (0, _DRAWER, 0))
+    return replace(cabinet, shape=replace(cabinet.shape, low=tuple(low))).box
+
+
 def _clearance(base: float, height: float, parts: Sequence[_Box], others: Sequence[_Box]) -> float:
     """Height [m] of the grasp centre at which no part that moves with it touches anything that is near.
 
@@ -151,7 +158,11 @@ class LiberoExpert:
             raise ValueError(f"action_repeat must be at least 1, got {action_repeat}")
         self._object, self._goal = interest
         self._gain = 10.0 if action_repeat == 1 else 8.0  # action per metre: held commands overshoot more
-        self._rim: Array | None = None  # from the middle of a rim to where it is held, chosen at the first state
+        # Decided at the first state of the episode: which cabinet's open drawer holds the object, if any, and, in the
+        # world, the way from the middle of a rim to where it is held.
+        self._begun = False
+        self._cabinet = ""
+        self._rim: Array | None = None
 
     def act(self, privileged: Mapping[str, Any]) -> Array:
         """(7,) float32 action in [-1, 1] for the true state (`info["privileged"]`)."""
@@ -165,9 +176,11 @@ class LiberoExpert:
         }
         thing, goal = things.pop(self._object), things.pop(self._goal).box
         load = thing.box
-        others = [self._with_drawer(name, other, load) for name, other in things.items()]
+        if not self._begun:
+            self._begin(thing, things)
+        others = [_with_drawer(other) if name == self._cabinet else other.box for name, other in things.items()]
 
-        fingers = self._finger_axis(thing, hand, others)
+        fingers = self._finger_axis(thing, hand)
         grasp, width = self._grasp(thing)
         palm, tips = (
             _Box(eef + [0, 0, over], hand, np.array([*size, 0.0]))
@@ -175,16 +188,22 @@ class LiberoExpert:
         )
         offset = grasp - eef
         turn = self._turn(hand, fingers)
-        aside = float(np.linalg.norm(offset[:2])) + 0.03 * max(0.0, abs(float(turn[2])) - 0.1)
-        around = _ramp(aside, 0.028, 0.016) * _ramp(abs(float(offset[2])), 0.025, 0.015)
+        aside = float(np.linalg.norm(offset[:2])) + 0.06 * max(0.0, abs(float(turn[2])) - 0.05)
+        # Closing has to wait for the right place; what is held may have slipped a little.
+        missed = _ramp(opening, 0.55 * width, 0.40 * width)
+        closed = _ramp(opening, width + 0.012, width + 0.004) * (1 - missed)
+        slack = 1 + closed
+        depth = max(-offset[2], offset[2] - 0.008)  # a little too deep is no harm
+        around = _ramp(aside, slack * 0.022, slack * 0.012) * _ramp(depth, slack * 0.014, slack * 0.007)
+        around *= 1 - missed
         held = around * _ramp(opening, width + 0.006, width + 0.002)
 
         # Above the object, between the things around it, and down; fingers that are not open wait above it.
         hover = _HOVER * _ramp(aside, 0.010, 0.035)
         obstacles = _clearance(grasp[2], eef[2], (palm, tips), [*others, goal]) - grasp[2]
         hover = max(hover, obstacles * _ramp(aside, 0.006, 0.02))
-        closed = _ramp(opening, min(width + 0.024, 0.074), min(width + 0.016, 0.070))
-        hover = max(hover, _HOVER * closed * (1 - _ramp(aside, 0.028, 0.016) * _ramp(-offset[2], 0.035, 0.02)))
+        narrow = _ramp(opening, min(width + 0.024, 0.074), min(width + 0.016, 0.070))
+        hover = max(hover, _HOVER * narrow * (1 - around))
         low = _ramp(offset[2] + hover, 0.015, 0.045) * _ramp(aside, 0.015, 0.03)
         low *= max(_ramp(aside, 0.15, 0.10), _ramp(obstacles, 0.0, 0.02))
         climb = offset[2] + hover + 0.8 * np.clip(aside - 0.04, 0.0, 0.10)
@@ -211,24 +230,40 @@ class LiberoExpert:
 
         move = (1 - there) * ((1 - held) * approach + held * carry) + there * rise
         gripper = (1 - there) * (2 * around - 1) - there
+        move = move + np.clip(move, -0.01, 0.01)  # gently to the place, but firmly there
         return np.clip([*(self._gain * move), *turn, gripper], -1, 1).astype(np.float32)
 
     def _toward(self, offset: Array) -> Array:
         """The offset, shortened along its direction until no axis asks for more than the fastest action."""
         return np.asarray(offset / max(1.0, float(np.abs(offset).max()) * self._gain))
 
-    def _with_drawer(self, name: str, other: _Thing, load: _Box) -> _Box:
-        """The other thing's box; that of a cabinet with its drawer, when the object has to come out of it."""
-        return other.box
+    def _begin(self, thing: _Thing, others: Mapping[str, _Thing]) -> None:
+        self._begun = True
+        load = thing.box
+        for name, other in others.items():
+            inside = load.gap(_with_drawer(other)) < 0 and other.box.bottom < load.bottom < other.box.top - 0.02
+            if _kind(name) == "wooden_cabinet" and inside:
+                self._cabinet = name
+        if not thing.shape.rim:
+            return
+        if self._cabinet:
+            # Along the wide side of the drawer, and away from its nearer wall.
+            cabinet = others[self._cabinet]
+            wide = cabinet.rotation[:, 0] * np.sign(cabinet.rotation[:, 0] @ (cabinet.position - load.middle))
+            self._rim = wide * _DRAWER_RIM
+            return
+        sides = [np.array([0.0, y * thing.shape.rim, 0.0]) for y in (1.0, -1.0)]
+        hand = _Box(np.zeros(3), np.eye(3), np.array([*_PALM, 0.0]))
+        high = [other.box for other in others.values() if other.box.top > load.top - _RIM_DEPTH + _PALM_HEIGHT]
+        room = [min((replace(hand, middle=load.middle + side).gap(o) for o in high), default=1.0) for side in sides]
+        self._rim = sides[0] if room[0] > 0 or room[0] >= room[1] else sides[1]
 
-    def _finger_axis(self, thing: _Thing, hand: Array, others: Sequence[_Box]) -> Array:
+    def _finger_axis(self, thing: _Thing, hand: Array) -> Array:
         """(3,) horizontal direction along which the fingers close: the narrow side that needs the least turn."""
         now = hand[:, 1] * [1, 1, 0]
         now = now / np.linalg.norm(now)
-        if thing.shape.rim:
-            if self._rim is None:
-                self._rim = np.array([0.0, 1.0, 0.0])
-            return np.asarray(self._rim if self._rim @ now >= 0 else -self._rim)
+        if self._rim is not None:
+            return np.asarray(self._rim / np.linalg.norm(self._rim) * (1.0 if self._rim @ now >= 0 else -1.0))
         size = np.subtract(thing.shape.high, thing.shape.low)
         best, axis = np.inf, now
         for i in range(3):
@@ -247,7 +282,7 @@ class LiberoExpert:
         if self._rim is not None:
             up = thing.rotation[:, 2]
             side = self._rim - (self._rim @ up) * up
-            return thing.position + (thing.shape.high[2] - _RIM_DEPTH) * up + thing.shape.rim * side, thing.shape.held
+            return thing.position + (thing.shape.high[2] - _RIM_DEPTH) * up + side, thing.shape.held
         box = thing.box
         standing = abs(float(thing.rotation[2, thing.shape.up])) > 0.8
         width = thing.shape.held if standing else float(2 * np.sort(box.half)[1])
