@@ -110,7 +110,7 @@ def robot_qpos(index: int) -> np.ndarray | None:
 
     The published evaluation resets the robot to them, which sets the controller's goal orientation and rest posture,
     and then restores an initial state of the benchmark, which puts the joints back: what remains after the wait steps
-    is what the controller pulls the arm towards. For the whole displacement, set the joints once more after that.
+    is what the controller pulls the arm towards. `our_scenes` for ``"robot"`` keep the whole displacement.
     """
     if not 0 <= index <= ROBOT_STATES:
         raise ValueError(f"robot={index}: the published initial states are 0 (default), 1 ... {ROBOT_STATES}")
@@ -198,6 +198,9 @@ def _relight(lamp: Any, light: Mapping[str, Any], middle: np.ndarray) -> None:
         lamp.set("castshadow", str(light["shadow"]).lower())
 
 
+OUR_DIMENSIONS = ("light", "background", "robot")
+"""What there are `our_scenes` for."""
+
 # LIBERO-plus names what it varies in its light scenes (intensity, colour, direction, shadow), but the scenes themselves
 # are in its 6.4 GB archive of assets only, and their numbers are published nowhere. These are ours.
 _INTENSITIES = (0.7, 0.5, 0.3, 0.15, 0.0)  # of the lamps; the camera's own light stays
@@ -210,19 +213,19 @@ _TABLES = ("light_floor", "brown_ceramic_tile", "marble_floor", "capriccio_sky",
 
 
 def our_scenes(dimension: str) -> list[dict[str, Any]]:
-    """Scenes of ours for a dimension whose published scenes need the benchmark's own assets.
+    """Scenes of ours for dimensions that the benchmark's own do not cover with LIBERO's assets.
 
-    They run with LIBERO's assets on every task of LIBERO, and are not the benchmark's: never counted as such. Shadows
-    are seen in rendering ``"official"`` only.
+    They run on every task of LIBERO and are never counted as the benchmark's. Shadows are seen in rendering
+    ``"official"`` only.
 
     Args:
-        dimension: ``"light"`` or ``"background"``.
+        dimension: ``"light"``, ``"background"`` or ``"robot"``.
 
     Returns:
         ``params`` of tasks: ``ours`` (True), ``name`` such as ``"ours_light_shadow_3"``, ``kind``, ``strength`` 1 ... 5
-        and either ``light`` (``color``, factors of the lamps' red, green and blue; ``azimuth`` and ``elevation``
-        [degrees] and ``shadow`` of a lamp that is moved) or ``textures`` (files for floor, wall and the surface that
-        objects stand on).
+        and one of ``light`` (``color``, factors of the lamps' red, green and blue; ``azimuth`` and ``elevation``
+        [degrees] and ``shadow`` of a lamp that is moved), ``textures`` (files for floor, wall and the surface that
+        objects stand on) and ``robot`` (published joint positions, that are to be set again after the initial state).
     """
 
     def scene(kind: str, strength: int, **change: Any) -> dict[str, Any]:
@@ -245,7 +248,9 @@ def our_scenes(dimension: str) -> list[dict[str, Any]]:
             *(scene("surface", i, textures={"surface": _TABLES[i - 1]}) for i in strengths),
             *(scene("all", i, textures={**around[-i], "surface": _TABLES[i - 1]}) for i in strengths),
         ]
-    raise ValueError(f"dimension={dimension!r}: there are scenes of ours for 'light' and 'background'")
+    if dimension == "robot":
+        return [scene("whole", i, robot=100 * i - 50) for i in strengths]  # the middle one of each published distance
+    raise ValueError(f"dimension={dimension!r}: there are scenes of ours for {', '.join(OUR_DIMENSIONS)}")
 
 
 # -- sensor noise ---------------------------------------------------------------------------------------------------

@@ -127,6 +127,8 @@ class LiberoSimulator:
                     "another task, or to other assets"
                 )
             env.sim.set_state_from_flattened(np.asarray(state))
+            if params.get("ours") and turned is not None:  # LIBERO-plus leaves the joints as the initial state has them
+                self._data.qpos[env.robots[0]._ref_joint_pos_indexes] = turned
             env.sim.forward()
             env._check_success()
             env._post_process()

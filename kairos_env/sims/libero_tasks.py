@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kairos_env.sims.libero_perturbations import our_scenes
+from kairos_env.sims.libero_perturbations import OUR_DIMENSIONS, our_scenes
 
 BENCHMARKS = ("libero", "libero-plus")
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -205,8 +205,8 @@ class Catalogue:
         return names[wanted]
 
     def ours(self, suites: Sequence[str] | None = None, dimensions: Sequence[str] | None = None) -> list[LiberoTask]:
-        """LIBERO's tasks in `our_scenes`, 20 of light and 15 of background each: `tasks` never lists them."""
-        wanted = ("light", "background") if dimensions is None else [short_dimension(x) for x in dimensions]
+        """LIBERO's tasks in `our_scenes`, 20 of light, 15 of background, 5 of robot; `tasks` never lists them."""
+        wanted = OUR_DIMENSIONS if dimensions is None else [short_dimension(x) for x in dimensions]
         scenes = [scene for dimension in wanted for scene in our_scenes(dimension)]
         return [_in_our_scene(task, scene) for task in self.tasks("libero", suites) for scene in scenes]
 
@@ -273,7 +273,7 @@ class Catalogue:
         if isinstance(task, str):
             plain, mark, rest = task.partition("_ours_")
             if benchmark == "libero" and mark and plain in names:
-                scenes = {scene["name"]: scene for x in ("light", "background") for scene in our_scenes(x)}
+                scenes = {scene["name"]: scene for x in OUR_DIMENSIONS for scene in our_scenes(x)}
                 wanted = f"ours_{rest}"
                 if wanted not in scenes:
                     raise ValueError(f"no scene of ours {wanted!r}; {_hint(wanted, scenes)}")
