@@ -137,7 +137,8 @@ class BenchmarkConfig:
     simulator: str = SIMULATOR
 
     def __post_init__(self) -> None:
-        for name in ("trials", "first_state", "sample", "limit", "camera_size", "action_repeat", "seed", "workers", "videos"):
+        counts = ("trials", "first_state", "sample", "limit", "camera_size", "action_repeat", "seed", "workers", "videos")
+        for name in counts:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         for name in ("slots", "batch"):
