@@ -224,7 +224,8 @@ def _eval_table(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--published", action="store_true", help="also print what others published")
 
     def run(args: argparse.Namespace) -> int:
-        from kairos_env.eval.benchmark_report import make_benchmark_report, read_runs
+        from kairos_env.eval.benchmark_report import make_benchmark_report
+        from kairos_env.eval.results import read_runs
 
         if args.out is None and len(args.runs) > 1:
             raise ValueError(f"{len(args.runs)} runs become one report: say where with --out")
@@ -246,7 +247,7 @@ def _eval_compare(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
     def run(args: argparse.Namespace) -> int:
-        from kairos_env.eval.benchmark_report import compare_runs, comparison_dict, comparison_text
+        from kairos_env.eval.benchmark_compare import compare_runs, comparison_dict, comparison_text
 
         comparison = compare_runs(args.first, args.second, args.policy_a, args.policy_b)
         print(json.dumps(comparison_dict(comparison), indent=1) if args.json else comparison_text(comparison))

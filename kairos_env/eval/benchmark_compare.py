@@ -5,13 +5,17 @@ Pairs of outcomes on the same task, initial state and seed tell more than two ta
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from kairos_env.eval.benchmark_table import SETTINGS, is_ours, unique_rows
-from kairos_env.eval.results import Row
+from kairos_env.eval.report import format_table, plain
+from kairos_env.eval.results import Row, read_runs
 from kairos_env.eval.statistics import Interval, mcnemar, paired_difference
 from kairos_env.sims.libero_tasks import DIMENSIONS, SUITES
 
@@ -119,3 +123,75 @@ def compare(first: Iterable[Row], second: Iterable[Row]) -> Comparison:
 
 def _place(row: Row) -> tuple[str, str, int, int, bool]:
     return row.job.simulator, row.job.task, row.job.initial_state_id, row.job.seed, is_ours(row)
+
+
+def compare_runs(
+    first: str | Path, second: str | Path, first_policy: str | None = None, second_policy: str | None = None
+) -> Comparison:
+    """Compares one policy of a run folder with one of another (or of the same).
+
+    Settings in the folders' ``config.json`` that differ are part of the comparison.
+
+    Raises:
+        FileNotFoundError: a folder holds no results.
+        ValueError: a run has no such policy, or several and none was named; or nothing can be paired.
+    """
+    sides = []
+    for folder, policy in ((first, first_policy), (second, second_policy)):
+        rows = read_runs([folder])
+        policies = sorted({row.job.policy for row in rows})
+        if policy is not None and policy not in policies:
+            raise ValueError(f"{folder} has no policy {policy!r}; it has {', '.join(policies) or 'no results'}")
+        sides.append([row for row in rows if policy in (None, row.job.policy)])
+    comparison = compare(*sides)
+    configs = [_config(folder) for folder in (first, second)]
+    differing = {
+        name: (json.dumps(configs[0].get(name)), json.dumps(configs[1].get(name)))
+        for name in sorted(configs[0].keys() | configs[1].keys())
+        if configs[0].get(name) != configs[1].get(name)
+    }
+    return replace(comparison, settings=differing | dict(comparison.settings))
+
+
+def _config(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder) / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return config
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """A comparison of two runs as aligned text."""
+    first, second = comparison.first, comparison.second
+    if first == second:
+        first, second = f"{first} (1)", f"{second} (2)"
+    header = ["", "jobs", f"{first} %", f"{second} %", "only the first", "only the second", "difference", "p"]
+    lines = []
+    for name, pairing in comparison.groups.items():
+        rates = [f"{100 * rate:.1f}" for rate in pairing.rates]
+        discordant = [str(pairing.only_first), str(pairing.only_second)]
+        difference = pairing.difference.format(1, 100)
+        lines.append([name, str(pairing.pairs), *rates, *discordant, difference, _p_value(pairing.p_value)])
+    notes = [
+        f"On the jobs that ended in both runs; {comparison.unpaired[0]} of the first and {comparison.unpaired[1]} of "
+        "the second have no partner.",
+        "Difference in points with Tango's 95 % interval; p of the exact McNemar test, not corrected for the number of "
+        "lines.",
+    ]
+    notes += [f"The runs differ in {name}: {a} | {b}." for name, (a, b) in comparison.settings.items()]
+    return "\n".join([format_table(header, lines), "", *notes])
+
+
+def comparison_dict(comparison: Comparison) -> dict[str, Any]:
+    """A comparison of two runs as JSON values."""
+    groups = {
+        name: asdict(pairing)
+        | {"pairs": pairing.pairs, "rates": pairing.rates}
+        | {"difference": asdict(pairing.difference), "p_value": pairing.p_value}
+        for name, pairing in comparison.groups.items()
+    }
+    values: dict[str, Any] = plain(asdict(comparison) | {"groups": groups})
+    return values
+
+
+def _p_value(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"

@@ -102,6 +102,21 @@ def read_rows(path: str | Path) -> list[Row]:
     return [rows[job] for job in sorted(rows)]
 
 
+def read_runs(folders: Iterable[str | Path]) -> list[Row]:
+    """The rows of run folders (the shards of a run, or several runs) together.
+
+    Raises:
+        FileNotFoundError: a folder holds no results.
+    """
+    rows = []
+    for folder in folders:
+        path = Path(folder) / "results.jsonl"
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} is no folder of a run: {path} is not there")
+        rows += read_rows(path)
+    return rows
+
+
 class ResultsFile:
     """An append-only JSONL file of rows, held by one process at a time.
 
