@@ -18,6 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from libero_home import libero_home
 
 from kairos_env.datasets.hdf5 import BrokenEpisode
 from kairos_env.datasets.libero import LiberoFile
@@ -277,6 +278,30 @@ def test_a_simulator_that_dies_is_tried_again_and_then_named(tmp_path: Path) -> 
         record_libero(config(tmp_path, workers=1), lambda _: Mortal(), [BUTTER], progress=False)
 
 
+class Idle:
+    """A policy that has learned nothing."""
+
+    def reset(self, seed: int) -> None:
+        self.seen: list[Any] = []
+
+    def act(self, observation: Any) -> np.ndarray:
+        self.seen.append(observation)
+        return np.zeros(7, np.float32)
+
+
+def test_a_policy_acts_and_the_expert_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Idle()
+    monkeypatch.setattr("kairos_env.record_libero.make_actor", lambda config, env: policy)
+    result = record(config(tmp_path, actor="some/model", noisy=0.0, workers=1, per_task=2))
+    assert set(result.tasks.values()) == {(2, 2)}  # kept, whatever came of them
+    for e in LiberoFile(tmp_path):
+        assert e.source == "policy" and not e.success.any() and not e.actions.any() and len(e) == 20
+        assert np.abs(e.labels["expert_actions"][:, 0, :3]).max() > 0.1
+    assert len(policy.seen) == 20 and policy.seen[0].instruction == BUTTER.instruction
+    replays = replay_all([tmp_path], make_env=lambda repeat, home: Table(), progress=False)
+    assert all(one.agrees for one in replays)  # they fail again
+
+
 KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -321,11 +346,11 @@ def test_a_kill_costs_only_the_attempts_in_flight(tmp_path: Path) -> None:
 def test_replays_come_to_the_same_places_and_tell_when_they_do_not(tmp_path: Path) -> None:
     record(config(tmp_path / "demos"))
     results = replay_all([tmp_path / "demos"], make_env=lambda repeat, home: Table(), progress=False)
-    assert len(results) == 8 and all(one.success and one.apart < 1e-5 for one in results)
+    assert len(results) == 8 and all(one.agrees and one.apart < 1e-5 for one in results)
     elsewhere = replay_all(
         [tmp_path / "demos"], 2, make_env=lambda repeat, home: Table(hopeless=set(range(6))), progress=False
     )
-    assert [one.success for one in elsewhere] == [False, False]
+    assert [one.agrees for one in elsewhere] == [False, False]
     first = LiberoFile(tmp_path / "demos")[0]
     np.savez(tmp_path / "libero_object_4.npz", actions_0=first.actions, eef_0=first.proprio[:-1, :4])
     (one,) = read_demonstrations(tmp_path / "libero_object_4.npz")
@@ -347,3 +372,20 @@ def test_wrong_requests_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=said):
             config(tmp_path, **options)
+
+
+@pytest.mark.slow
+def test_a_real_demonstration_succeeds_when_its_actions_are_played_again(tmp_path: Path) -> None:
+    home = str(libero_home())
+    options = {"states": "3", "per_task": 1, "tasks": (1,), "noisy": 1.0, "workers": 1, "camera_size": 32}
+    c = RecordLiberoConfig(str(tmp_path / "demos"), ("libero_object",), home=home, **options)  # type: ignore[arg-type]
+    assert not record_libero(c, progress=False).short
+    (demo,) = LiberoFile(tmp_path / "demos")
+    assert demo.images["agentview"].std() > 10 and demo.images["eye_in_hand"].std() > 10
+    # the bottle is lifted into the basket
+    assert demo.labels["object_position"][:, 2].max() > demo.labels["object_position"][0, 2] + 0.05
+    with h5py.File(next((tmp_path / "demos").rglob("*_demo.hdf5"))) as file:
+        # the hand's joints stand where the reader and LIBERO's tools look for them
+        assert np.abs(file["data/demo_0/obs/joint_states"][0] - [0, -0.161, 0, -2.445, 0, 2.227, 0.785]).max() < 0.2
+    (again,) = replay_all([tmp_path / "demos"], home=home, progress=False)
+    assert again.agrees and again.apart < 1e-5
