@@ -61,7 +61,7 @@ def _build(home: Path, environment: Path) -> None:
 
 def _digest(environment: Path) -> str:
     parts = [f"{name} {(DATA / name).stat().st_size} {(DATA / name).stat().st_mtime_ns}" for name in ARCHIVES]
-    sources = [ROOT / "kairos_env" / "sims" / f"{name}.py" for name in ("install", "libero_prepare", "libero_tasks")]
-    parts += [source.read_text(encoding="utf-8") for source in [Path(__file__), *sources]]
-    parts.append((environment.parent / "installed.json").read_text(encoding="utf-8"))
+    prepare = ROOT / "kairos_env" / "sims" / "libero_prepare.py"
+    sources = (Path(__file__), prepare, environment.parent / "installed.json")
+    parts += [source.read_text(encoding="utf-8") for source in sources]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

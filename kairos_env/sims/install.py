@@ -301,7 +301,7 @@ def check(home: Path, benchmark: str, render: bool = True) -> list[Finding]:
     Args:
         home: folder of the installation.
         benchmark: ``"libero"`` or ``"libero-plus"``.
-        render: also draw a frame, and start the simulator if a task has its assets (20 s).
+        render: also draw a frame, and start the simulator if a task has its assets (10 to 30 s).
     """
     _check_benchmark(benchmark)
     again = f"kairos sims install {benchmark} --home {home}"
@@ -546,7 +546,9 @@ def _check_simulator(home: Path, benchmark: str, suite: str, name: str) -> Findi
     from kairos_env.sims.libero import LiberoEnv
 
     try:
-        env = LiberoEnv(suite=suite, task=name, benchmark=benchmark, home=home, camera_size=64, wait_steps=0)
+        env = LiberoEnv(
+            suite=suite, task=name, benchmark=benchmark, home=home, camera_size=64, wait_steps=0, time_limit_s=600
+        )
         try:
             observation, _ = env.reset(seed=0)
         finally:
