@@ -233,7 +233,7 @@ def test_initial_states_are_numbers_or_nothing(tmp_path: Path, what: object) -> 
     torch.save(what, tmp_path / "x.pruned_init")
     with pytest.raises(ValueError, match="x.pruned_init holds"):
         read_init_states(tmp_path / "x.pruned_init")
-    (tmp_path / "y.pruned_init").write_bytes(pickle.dumps(np.zeros(3)))
+    (tmp_path / "y.pruned_init").write_bytes(pickle.dumps(np.zeros(3), protocol=2))
     with pytest.raises(ValueError, match="y.pruned_init holds no initial states"):
         read_init_states(tmp_path / "y.pruned_init")
     assert not Path("/tmp/kairos-was-here").exists()
