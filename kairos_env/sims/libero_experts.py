@@ -17,9 +17,9 @@ from kairos_env.records import Array
 
 SUITES = ("libero_object", "libero_spatial")
 
-_PALM = (0.035, 0.105)  # half the size of the hand across and along the finger axis [m]
+_PALM = (0.022, 0.102)  # half the size of the hand across and along the finger axis [m]
 _PALM_HEIGHT = 0.030  # of the palm over the grasp centre [m]
-_FINGERS = (0.012, 0.060)  # half the size of the open fingers, the same way [m]
+_FINGERS = (0.011, 0.066)  # half the size of the open fingers, the same way [m]
 _FINGER_LENGTH = 0.012  # of the fingers below the grasp centre [m]
 _DEPTH = 0.026  # the grasp centre goes so far below the top of an object, its palm almost touching it [m]
 _RIM_DEPTH = 0.011  # and so far below a rim [m]
@@ -190,7 +190,7 @@ class LiberoExpert:
         turn = self._turn(hand, fingers)
         aside = float(np.linalg.norm(offset[:2])) + 0.06 * max(0.0, abs(float(turn[2])) - 0.05)
         # Closing has to wait for the right place; what is held may have slipped a little.
-        missed = _ramp(opening, 0.55 * width, 0.40 * width)
+        missed = _ramp(opening, 0.47 * width, 0.35 * width)
         closed = _ramp(opening, width + 0.012, width + 0.004) * (1 - missed)
         slack = 1 + closed
         depth = max(-offset[2], offset[2] - 0.008)  # a little too deep is no harm
@@ -201,7 +201,7 @@ class LiberoExpert:
         # Above the object, between the things around it, and down; fingers that are not open wait above it.
         hover = _HOVER * _ramp(aside, 0.010, 0.035)
         obstacles = _clearance(grasp[2], eef[2], (palm, tips), [*others, goal]) - grasp[2]
-        hover = max(hover, obstacles * _ramp(aside, 0.006, 0.02))
+        hover = max(hover, obstacles * _ramp(aside, 0.004, 0.012))
         narrow = _ramp(opening, min(width + 0.024, 0.074), min(width + 0.016, 0.070))
         hover = max(hover, _HOVER * narrow * (1 - around))
         low = _ramp(offset[2] + hover, 0.015, 0.045) * _ramp(aside, 0.015, 0.03)
