@@ -37,7 +37,7 @@ class Shape:
 
     Attributes:
         low, high: corners of the box [m].
-        held: distance of the fingers that hold the standing object [m]; 0 = the width of the box.
+        held: distance of the fingers that hold the standing object [m]; a fallen one has the width of its box.
         rim: radius of the wall at which a hollow object is held [m]; 0 = held around its middle.
         up: axis of its own frame that points up when the object stands (0, 1, 2).
     """
@@ -157,6 +157,7 @@ class LiberoExpert:
         if action_repeat < 1:
             raise ValueError(f"action_repeat must be at least 1, got {action_repeat}")
         self._object, self._goal = interest
+        self._into = _kind(self._goal) == "basket"
         self._gain = 10.0 if action_repeat == 1 else 8.0  # action per metre: held commands overshoot more
         # Decided at the first state of the episode: which cabinet's open drawer holds the object, if any, and, in the
         # world, the way from the middle of a rim to where it is held.
@@ -180,8 +181,8 @@ class LiberoExpert:
             self._begin(thing, things)
         others = [_with_drawer(other) if name == self._cabinet else other.box for name, other in things.items()]
 
-        fingers = self._finger_axis(thing, hand)
-        grasp, width = self._grasp(thing)
+        fingers, width = self._finger_axis(thing, hand)
+        grasp = self._grasp(thing)
         palm, tips = (
             _Box(eef + [0, 0, over], hand, np.array([*size, 0.0]))
             for size, over in ((_PALM, _PALM_HEIGHT), (_FINGERS, -_FINGER_LENGTH))
@@ -225,8 +226,9 @@ class LiberoExpert:
         # Let go, and rise when the fingers are open.
         down = _ramp(load.bottom, lower + 0.03, lower + 0.015)
         going = _ramp(opening, width + 0.002, width + 0.005) * _ramp(load.bottom, goal.top + 0.03, goal.top)
-        there = _ramp(remaining, 0.045, 0.03) * max(down, going)
+        there = _ramp(remaining, *((0.045, 0.03) if self._into else (0.030, 0.022))) * max(down, going)
         rise = np.array([0.0, 0.0, 0.05]) * _ramp(opening, width + 0.008, width + 0.016)
+        rise *= _ramp(eef[2], goal.top + 0.20, goal.top + 0.15)
 
         move = (1 - there) * ((1 - held) * approach + held * carry) + there * rise
         gripper = (1 - there) * (2 * around - 1) - there
@@ -258,14 +260,19 @@ class LiberoExpert:
         room = [min((replace(hand, middle=load.middle + side).gap(o) for o in high), default=1.0) for side in sides]
         self._rim = sides[0] if room[0] > 0 or room[0] >= room[1] else sides[1]
 
-    def _finger_axis(self, thing: _Thing, hand: Array) -> Array:
-        """(3,) horizontal direction along which the fingers close: the narrow side that needs the least turn."""
+    def _finger_axis(self, thing: _Thing, hand: Array) -> tuple[Array, float]:
+        """Horizontal direction along which the fingers close, (3,), and their distance when they hold the object.
+
+        It is the narrow side that needs the least turn.
+        """
         now = hand[:, 1] * [1, 1, 0]
-        now = now / np.linalg.norm(now)
+        now = now / max(1e-6, float(np.linalg.norm(now)))
+        held = thing.shape.held
         if self._rim is not None:
-            return np.asarray(self._rim / np.linalg.norm(self._rim) * (1.0 if self._rim @ now >= 0 else -1.0))
+            return self._rim / np.linalg.norm(self._rim) * (1.0 if self._rim @ now >= 0 else -1.0), held
+        standing = abs(float(thing.rotation[2, thing.shape.up])) > 0.8
         size = np.subtract(thing.shape.high, thing.shape.low)
-        best, axis = np.inf, now
+        best, axis, width = np.inf, now, held
         for i in range(3):
             direction = thing.rotation[:, i] * [1, 1, 0]
             length = float(np.linalg.norm(direction))
@@ -274,23 +281,21 @@ class LiberoExpert:
             direction = direction / length * (1.0 if direction @ now >= 0 else -1.0)
             cost = size[i] + 0.03 * (1 - float(direction @ now))
             if cost < best:
-                best, axis = cost, direction
-        return np.asarray(axis)
+                best, axis, width = cost, direction, held if standing else float(size[i])
+        return axis, width
 
-    def _grasp(self, thing: _Thing) -> tuple[Array, float]:
-        """Where the grasp centre has to be, (3,), and how far the fingers are apart when they hold."""
+    def _grasp(self, thing: _Thing) -> Array:
+        """(3,) where the grasp centre has to be."""
         if self._rim is not None:
             up = thing.rotation[:, 2]
             side = self._rim - (self._rim @ up) * up
-            return thing.position + (thing.shape.high[2] - _RIM_DEPTH) * up + side, thing.shape.held
+            return np.asarray(thing.position + (thing.shape.high[2] - _RIM_DEPTH) * up + side)
         box = thing.box
-        standing = abs(float(thing.rotation[2, thing.shape.up])) > 0.8
-        width = thing.shape.held if standing else float(2 * np.sort(box.half)[1])
-        return np.array([*box.middle[:2], max(box.top - _DEPTH, box.bottom + _FLOOR)]), width
+        return np.array([*box.middle[:2], max(box.top - _DEPTH, box.bottom + _FLOOR)])
 
     def _lowest(self, goal: _Box, above: float) -> float:
         """Where the lower end of the object is let go [m]: on the plate; in the basket as low as the palm allows."""
-        if _kind(self._goal) == "basket":
+        if self._into:
             return float(goal.bottom + max(0.05, goal.top - goal.bottom - 0.015 - above))
         return goal.bottom + 0.002
 
