@@ -100,13 +100,13 @@ class ExpertPolicy:
         if not hasattr(env.unwrapped, "expert_action"):
             raise TypeError(
                 f"{type(env.unwrapped).__name__} has no scripted expert (expert_action(task) -> action); "
-                "use an environment of Kairos-Robosuite-v0 or another policy"
+                "use an environment of Kairos-Robosuite-v0 or Kairos-LIBERO-v0, or another policy"
             )
         self._expert = env.unwrapped.expert_action
         self._task = task
 
     def reset(self, seed: int | None = None) -> None:
-        """Nothing to forget: the expert is a function of the simulator's state."""
+        """Nothing to forget here: the environment makes a new expert at each of its resets."""
 
     def act(self, observation: Observation) -> Array:
         return np.asarray(self._expert(self._task), np.float32)
