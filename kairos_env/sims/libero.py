@@ -200,7 +200,12 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
                 "camera_size": self.camera_size,
                 "rendering": self.rendering,
                 "params": task.params,
-                "scene": {"problem": task.problem, "base_problem": task.base_problem, **task.scene},
+                "scene": {
+                    "problem": task.problem,
+                    "base_problem": task.base_problem,
+                    **task.scene,
+                    "objects": [file for file in task.assets if file.startswith("new_objects/")],
+                },
             },
             state=states[chosen].tolist(),
             seed=self._seed,

@@ -140,7 +140,8 @@ def problem_class(scene: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
 
     Args:
         scene: ``problem``, the name in the task definition; ``base_problem``, the kind that it derives from, None if
-            LIBERO knows it itself; ``scene``, a file in the assets folder or None; ``floor`` and ``wall``, styles.
+            LIBERO knows it itself; ``scene``, a file in the assets folder or None; ``floor`` and ``wall``, styles;
+            ``objects``, files in the assets folder of objects that LIBERO does not know.
         params: of the perturbation; of interest are ``light`` and ``textures`` of scenes of ours.
 
     Raises:
@@ -148,6 +149,7 @@ def problem_class(scene: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
     """
     import libero.libero.envs.problems  # noqa: F401 - registers the problems
     from libero.libero.envs.arenas.style import STYLE_MAPPING
+    from libero.libero.envs.base_object import OBJECTS_DICT
     from libero.libero.envs.bddl_base_domain import TASK_MAPPING
 
     from kairos_env.sims.libero_tasks import texture_file
@@ -162,8 +164,9 @@ def problem_class(scene: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
             STYLE_MAPPING[surface][scene[surface]] = PurePosixPath(texture_file(surface, scene[surface])).name
         styles = {"floor_style": scene["floor"], "wall_style": scene["wall"]}
         published = {"scene_xml": scene["scene"], "scene_properties": styles}
-    elif not params.get("ours"):
+    elif not params.get("ours") and not scene["objects"]:
         return known
+    added = {PurePosixPath(file).parts[1]: file for file in scene["objects"]}  # new_objects/box_of_yogurt/...
 
     class Scene(known):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -173,6 +176,10 @@ def problem_class(scene: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
             self.parsed_problem["problem_name"] = name  # LIBERO looks up its placement samplers with it
 
         def _load_model(self) -> None:
+            for category in self.parsed_problem["objects"]:
+                file = added.get(category.rsplit("__", 1)[0])  # box_of_yogurt__1
+                if file is not None:
+                    OBJECTS_DICT[category] = _object_class(category, os.path.join(self.custom_asset_dir, file))
             super()._load_model()
             for part, stem in params.get("textures", {}).items():
                 wanted = {"floor": "texplane", "wall": "tex-wall", "surface": _SURFACES[name]}[part]
@@ -183,6 +190,36 @@ def problem_class(scene: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
                     _relight(lamp, params["light"], np.array(self.workspace_offset, float))
 
     return Scene
+
+
+def _object_class(category: str, path: str) -> Any:
+    """A class of objects that LIBERO-plus adds, as hf-libero's own are called: with a name."""
+    import xml.etree.ElementTree as ElementTree
+
+    from robosuite.models.objects import MujocoXMLObject
+
+    class Added(MujocoXMLObject):
+        def __init__(self, name: str) -> None:
+            free = {"type": "free", "damping": "0.0005"}
+            super().__init__(path, name=name, joints=[free], obj_type="all", duplicate_collision_geoms=False)
+            self.category_name = category
+            self.object_properties: dict[str, Any] = {"vis_site_names": {}}
+            self.rotation = {"x": (-np.pi / 2,) * 2, "y": (-np.pi,) * 2, "z": (np.pi,) * 2}
+            self.rotation_axis = None
+
+        def _get_object_subtree(self) -> Any:
+            """robosuite expects the object within another body; some of these files do without that one."""
+            alone = self.worldbody.find("./body[@name='object']")
+            if alone is None:
+                return super()._get_object_subtree()
+            around = ElementTree.Element("body")
+            around.append(alone)
+            self.worldbody.append(around)
+            found = super()._get_object_subtree()
+            self.worldbody.remove(around)
+            return found
+
+    return Added
 
 
 def _relight(lamp: Any, light: Mapping[str, Any], middle: np.ndarray) -> None:
