@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,10 @@ class SplitPoint:
         self.now = dict(options)
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, "-S", "-E", "-u", "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [sys.executable, "-S", "-E", "-u", "-c", SERVER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
             )
             self.process.stdout.readline()
         self.waits, self.seed = "reset", seed
@@ -162,6 +166,10 @@ class Points:
             return all(legal is None or value in legal for value, legal in given)
 
         return list(filter(wanted, self.all))
+
+    def ours(self, suites: Any = None, dimensions: Any = None) -> Any:
+        found = self.tasks("libero-plus", suites, dimensions)
+        return [replace(task, benchmark="libero", difficulty=None, params={"ours": True}) for task in found]
 
     def missing(self, task: LiberoTask) -> list[str]:
         return ["scenes/lost.xml"] if task.dimension in self.lacking else []

@@ -22,7 +22,7 @@ from kairos_env.eval.workers import JobQueue, SetupFailed, run_in_slots
 from kairos_env.policies.policy import Policy
 from kairos_env.sims.libero_tasks import Catalogue
 
-# CPU seconds of a simulator step with two pictures of 256 x 256, and of building a scene; on one core of 2025
+# seconds on one core: of a simulator step with two pictures of 256 x 256, and of building a scene
 _STEP_S = {"official": 0.2, "fast": 0.08}
 _BUILD_S = 5.0
 _GRACE_S = 120.0  # that a worker gets beyond an episode's own limit before it is taken for dead
@@ -75,7 +75,7 @@ def evaluate(
                 bar.update()
                 if on_row is not None:
                     on_row(row)
-    rows = [row for row in all_rows(folder) if row.job in plan.all_jobs]
+    rows = [row for row in read_rows(folder) if row.job in plan.all_jobs]
     report = make_benchmark_report(rows, benchmarks)
     report.save(folder)
     return report
@@ -83,17 +83,7 @@ def evaluate(
 
 def summarize(output: str | Path, benchmarks: Mapping[str, Benchmark] | None = None) -> BenchmarkReport:
     """The report over everything that a folder holds, without running anything."""
-    return make_benchmark_report(all_rows(output), benchmarks)
-
-
-def all_rows(output: str | Path) -> list[Row]:
-    """The rows of all shards in a folder, sorted by job, each job once: its result, else its error."""
-    found: dict[Job, Row] = {}
-    for path in sorted(Path(output).glob("results*.jsonl")):
-        for row in read_rows(path):
-            if row.job not in found or found[row.job].status == "error":
-                found[row.job] = row
-    return [found[job] for job in sorted(found)]
+    return make_benchmark_report(read_rows(output), benchmarks)
 
 
 def open_catalogue(config: BenchmarkConfig) -> Catalogue:
@@ -138,7 +128,7 @@ def _cell(jobs: int, lacking: int) -> str:
 def _projection(config: BenchmarkConfig, plan: Plan) -> str:
     places = max(1, config.workers) * config.slots
     measured: dict[str, list[float]] = {}
-    for row in all_rows(config.output):
+    for row in read_rows(config.output):
         if row.seconds > 0:
             measured.setdefault(str(row.extra["suite"]), []).append(row.seconds)
     seconds = 0.0
@@ -148,12 +138,12 @@ def _projection(config: BenchmarkConfig, plan: Plan) -> str:
             seconds += sum(measured[suite]) / len(measured[suite])
         else:
             seconds += config.rules.max_steps[suite] * _STEP_S[config.rendering] + _BUILD_S
-    how = "measured in this folder where it has rows" if measured else "if no episode ends early, on cores of 2025"
+    how = "measured in this folder where it has rows" if measured else "a guess: all episodes last to their limit, one core for each slot"
     return f"about {seconds / 3600 / places:.1f} h with {config.workers} worker(s) of {config.slots} slot(s), {how}"
 
 
 def _missing(folder: Path, jobs: Sequence[Job], retry_errors: bool) -> list[Job]:
-    done = {row.job for row in all_rows(folder) if not (retry_errors and row.status == "error")}
+    done = {row.job for row in read_rows(folder) if not (retry_errors and row.status == "error")}
     return [job for job in jobs if job not in done]
 
 
@@ -235,7 +225,7 @@ def policy_for(config: BenchmarkConfig, name: str, env: Any) -> Policy:
 
 def _require_models(folder: Path, models: Mapping[str, str]) -> None:
     """Raises ConfigMismatch if the folder holds results of one of the policies with another model."""
-    for row in all_rows(folder):
+    for row in read_rows(folder):
         there, now = row.extra.get("model", ""), models.get(row.job.policy)
         if now is not None and there != now:
             raise ConfigMismatch(

@@ -76,6 +76,7 @@ class BenchmarkConfig:
         suites: none: libero_spatial, libero_object, libero_goal and libero_10.
         dimensions: of the perturbation, LIBERO-plus only; none: all.
         difficulties: 1 to 5, LIBERO-plus only; none: all, also tasks without a rating.
+        ours: scenes of ours (light, background, robot) in the place of the benchmark's; never counted as its own.
         trials: episodes for each task; 0: as many as the protocol says. May be raised later.
         first_state: initial state of a task's first trial; the others follow. Published evaluations begin with 0, a
             model that was trained on those is better asked about later ones.
@@ -112,6 +113,7 @@ class BenchmarkConfig:
     suites: tuple[str, ...] = ()
     dimensions: tuple[str, ...] = ()
     difficulties: tuple[int, ...] = ()
+    ours: bool = False
     trials: int = 0
     first_state: int = 0
     sample: int = 0
@@ -137,8 +139,8 @@ class BenchmarkConfig:
     simulator: str = SIMULATOR
 
     def __post_init__(self) -> None:
-        counts = ("trials", "first_state", "sample", "limit", "camera_size", "action_repeat", "seed", "workers", "videos")
-        for name in counts:
+        counts = ("trials", "first_state", "sample", "limit", "camera_size", "action_repeat", "seed", "workers")
+        for name in (*counts, "videos"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         for name in ("slots", "batch"):
@@ -153,8 +155,10 @@ class BenchmarkConfig:
             close = difflib.get_close_matches(self.protocol, PROTOCOLS, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(PROTOCOLS)}"
             raise ValueError(f"unknown protocol {self.protocol!r}; {hint}")
-        if self.benchmark == "libero" and (self.dimensions or self.difficulties):
+        if self.benchmark == "libero" and not self.ours and (self.dimensions or self.difficulties):
             raise ValueError("LIBERO's tasks are unperturbed; dimensions and difficulties are those of libero-plus")
+        if self.ours and (self.difficulties or self.official):
+            raise ValueError("scenes of ours have no difficulty and are no official result")
         for name in self.policies:
             roster.parse_name(name)
         self.part  # noqa: B018 - says what is wrong
@@ -263,10 +267,11 @@ def make_plan(config: BenchmarkConfig, catalogue: Catalogue) -> Plan:
     Raises:
         ValueError: unknown suites or dimensions, nothing that can run, or ``official`` was asked for and is impossible.
     """
-    suites = config.suites or _FOUR_SUITES
-    wanted = catalogue.tasks(
-        config.benchmark, suites, config.dimensions or None, [*config.difficulties] if config.difficulties else None
-    )
+    suites, dimensions = config.suites or _FOUR_SUITES, config.dimensions or None
+    if config.ours:
+        wanted = catalogue.ours(suites, dimensions)
+    else:
+        wanted = catalogue.tasks(config.benchmark, suites, dimensions, config.difficulties or None)
     lacking = {task: missing for task in wanted if (missing := catalogue.missing(task))}
     runnable = [task for task in wanted if task not in lacking]
     stand_ins = (catalogue.assets / "SUBSTITUTES.txt").exists()

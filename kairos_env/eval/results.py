@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
@@ -74,32 +74,40 @@ class DamagedResults(ValueError):
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of a results file, sorted by job, each job once.
+    """The rows of a results file, or of the folder of a run with those of all its shards: sorted by job, each job once.
 
     A torn last line (the process was killed while writing) is left out. If a job has several rows (an
-    error that was retried), the first one that is not an error counts, else the last error.
+    error that was retried), the first one that is not an error counts, else the last error. Nothing there is no rows.
 
     Raises:
         DamagedResults: any other line is not a row.
     """
     path = Path(path)
-    if not path.exists():
-        return []
+    rows: dict[Job, Row] = {}
+    for file in results_files(path) if path.is_dir() else [path] if path.exists() else []:
+        for row in _lines(file):
+            if row.job not in rows or rows[row.job].status == "error":
+                rows[row.job] = row
+    return [rows[job] for job in sorted(rows)]
+
+
+def results_files(folder: str | Path) -> list[Path]:
+    """The results of a run: ``results.jsonl``, and of shards ``results-1-of-3.jsonl`` and so on."""
+    return sorted(Path(folder).glob("results*.jsonl"))
+
+
+def _lines(path: Path) -> Iterator[Row]:
     whole, _, torn = path.read_bytes().rpartition(b"\n")
     del torn
-    rows: dict[Job, Row] = {}
     for number, line in enumerate(whole.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            row = Row.from_json(line.decode())
+            yield Row.from_json(line.decode())
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedResults(
                 f"{path}, line {number} is not a result ({error!r}); delete that line and its job will run again"
             ) from None
-        if row.job not in rows or rows[row.job].status == "error":
-            rows[row.job] = row
-    return [rows[job] for job in sorted(rows)]
 
 
 def read_runs(folders: Iterable[str | Path]) -> list[Row]:
@@ -110,10 +118,9 @@ def read_runs(folders: Iterable[str | Path]) -> list[Row]:
     """
     rows = []
     for folder in folders:
-        path = Path(folder) / "results.jsonl"
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder} is no folder of a run: {path} is not there")
-        rows += read_rows(path)
+        if not results_files(folder):
+            raise FileNotFoundError(f"{folder} is no folder of a run: {Path(folder) / 'results.jsonl'} is not there")
+        rows += read_rows(folder)
     return rows
 
 

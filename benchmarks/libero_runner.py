@@ -1,0 +1,135 @@
+"""What the benchmark runner costs beside the simulator, how workers add up, how long the whole benchmark takes.
+
+    python benchmarks/libero_runner.py                         overhead, scaling to two workers, projection
+    python benchmarks/libero_runner.py --only overhead --steps 100 --episodes 6
+    python benchmarks/libero_runner.py --rendering official --camera-size 256
+
+Needs `kairos sims install libero`. Episodes are of one task, with random actions, and end after ``--steps``; the first
+of each process, which builds the scene, is not counted. Overhead is in CPU seconds, which do not depend on who else
+uses the machine; scaling is wall time and does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from kairos_env.eval.benchmark_jobs import BenchmarkConfig
+from kairos_env.eval.published_results import Benchmark
+from kairos_env.eval.results import Job
+from kairos_env.eval.roster import make_policy, make_simulator
+from kairos_env.eval.slots import PlayConfig, SlotPlayer, episode_seed
+from kairos_env.eval.workers import JobQueue, run_in_slots
+from kairos_env.records import Observation
+from kairos_env.sims.libero import MAX_STEPS
+
+TASK = "libero/libero_object/pick_up_the_alphabet_soup_and_place_it_in_the_basket"
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+def jobs(count: int) -> list[Job]:
+    return [Job("random", "Kairos-LIBERO-v0", TASK, state % 50, state // 50) for state in range(count)]
+
+
+def cpu_seconds() -> tuple[float, float]:
+    """CPU seconds so far of this process with its workers, and of their simulators."""
+    parents, spent, simulators = {}, {}, set()
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            command = (path / "cmdline").read_text()
+        except OSError:
+            continue
+        pid = int(path.name)
+        parents[pid] = int(fields[1])
+        spent[pid] = (int(fields[11]) + int(fields[12])) / _TICK
+        if "libero_simulator" in command:
+            simulators.add(pid)
+    mine = {os.getpid()}
+    while found := {pid for pid, parent in parents.items() if parent in mine} - mine:
+        mine |= found
+    driving = sum(spent[pid] for pid in mine - simulators)
+    return driving, sum(spent[pid] for pid in mine & simulators)
+
+
+def raw(options: dict[str, Any], episodes: int, steps: int) -> tuple[float, float, float]:
+    """Seconds an episode of a plain loop: driving CPU, simulator CPU, wall."""
+    env = make_simulator("Kairos-LIBERO-v0", **options)
+    policy = make_policy("random", env)
+    try:
+        for number, job in enumerate(jobs(episodes + 1)):
+            if number == 1:
+                began, cpu = time.perf_counter(), cpu_seconds()
+            benchmark, suite, task = job.task.split("/")
+            where = {"benchmark": benchmark, "suite": suite, "task": task, "init_state": job.initial_state_id}
+            policy.reset(episode_seed(job))
+            seen, info = env.reset(seed=episode_seed(job), options=where)
+            while info["steps"] < steps:
+                seen, _, _, _, info = env.step(policy.act(Observation.from_gym(seen, info["instruction"])))
+        driving, simulating = (b - a for a, b in zip(cpu, cpu_seconds(), strict=True))
+        return driving / episodes, simulating / episodes, (time.perf_counter() - began) / episodes
+    finally:
+        env.close()
+
+
+def run(options: dict[str, Any], episodes: int, steps: int, workers: int, slots: int) -> tuple[float, float, float]:
+    """The same of the runner; wall seconds are those of the whole divided by its episodes."""
+    make = functools.partial(make_policy)
+    play = PlayConfig("Kairos-LIBERO-v0", options, dict.fromkeys(MAX_STEPS, steps), make)
+    places = workers * slots
+    done, began, cpu = 0, 0.0, (0.0, 0.0)
+    total = places + episodes * places
+    rows = run_in_slots(JobQueue(jobs(total)), functools.partial(SlotPlayer, play), workers, slots)
+    for row in rows:
+        if row.status == "error":
+            raise SystemExit(row.message)
+        done += 1
+        if done == places:  # roughly everybody has built its scene
+            began, cpu = time.perf_counter(), cpu_seconds()
+        if done == total - places + 1:  # from here on somebody has nothing to do
+            wall, now = time.perf_counter() - began, cpu_seconds()
+            counted = done - places
+    driving, simulating = (b - a for a, b in zip(cpu, now, strict=True))
+    return driving / counted, simulating / counted, wall / counted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("overhead", "scaling"))
+    parser.add_argument("--episodes", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--slots", type=int, default=1)
+    parser.add_argument("--rendering", default="fast", choices=("fast", "official"))
+    parser.add_argument("--camera-size", type=int, default=128)
+    args = parser.parse_args()
+    config = BenchmarkConfig(policies=("random",), rendering=args.rendering, camera_size=args.camera_size)
+    options = config.resolved().simulator_options() | {"observe_images": True}
+    size = (args.episodes, args.steps)
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {args.steps} steps, {args.rendering}, "
+          f"{args.camera_size} pixels")  # fmt: skip
+    if args.only != "scaling":
+        first, mine, second = raw(options, *size), run(options, *size, 1, 1), raw(options, *size)
+        plain = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+        extra = mine[0] - plain[0]
+        for what, (driving, simulating, wall) in (("plain loop", plain), ("runner", mine)):
+            print(f"{what}: {driving:.3f} CPU-s an episode, {simulating:.2f} of the simulator, wall {wall:.2f} s")
+        wall = 100 * (mine[2] / plain[2] - 1)
+        print(f"overhead: {100 * extra / (plain[0] + plain[1]):.2f} % in CPU, {wall:.1f} % in wall time")
+    if args.only != "overhead":
+        walls = {workers: run(options, *size, workers, args.slots)[2] for workers in (1, 2)}
+        print(f"1 worker {walls[1]:.2f} s an episode, 2 workers {walls[2]:.2f} s: {walls[1] / walls[2]:.2f} times")
+        step = walls[1] / args.steps
+        plus = Benchmark.published("libero-plus")
+        whole = sum(plus.size(suite) * MAX_STEPS[suite] for suite in plus.suites) * step / 3600
+        print(
+            f"all {plus.size():,} tasks of LIBERO-plus at {1000 * step:.0f} ms a step, if no episode ends before its "
+            f"limit: {whole:.0f} h on 1 worker, {whole / 64 + MAX_STEPS['libero_10'] * step / 3600:.1f} h on 64"
+        )
+
+
+if __name__ == "__main__":
+    main()
