@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from counting_model import shaken_model
+from libero_home import libero_home
 
 from kairos_env.world_model.checkpoint import bundled_models
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def words(path: Path) -> set[str]:
+    return set(re.findall(r"Kairos-\w+|\w+", path.read_text()))
+
+
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # Simulator and learner together take a while to start.
 RUNS = [
-    pytest.param(path, marks=[pytest.mark.slow] if "stable_baselines3" in path.read_text() else [])
+    pytest.param(path, marks=[pytest.mark.slow] if {"stable_baselines3", "Kairos-LIBERO"} & words(path) else [])
     for path in EXAMPLES
 ]
 
@@ -25,6 +33,11 @@ RUNS = [
 def test_example_runs(example: Path, tmp_path: Path) -> None:
     if "stable_baselines3" in example.read_text():
         pytest.importorskip("stable_baselines3")
+    variables = {}
+    if "Kairos-LIBERO" in example.read_text():
+        (tmp_path / "sims").mkdir()
+        (tmp_path / "sims" / "libero").symlink_to(libero_home(), target_is_directory=True)
+        variables["KAIROS_SIMS"] = str(tmp_path / "sims")
     if "kairos-tiny" not in bundled_models():
         # An untrained stand-in where the bundled model would be found: this is about the code, not the numbers.
         shaken_model().save_pretrained(tmp_path / "kairos-tiny")
@@ -32,7 +45,7 @@ def test_example_runs(example: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(example), "--short"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": paths, "KAIROS_EXAMPLE_SHORT": "1"},
+        env=os.environ | variables | {"PYTHONPATH": paths, "KAIROS_EXAMPLE_SHORT": "1"},
         capture_output=True,
         text=True,
         timeout=300,
