@@ -138,7 +138,8 @@ def _projection(config: BenchmarkConfig, plan: Plan) -> str:
             seconds += sum(measured[suite]) / len(measured[suite])
         else:
             seconds += config.rules.max_steps[suite] * _STEP_S[config.rendering] + _BUILD_S
-    how = "measured in this folder where it has rows" if measured else "a guess: all episodes last to their limit, one core for each slot"
+    guess = "a guess: every episode lasts to its limit, every slot has a core"
+    how = "measured in this folder where it has rows" if measured else guess
     return f"about {seconds / 3600 / places:.1f} h with {config.workers} worker(s) of {config.slots} slot(s), {how}"
 
 
