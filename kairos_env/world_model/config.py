@@ -25,13 +25,18 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Byte-level instruction encoder of the small models."""
+    """Instruction encoder of the small models.
+
+    ``unit`` is what it reads. Bytes take any text and suit a few instructions. Words (their hashes, so that there is no
+    list of them) keep many similar sentences apart: "on the plate" and "on the stove" differ in a whole token.
+    """
 
     dim: int = 64
-    tokens: int = 8  # context tokens, whatever the length of the text
+    tokens: int = 8  # context tokens, whatever the length of the text; of words, the most that are read
     layers: int = 1
     heads: int = 4
     max_bytes: int = 128
+    unit: Literal["byte", "word"] = "byte"
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,8 @@ PRESETS: dict[str, WorldModelConfig] = {
     ),
     # the bundled model; two CPU cores
     "tiny": WorldModelConfig(action_steps=1),
+    # the same for many instructions
+    "tiny-words": WorldModelConfig(preset="tiny-words", text=TextConfig(tokens=48, unit="word"), action_steps=1),
     # one GPU
     "small": WorldModelConfig(
         preset="small",

@@ -28,7 +28,7 @@ from kairos_env.world_model.dit import ContextReads, StreamingVideoDiT, read_con
 from kairos_env.world_model.flow import counter_noise, euler, schedule, to_sample
 from kairos_env.world_model.heads import FrameHeads, Readout
 from kairos_env.world_model.state import Rollout, StepOutput, WorldState
-from kairos_env.world_model.text import ByteEncoder, to_bytes
+from kairos_env.world_model.text import make_encoder
 from kairos_env.world_model.tokenizer import DOWNSAMPLING, Tokenizer, to_uint8, to_unit
 
 VIDEO_NOISE, PROPRIO_NOISE, ACTION_NOISE = 0, 1, 2  # noise streams
@@ -97,7 +97,7 @@ class WorldModel(nn.Module):
         self.grid = (self.latent_shape[1] // config.video.patch, self.latent_shape[2] // config.video.patch)
         self.frame_tokens = 1 + self.grid[0] * self.grid[1]
         self.tokenizer = Tokenizer(config.tokenizer)
-        self.text = ByteEncoder(config.text)
+        self.text = make_encoder(config.text)
         self.mixture = MixtureOfTransformers(
             StreamingVideoDiT(config.video, channels, config.text.dim, spec.proprio_dim, spec.action_dim),
             StreamingActionDiT(config.action, config.video, config.text.dim, spec.action_dim),
@@ -252,7 +252,7 @@ class WorldModel(nn.Module):
         proprio = torch.as_tensor(np.stack([o.proprio for o in batch]), dtype=torch.float32, device=self.device)
         if state is None:
             texts = sorted({o.instruction for o in batch})
-            codes = self.text(to_bytes(texts, self.config.text.max_bytes).to(self.device))
+            codes = self.text(self.text.codes(texts).to(self.device))
             state = self.initial_state(codes[[texts.index(o.instruction) for o in batch]], seeds)
         elif state.batch_size != len(batch):
             raise ValueError(f"{len(batch)} observations for a state of batch size {state.batch_size}")

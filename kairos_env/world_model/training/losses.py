@@ -18,7 +18,6 @@ from kairos_env.world_model.flow import interpolate, to_sample, training_levels
 from kairos_env.world_model.heads import Readout
 from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.state import WorldState
-from kairos_env.world_model.text import to_bytes
 from kairos_env.world_model.training.batches import Batch
 
 
@@ -90,7 +89,7 @@ def world_model_loss(
 
     clean, proprio = batch.latents[:, :frames], batch.proprio[:, :frames]
     size = len(clean)
-    context = model.text(to_bytes(batch.texts, model.config.text.max_bytes).to(device))
+    context = model.text(model.text.codes(batch.texts).to(device))
     contexts = model.contexts(context)
     memory = model.mixture.empty_memory(size, model.frame_tokens)
     past = torch.zeros(size, dtype=torch.int64, device=device)
