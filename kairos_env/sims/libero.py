@@ -81,7 +81,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         render_mode: str | None = None,
         observe_images: bool = True,
         home: str | Path | Catalogue | None = None,
-        time_limit_s: float = 120.0,
+        time_limit_s: float = 300.0,
     ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode={render_mode!r}: give None or 'rgb_array'")
@@ -365,7 +365,9 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         self._require_open()
         if self._process is None:
             home = self.catalogue.home
-            cache = home / "cache"
+            # resolved, because numba compiles anew for every path by which its caller is reached
+            interpreter = (home / "env").resolve() / "bin" / "python"
+            cache = interpreter.parents[1] / "cache"
             cache.mkdir(exist_ok=True)
             environment = {"LIBERO_CONFIG_PATH": str(home / "config"), "NUMBA_CACHE_DIR": str(cache)}
             if "MUJOCO_GL" not in os.environ:
@@ -373,7 +375,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
 
                 environment["MUJOCO_GL"] = choose_backend()
             self._process = SimulatorProcess(
-                home / "env" / "bin" / "python", "kairos_env.sims.libero_simulator", environment, self.time_limit_s
+                interpreter, "kairos_env.sims.libero_simulator", environment, self.time_limit_s
             )
         return self._process
 
