@@ -9,7 +9,8 @@ from kairos_env.world_model.config import TextConfig, WorldModelConfig, get_pres
 from kairos_env.world_model.text import VOCABULARY, ByteEncoder, WordEncoder, make_encoder, to_words
 
 WORDS = TextConfig(dim=32, tokens=24, heads=2, unit="word")
-SIMILAR = [f"pick up the black bowl next to the {x} and place it on the plate" for x in ("plate", "ramekin", "cookie box")]
+PLACES = ("plate", "ramekin", "cookie box")
+SIMILAR = [f"pick up the black bowl next to the {place} and place it on the plate" for place in PLACES]
 
 
 def test_the_unit_names_the_encoder():
