@@ -19,7 +19,8 @@ SUITES = ("libero_object", "libero_spatial")
 
 _PALM = (0.022, 0.102)  # half the size of the hand across and along the finger axis [m]
 _PALM_HEIGHT = 0.030  # of the palm over the grasp centre [m]
-_FINGERS = (0.011, 0.066)  # half the size of the open fingers, the same way [m]
+_WRIST = (0.038, 0.102)  # the same at its widest [m]
+_FINGERS = (0.011, 0.066)  # and of the open fingers [m]
 _FINGER_LENGTH = 0.012  # of the fingers below the grasp centre [m]
 _DEPTH = 0.026  # the grasp centre goes so far below the top of an object, its palm almost touching it [m]
 _RIM_DEPTH = 0.011  # and so far below a rim [m]
@@ -182,7 +183,7 @@ class LiberoExpert:
         others = [_with_drawer(other) if name == self._cabinet else other.box for name, other in things.items()]
 
         fingers, width = self._finger_axis(thing, hand)
-        grasp = self._grasp(thing)
+        grasp = self._grasp(thing, fingers, others)
         palm, tips = (
             _Box(eef + [0, 0, over], hand, np.array([*size, 0.0]))
             for size, over in ((_PALM, _PALM_HEIGHT), (_FINGERS, -_FINGER_LENGTH))
@@ -284,14 +285,24 @@ class LiberoExpert:
                 best, axis, width = cost, direction, held if standing else float(size[i])
         return axis, width
 
-    def _grasp(self, thing: _Thing) -> Array:
+    def _grasp(self, thing: _Thing, fingers: Array, others: Sequence[_Box]) -> Array:
         """(3,) where the grasp centre has to be."""
         if self._rim is not None:
             up = thing.rotation[:, 2]
             side = self._rim - (self._rim @ up) * up
             return np.asarray(thing.position + (thing.shape.high[2] - _RIM_DEPTH) * up + side)
         box = thing.box
-        return np.array([*box.middle[:2], max(box.top - _DEPTH, box.bottom + _FLOOR)])
+        grasp = np.array([*box.middle[:2], max(box.top - _DEPTH, box.bottom + _FLOOR)])
+        # A long thing beside a tall one is held nearer to its other end.
+        along = np.array([fingers[1], -fingers[0], 0.0])
+        free = max(0.0, float(np.abs(box.axes.T @ along) @ box.half) - 0.02)
+        wrist = _Box(grasp, np.stack([along, fingers, [0, 0, 1]], axis=1), np.array([*_WRIST, 0.0]))
+        shift = 0.0
+        for other in others:
+            tall = _ramp(other.top - grasp[2], _PALM_HEIGHT, _PALM_HEIGHT + 0.02)
+            side = float(np.clip((other.middle - grasp) @ along / 0.02, -1, 1))
+            shift -= side * tall * _ramp(wrist.gap(other), 0.01, -0.01)
+        return grasp + along * free * np.clip(shift, -1, 1)
 
     def _lowest(self, goal: _Box, above: float) -> float:
         """Where the lower end of the object is let go [m]: on the plate; in the basket as low as the palm allows."""
