@@ -69,7 +69,7 @@ def test_rows_say_all_that_tables_need(tmp_path: Path) -> None:
 
 def test_the_table_does_not_depend_on_workers_slots_order_or_shards(tmp_path: Path) -> None:
     points = Points(1)
-    policies = ("expert", "random")
+    policies = ("expert", "expert+noise=2")
     one = play(config(tmp_path / "one", policies=policies, trials=2), points)
     assert len(outcomes(tmp_path / "one")) == 2 * 2 * 14
     assert len({row.episode_return for row in read_rows(tmp_path / "one")}) > 50, "starts and policies differ"
@@ -124,7 +124,7 @@ def test_a_sample_is_even_and_always_the_same() -> None:
 
 
 def test_kill_9_at_20_random_moments_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    points, settings = Points(4), config(tmp_path / "killed", policies=("expert", "random"), slots=2)
+    points, settings = Points(4), config(tmp_path / "killed", policies=("expert", "expert+noise=2"), slots=2)
     play(dataclasses.replace(settings, output=str(tmp_path / "whole")), points)
     chance, context = random.Random(5), multiprocessing.get_context("fork")
     results = Path(settings.output) / "results.jsonl"
