@@ -325,9 +325,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _numeric(features: Mapping[str, Feature]) -> dict[str, Feature]:
     """What can be a state, an action or an outcome."""
     return {
-        key: f
-        for key, f in features.items()
-        if f.is_numeric and key not in BOOKKEEPING and not key.startswith(LABEL)
+        key: f for key, f in features.items() if f.is_numeric and key not in BOOKKEEPING and not key.startswith(LABEL)
     }
 
 

@@ -148,8 +148,9 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Array], Array, Array]):
             }
         )
         self._begun = True
-        if all(self._lost) and self._lost[0] is not None:
-            raise self._lost[0]
+        errors = [error for error in self._lost if error is not None]
+        if len(errors) == self.num_envs:
+            raise errors[0]
         return self._observation(), self._batched(outcomes)
 
     def step(self, actions: Array) -> tuple[dict[str, Array], Array, Array, Array, dict[str, Any]]:
