@@ -6,6 +6,7 @@ Both benchmarks, and any number of environments, work side by side in one progra
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -254,7 +255,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
             "objects": {
                 name: {"position": p, "rotation": r} for name, (p, r) in zip(self._objects, poses, strict=True)
             },
-            "interest": self._interest,
+            "interest": list(self._interest),
         }
         success, steps = values["success"], values["steps"]
         info = {"success": success} | self.labels | {"steps": steps, "privileged": self._privileged}
@@ -276,7 +277,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
             "prompt": self.prompt,
             "dimension": task.dimension,
             "difficulty": task.difficulty,
-            "params": task.params,
+            "params": copy.deepcopy(task.params),
             "init_state": self._init_state,
             "seed": self._seed,
         }

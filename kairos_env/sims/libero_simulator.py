@@ -21,6 +21,11 @@ CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}
 _NOISE_SIZE = 256  # pixels
 _HORIZON = 1_000_000  # steps; the caller counts them
 _WAIT_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+_SENSORS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # (3,), (4,), (2,)
+_KINEMATICS = (
+    *("xpos", "xquat", "xmat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
+    *("cam_xpos", "cam_xmat", "light_xpos", "light_xdir"),
+)
 
 
 class LiberoSimulator:
@@ -159,13 +164,18 @@ class LiberoSimulator:
         return {"state": self._env.sim.get_state().flatten(), "joints": np.array(self._env.robots[0]._joint_positions)}
 
     def get_state(self) -> dict[str, Any]:
-        """Everything that decides what comes next: physics, controller, fixtures, how far the episode is."""
+        """Everything that decides what is seen now and comes next.
+
+        That is physics, controller, fixtures and how far the episode is; and what pictures and robosuite's sensors
+        show, which is the state of a moment ago: the last pass of kinematics goes before the last step of physics.
+        """
         import mujoco
 
         kind = mujoco.mjtState.mjSTATE_INTEGRATION.value
         physics = np.empty(mujoco.mj_stateSize(self._model, kind))
         mujoco.mj_getState(self._model, self._data, physics, kind)
         controller, gripper = self._env.robots[0].controller, self._env.robots[0].gripper
+        sensors = [self._env._observables[name] for name in _SENSORS]
         return {
             "physics": physics,
             "body_pos": self._model.body_pos.copy(),
@@ -174,6 +184,9 @@ class LiberoSimulator:
             "goal_ori": np.array(controller.goal_ori, float),
             "grip": np.array(gripper.current_action, float),
             "count": np.array([self._steps, 0 if self._noise is None else self._noise.calls]),
+            "kinematics": np.concatenate([getattr(self._data, name).ravel() for name in _KINEMATICS]),
+            "sensed": np.concatenate([sensor.obs for sensor in sensors]),
+            "sampling": np.array([sensors[0]._time_since_last_sample, sensors[0]._sampled]),
         }
 
     def set_state(self, state: dict[str, list[Any]], observe: bool) -> dict[str, Any]:
@@ -184,18 +197,27 @@ class LiberoSimulator:
         self._model.body_pos[:] = state["body_pos"]
         self._model.body_quat[:] = state["body_quat"]
         controller = self._env.robots[0].controller
-        for _ in range(2):  # the forward pass overwrites the solver's warm start, which is part of the state
-            mujoco.mj_setState(self._model, self._data, np.asarray(state["physics"], float), kind)
-            if _ == 0:
-                mujoco.mj_forward(self._model, self._data)
+        mujoco.mj_setState(self._model, self._data, np.asarray(state["physics"], float), kind)
         controller.update(force=True)
+        controller.new_update = True
+        # its forward pass has overwritten the solver's warm start, which is part of the state
+        mujoco.mj_setState(self._model, self._data, np.asarray(state["physics"], float), kind)
         controller.goal_pos = np.asarray(state["goal_pos"], float)
         controller.goal_ori = np.asarray(state["goal_ori"], float)
         self._env.robots[0].gripper.current_action = np.asarray(state["grip"], float)
         self._steps, calls = (int(n) for n in state["count"])
         if self._noise is not None:
             self._noise.calls = max(0, calls - int(observe))  # the last picture is drawn again
-        self._env._update_observables(force=True)
+        self._env._post_process()
+        parts = [getattr(self._data, name) for name in _KINEMATICS]
+        ends = np.cumsum([part.size for part in parts])[:-1]
+        for part, values in zip(parts, np.split(np.asarray(state["kinematics"]), ends)):
+            part[...] = values.reshape(part.shape)
+        sensors = self._env._observables
+        for name, value in zip(_SENSORS, np.split(np.asarray(state["sensed"]), [3, 7])):
+            sensors[name]._current_observed_value = value
+        for sensor in sensors.values():
+            sensor._time_since_last_sample, sensor._sampled = state["sampling"][0], bool(state["sampling"][1])
         return self._observation(self._env._get_observations(), observe)
 
     def _observation(self, seen: Any, observe: bool) -> dict[str, Any]:
