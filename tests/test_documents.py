@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from libero_home import libero_home
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,6 +47,12 @@ def folder_with_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("block", BLOCKS)
 def test_block_runs(block: str, folder_with_recording: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    if "Kairos-LIBERO" in block:
+        sims = folder_with_recording / "sims"
+        sims.mkdir(exist_ok=True)
+        if not (sims / "libero").exists():
+            (sims / "libero").symlink_to(libero_home(), target_is_directory=True)
+        environment["KAIROS_SIMS"] = str(sims)
     done = subprocess.run(
         [sys.executable, "-c", block],
         cwd=folder_with_recording,
