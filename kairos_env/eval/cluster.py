@@ -43,7 +43,8 @@ def run_on_ray(
         raise ModuleNotFoundError("a cluster needs Ray; install it with: pip install 'kairos-env[cluster]'") from None
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    if not ray.is_initialized():
+    mine = not ray.is_initialized()
+    if mine:
         ray.init(log_to_driver=False)
     size = min(_MOST_JOBS, max(slots, -(-len(jobs) // (4 * workers))))
     waiting = [list(jobs[first : first + size]) for first in range(0, len(jobs), size)][::-1]
@@ -66,6 +67,8 @@ def run_on_ray(
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+        if mine:
+            ray.shutdown()
 
 
 def _run_part(jobs: Sequence[Job], make_runner: Callable[[], SlotRunner], slots: int, time_limit_s: float) -> list[Row]:
