@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from kairos_env.eval.run_folder import describe_machine
-from kairos_env.world_model.attention import ClipPattern, clip_attention
-from kairos_env.world_model.conditioning import Context
+from kairos_env.runs import describe_machine
+from kairos_env.world_model.attention.patterns import ClipPattern, clip_attention
 from kairos_env.world_model.config import WorldActionConfig, miniature
 from kairos_env.world_model.engines import NAMES, why_not
-from kairos_env.world_model.world_action import WorldActionModel
+from kairos_env.world_model.published.world_action import WorldActionModel
+from kairos_env.world_model.text.qwen import Context
 
 Run = Callable[[], object]
 CLIPS = {

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from kairos_env.env import WorldModelEnv
-from kairos_env.eval.run_folder import describe_machine
-from kairos_env.imagination import load_model
+from kairos_env.env.env import WorldModelEnv
+from kairos_env.env.imagination import load_model
+from kairos_env.env.vector_env import WorldModelVectorEnv
 from kairos_env.records import Observation
-from kairos_env.sims.robosuite import TASKS, RobosuiteEnv, make_spec
-from kairos_env.vector_env import WorldModelVectorEnv
+from kairos_env.runs import describe_machine
+from kairos_env.sims.tabletop.env import TASKS, RobosuiteEnv, make_spec
 from kairos_env.world_model.model import WorldModel
 
 

@@ -16,11 +16,11 @@ from collections.abc import Callable
 
 import torch
 
-from kairos_env.world_model import cost
-from kairos_env.world_model.conditioning import Context
 from kairos_env.world_model.config import WorldActionConfig, get_release
-from kairos_env.world_model.video_vae import VideoVAE
-from kairos_env.world_model.world_action import WorldActionModel
+from kairos_env.world_model.published import memory as cost
+from kairos_env.world_model.published.world_action import WorldActionModel
+from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
 
 H200 = 989e12, 4.8e12  # dense bfloat16 operations and bytes a second, of the data sheet
 MODES = {"4b-libero": (224, 448), "4b-robotwin": (384, 320)}

@@ -18,14 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kairos_env.eval.benchmark_jobs import BenchmarkConfig
-from kairos_env.eval.published_results import Benchmark
-from kairos_env.eval.results import Job
-from kairos_env.eval.roster import make_policy, make_simulator
-from kairos_env.eval.slots import PlayConfig, SlotPlayer, episode_seed
-from kairos_env.eval.workers import JobQueue, run_in_slots
+from kairos_env.eval.closed_loop.benchmark_jobs import BenchmarkConfig
+from kairos_env.eval.closed_loop.rows import Job
+from kairos_env.eval.closed_loop.slots import PlayConfig, SlotPlayer, episode_seed
+from kairos_env.eval.closed_loop.workers import JobQueue, run_in_slots
+from kairos_env.eval.report.published_results import Benchmark
+from kairos_env.policies.make import make_policy, make_simulator
 from kairos_env.records import Observation
-from kairos_env.sims.libero import MAX_STEPS
+from kairos_env.sims.libero.env import MAX_STEPS
 
 TASK = "libero/libero_object/pick_up_the_alphabet_soup_and_place_it_in_the_basket"
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -47,7 +47,7 @@ def cpu_seconds() -> tuple[float, float]:
         pid = int(path.name)
         parents[pid] = int(fields[1])
         spent[pid] = (int(fields[11]) + int(fields[12])) / _TICK
-        if "libero_simulator" in command:
+        if "libero.worker" in command:
             simulators.add(pid)
     mine = {os.getpid()}
     while found := {pid for pid, parent in parents.items() if parent in mine} - mine:

@@ -24,19 +24,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kairos_env.datasets.latent_cache import LatentCache
-from kairos_env.datasets.latent_windows import LatentWindows
-from kairos_env.datasets.lerobot import LeRobotData
-from kairos_env.datasets.lerobot_write import LeRobotWriter
-from kairos_env.encode import EncodeConfig, encode
-from kairos_env.eval.run_folder import describe_machine
+from kairos_env.collect.encode import EncodeConfig, encode
+from kairos_env.datasets.latents.cache import LatentCache
+from kairos_env.datasets.latents.windows import LatentWindows
+from kairos_env.datasets.lerobot.reader import LeRobotData
+from kairos_env.datasets.lerobot.writer import LeRobotWriter
 from kairos_env.records import Episode
-from kairos_env.sims.robosuite import TASKS, make_spec
-from kairos_env.train import DataConfig, instructions, load_mixture
+from kairos_env.runs import describe_machine
+from kairos_env.sims.tabletop.env import TASKS, make_spec
+from kairos_env.training.batches import Clips
+from kairos_env.training.data import DataConfig, instructions, load_mixture
+from kairos_env.training.losses import world_model_loss
+from kairos_env.training.trainer import TrainConfig
 from kairos_env.world_model.checkpoint import load
-from kairos_env.world_model.training.batches import Clips
-from kairos_env.world_model.training.losses import world_model_loss
-from kairos_env.world_model.training.trainer import TrainConfig
 
 # Runs where LeRobot is installed: (root, cameras, fps, frames, seconds, seed) -> versions, then its share of a table.
 LEROBOT = """

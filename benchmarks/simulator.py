@@ -19,10 +19,10 @@ from functools import partial
 import numpy as np
 
 from kairos_env.eval.statistics import wilson
-from kairos_env.sims.arm import WORKSPACE_HIGH
-from kairos_env.sims.behaviours import BEHAVIOURS
-from kairos_env.sims.robosuite import TASKS, RobosuiteEnv
-from kairos_env.sims.tasks import measure
+from kairos_env.sims.tabletop.arm import WORKSPACE_HIGH
+from kairos_env.sims.tabletop.behaviours import BEHAVIOURS
+from kairos_env.sims.tabletop.env import TASKS, RobosuiteEnv
+from kairos_env.sims.tabletop.tasks import measure
 
 
 def cpu_ms(run: Callable[[], object], repeats: int) -> tuple[float, float, float]:

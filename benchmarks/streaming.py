@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kairos_env.eval.run_folder import describe_machine
-from kairos_env.imagination import load_model
+from kairos_env.env.imagination import load_model
 from kairos_env.records import Observation
-from kairos_env.sims.robosuite import TASKS, make_spec
+from kairos_env.runs import describe_machine
+from kairos_env.sims.tabletop.env import TASKS, make_spec
 from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.state import WorldState
 

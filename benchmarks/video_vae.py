@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kairos_env.world_model.video_vae import WIDTH, VideoVAE, decoding_bytes
+from kairos_env.world_model.tokenizers.wan_vae import WIDTH, VideoVAE, decoding_bytes
 
 # (what, height, width, frames)
 CASES = (("LIBERO", 224, 448, 1), ("RoboTwin", 384, 320, 1), ("480p", 480, 640, 81), ("720p", 704, 1280, 81))

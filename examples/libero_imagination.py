@@ -9,8 +9,8 @@ import gymnasium as gym
 import numpy as np
 
 import kairos_env
-from kairos_env.eval.image_metrics import psnr
-from kairos_env.eval.media import film_strip, write_png
+from kairos_env.eval.imagination.image_metrics import psnr
+from kairos_env.media import film_strip, write_png
 from kairos_env.records import Observation
 
 parser = argparse.ArgumentParser(description=__doc__)

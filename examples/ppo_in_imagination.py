@@ -10,7 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor
 
 from kairos_env import Observation
-from kairos_env.policies.sb3 import SB3VecEnv
+from kairos_env.env.sb3 import SB3VecEnv
 
 TASK, SHORT = "reach", "--short" in sys.argv
 num_envs, rollout, decisions, episodes, limit = (2, 8, 16, 1, 3) if SHORT else (32, 24, 60_000, 20, 24)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kairos_env import WorldModel
-from kairos_env.eval import theory
+from kairos_env.eval.theory import forgetting as theory
 from kairos_env.world_model.gated_delta_net import GatedDeltaNet
 
 number, frames = (2, 2) if "--short" in sys.argv else (48, 24)

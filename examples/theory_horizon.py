@@ -9,7 +9,7 @@ import torch
 
 from kairos_env import WorldModel
 from kairos_env.eval import statistics
-from kairos_env.eval.theory import KEPT, recorded_clips, rollout_error, unseen_episodes
+from kairos_env.eval.theory.forgetting import KEPT, recorded_clips, rollout_error, unseen_episodes
 
 number, contexts, horizons = (2, (1,), (1, 2)) if "--short" in sys.argv else (96, (1, 8), (1, 2, 4, 8, 16))
 torch.set_num_threads(1)

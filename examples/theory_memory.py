@@ -8,7 +8,15 @@ import sys
 import torch
 
 from kairos_env.eval import statistics
-from kairos_env.eval.hidden_places import DeltaFilter, HiddenPlaces, Predictor, imagine, theorem_2, train, visible
+from kairos_env.eval.theory.hidden_places import (
+    DeltaFilter,
+    HiddenPlaces,
+    Predictor,
+    imagine,
+    theorem_2,
+    train,
+    visible,
+)
 
 SHORT = "--short" in sys.argv
 seeds, steps, clips, horizons = (1, 10, 32, (1, 4)) if SHORT else (3, 2000, 1024, (2, 3, 5, 9, 17, 33))

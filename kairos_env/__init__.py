@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from gymnasium.envs.registration import register
 
 if TYPE_CHECKING:
-    from kairos_env.env import WorldModelEnv
+    from kairos_env.env.env import WorldModelEnv
+    from kairos_env.env.vector_env import WorldModelVectorEnv
     from kairos_env.records import ActionChunk, Episode, Observation, RobotSpec, SpecMismatch, Transition
-    from kairos_env.sims.libero import LiberoEnv
-    from kairos_env.sims.libero_vector import LiberoVectorEnv
-    from kairos_env.sims.robosuite import RobosuiteEnv
-    from kairos_env.vector_env import WorldModelVectorEnv
+    from kairos_env.sims.libero.env import LiberoEnv
+    from kairos_env.sims.libero.vector_env import LiberoVectorEnv
+    from kairos_env.sims.tabletop.env import RobosuiteEnv
     from kairos_env.world_model.model import WorldModel
     from kairos_env.world_model.state import WorldState
 
@@ -30,12 +30,12 @@ _LAZY = {
     "RobotSpec": "kairos_env.records",
     "SpecMismatch": "kairos_env.records",
     "Transition": "kairos_env.records",
-    "LiberoEnv": "kairos_env.sims.libero",
-    "LiberoVectorEnv": "kairos_env.sims.libero_vector",
-    "RobosuiteEnv": "kairos_env.sims.robosuite",
+    "LiberoEnv": "kairos_env.sims.libero.env",
+    "LiberoVectorEnv": "kairos_env.sims.libero.vector_env",
+    "RobosuiteEnv": "kairos_env.sims.tabletop.env",
     "WorldModel": "kairos_env.world_model.model",
-    "WorldModelEnv": "kairos_env.env",
-    "WorldModelVectorEnv": "kairos_env.vector_env",
+    "WorldModelEnv": "kairos_env.env.env",
+    "WorldModelVectorEnv": "kairos_env.env.vector_env",
     "WorldState": "kairos_env.world_model.state",
 }
 
@@ -57,17 +57,17 @@ __all__ = [
 ]
 
 # The simulators truncate by themselves, so Gymnasium adds no time limit of its own.
-register(id="Kairos-Robosuite-v0", entry_point="kairos_env.sims.robosuite:RobosuiteEnv")
+register(id="Kairos-Robosuite-v0", entry_point="kairos_env.sims.tabletop.env:RobosuiteEnv")
 register(
     id="Kairos-LIBERO-v0",
-    entry_point="kairos_env.sims.libero:LiberoEnv",
-    vector_entry_point="kairos_env.sims.libero_vector:LiberoVectorEnv",
+    entry_point="kairos_env.sims.libero.env:LiberoEnv",
+    vector_entry_point="kairos_env.sims.libero.vector_env:LiberoVectorEnv",
 )
 # gym.make never hands max_episode_steps to an environment: only a limit that is registered can be raised.
 register(
     id="Kairos-WorldModel-v0",
-    entry_point="kairos_env.env:WorldModelEnv",
-    vector_entry_point="kairos_env.vector_env:WorldModelVectorEnv",
+    entry_point="kairos_env.env.env:WorldModelEnv",
+    vector_entry_point="kairos_env.env.vector_env:WorldModelVectorEnv",
     max_episode_steps=24,
 )
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from kairos_env.records import Camera, Field, Observation, RobotSpec
-from kairos_env.sims.robosuite import TASKS as TABLETOP_TASKS
-from kairos_env.sims.robosuite import make_spec
+from kairos_env.sims.tabletop.env import TASKS as TABLETOP_TASKS
+from kairos_env.sims.tabletop.env import make_spec
 from kairos_env.world_model.model import StepOutput, WorldModel
 
 SPEC = RobotSpec(

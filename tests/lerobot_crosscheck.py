@@ -25,10 +25,10 @@ CAMERA = "observation.images.scene"
 def write(folder: Path) -> bool:
     """Records in robosuite and imagines; the same episodes in HDF5, and as arrays, are the truth."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from kairos_env.datasets.lerobot_write import LeRobotWriter
-    from kairos_env.datasets.robomimic import EpisodeFile, EpisodeWriter
-    from kairos_env.export import ExportConfig, imagined_episodes
-    from kairos_env.record import RecordConfig, record
+    from kairos_env.collect.export import ExportConfig, imagined_episodes
+    from kairos_env.collect.recorder import RecordConfig, record
+    from kairos_env.datasets.hdf5.recorded import EpisodeFile, EpisodeWriter
+    from kairos_env.datasets.lerobot.writer import LeRobotWriter
 
     record(RecordConfig(out=str(folder / "truth/recorded"), episodes=4, workers=1, decisions=12), progress=False)
     recorded = EpisodeFile(folder / "truth/recorded")
@@ -91,8 +91,8 @@ def read(folder: Path) -> bool:
 def import_(folder: Path) -> bool:
     """Reads every dataset with Kairos's importer and compares it with the HDF5 episodes."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from kairos_env.datasets.lerobot import LeRobotData
-    from kairos_env.datasets.robomimic import EpisodeFile
+    from kairos_env.datasets.hdf5.recorded import EpisodeFile
+    from kairos_env.datasets.lerobot.reader import LeRobotData
 
     fine = True
     for path, kind, images in _datasets(folder):

@@ -107,7 +107,7 @@ def _read_with_lerobot(root: Path, out: Path) -> None:
 
 
 def _compare(root: Path, truth: Any) -> int:
-    from kairos_env.datasets.lerobot import LeRobotData
+    from kairos_env.datasets.lerobot.reader import LeRobotData
 
     data = LeRobotData(root)
     assert data.broken == {}

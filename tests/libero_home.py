@@ -45,7 +45,7 @@ def libero_home() -> Path:
 
 def _build(home: Path, environment: Path) -> None:
     from kairos_env.sims import install
-    from kairos_env.sims.libero_prepare import Benchmark
+    from kairos_env.sims.libero.prepare import Benchmark
 
     home.mkdir(parents=True)
     (home / "env").symlink_to(environment, target_is_directory=True)

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from kairos_env.eval.published_results import Benchmark
+from kairos_env.eval.report.published_results import Benchmark
 from kairos_env.records import Camera, Field, RobotSpec
-from kairos_env.sims.libero_tasks import DIMENSIONS, LiberoTask
+from kairos_env.sims.libero.tasks import DIMENSIONS, LiberoTask
 
 SERVER = """
 import hashlib, json, os, random, sys, time

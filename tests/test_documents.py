@@ -24,10 +24,10 @@ BLOCKS = [
 @pytest.fixture(scope="module")
 def folder_with_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory in which ``runs/record`` and ``runs/lerobot`` exist, as the pages assume."""
-    from kairos_env.datasets.lerobot_write import LeRobotWriter
-    from kairos_env.datasets.robomimic import EpisodeWriter
+    from kairos_env.datasets.hdf5.recorded import EpisodeWriter
+    from kairos_env.datasets.lerobot.writer import LeRobotWriter
     from kairos_env.records import Episode
-    from kairos_env.sims.robosuite import make_spec
+    from kairos_env.sims.tabletop.env import make_spec
 
     folder, spec = tmp_path_factory.mktemp("reader"), make_spec()
     episode = Episode(

@@ -58,7 +58,7 @@ def test_a_planted_upward_import_is_named(tmp_path: Path) -> None:
         file.write("\nfrom kairos_env import doctor\n")
     done = lint_imports(tmp_path)
     assert done.returncode != 0
-    assert "kairos_env.records -> kairos_env.doctor" in done.stdout
+    assert "kairos_env.records -> kairos_env.cli.doctor" in done.stdout
 
 
 def test_importing_the_package_loads_no_torch() -> None:
@@ -196,7 +196,7 @@ def test_wheel_carries_the_model_and_nothing_beside_the_package(tmp_path: Path) 
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     version = python("import kairos_env; print(kairos_env.__version__)")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"kairos_env/py.typed", "kairos_env/cli.py"} <= names
+    assert {"kairos_env/py.typed", "kairos_env/cli/main.py"} <= names
     bundled = {str(p.relative_to(ROOT)) for p in (PACKAGE / "pretrained").rglob("*") if p.is_file()}
     assert bundled <= names
     assert {name.split("/")[0] for name in names} == {"kairos_env", f"kairos_env-{version}.dist-info"}

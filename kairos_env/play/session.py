@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kairos_env.env.initial_observations import Start, Starts
 from kairos_env.records import Array, Observation, RobotSpec
-from kairos_env.starts import Start, Starts
 
 if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
@@ -175,7 +175,7 @@ class PlaySession:
 
     def save(self) -> Path:
         """Writes the drive so far as an mp4 at the robot's own pace and returns its path."""
-        from kairos_env.eval.media import enlarge, write_mp4
+        from kairos_env.media import enlarge, write_mp4
 
         frames = np.stack([np.concatenate(list(m.images.values()), axis=1) for m in self.moments])
         self._folder.mkdir(parents=True, exist_ok=True)

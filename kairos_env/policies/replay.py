@@ -81,7 +81,7 @@ class DemonstrationPolicy:
 
 def _read_npz(path: Path, task: str) -> tuple[dict[int, Array], float]:
     """Initial state -> actions (T, 7), if the file is of this task; and their rate."""
-    from kairos_env.sims.libero_tasks import instruction_of_name
+    from kairos_env.sims.libero.tasks import instruction_of_name
 
     with np.load(path, allow_pickle=False) as file:
         if str(file["instruction"]) != instruction_of_name(task):

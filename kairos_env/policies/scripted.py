@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kairos_env.policies.action_sampling import ActionDistribution, stay
+from kairos_env.policies.planners.action_sampling import ActionDistribution, stay
 from kairos_env.records import ActionChunk, Array, Observation, RobotSpec
 
 

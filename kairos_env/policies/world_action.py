@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kairos_env.policies.learned import pad_rows
+from kairos_env.policies.world_model import pad_rows
 from kairos_env.records import ActionChunk, Array, Observation
 from kairos_env.world_model.normalisation import Normaliser
-from kairos_env.world_model.robots import RobotSettings, compose
+from kairos_env.world_model.published.robot_settings import RobotSettings, compose
 
 if TYPE_CHECKING:
-    from kairos_env.world_model.world_action import WorldActionModel
+    from kairos_env.world_model.published.world_action import WorldActionModel
 
 
 class WorldActionPolicy:

@@ -24,7 +24,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 
-from kairos_env.sims.libero_prepare import (
+from kairos_env.sims.libero.prepare import (
     Benchmark,
     Row,
     copy_definitions,
@@ -35,7 +35,7 @@ from kairos_env.sims.libero_prepare import (
     write_rows,
     write_states,
 )
-from kairos_env.sims.libero_tasks import ASSETS_ADVICE, BENCHMARKS, DIMENSIONS, SUITES, Catalogue
+from kairos_env.sims.libero.tasks import ASSETS_ADVICE, BENCHMARKS, DIMENSIONS, SUITES, Catalogue
 
 PYTHONS = ((3, 11), (3, 14))  # from, below
 MUJOCOS = ((3, 2, 0), (3, 9, 0))  # robosuite 1.4.1 runs with these; from, below
@@ -543,7 +543,7 @@ def _check_drawing(python: Path) -> Finding:
 
 
 def _check_simulator(home: Path, benchmark: str, suite: str, name: str) -> Finding:
-    from kairos_env.sims.libero import LiberoEnv
+    from kairos_env.sims.libero.env import LiberoEnv
 
     try:
         env = LiberoEnv(

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kairos_env.world_model.attention import attend, rope, rotate, window, window_valid
+from kairos_env.world_model.attention.patterns import attend, rope, rotate, window, window_valid
 from kairos_env.world_model.config import ActionConfig, VideoConfig
 from kairos_env.world_model.dit import (
     EPS,

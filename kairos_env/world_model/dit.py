@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from kairos_env.world_model.attention import softmax_attention
+from kairos_env.world_model.attention.patterns import softmax_attention
 from kairos_env.world_model.config import VideoConfig
 from kairos_env.world_model.flow import timestep_embedding
 from kairos_env.world_model.gated_delta import compute_dtype

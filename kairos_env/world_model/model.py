@@ -28,8 +28,8 @@ from kairos_env.world_model.dit import ContextReads, StreamingVideoDiT, read_con
 from kairos_env.world_model.flow import counter_noise, euler, schedule, to_sample
 from kairos_env.world_model.heads import FrameHeads, Readout
 from kairos_env.world_model.state import Rollout, StepOutput, WorldState
-from kairos_env.world_model.text import make_encoder
-from kairos_env.world_model.tokenizer import DOWNSAMPLING, Tokenizer, to_uint8, to_unit
+from kairos_env.world_model.text.small import make_encoder
+from kairos_env.world_model.tokenizers.image import DOWNSAMPLING, Tokenizer, to_uint8, to_unit
 
 VIDEO_NOISE, PROPRIO_NOISE, ACTION_NOISE = 0, 1, 2  # noise streams
 Verb = TypeVar("Verb", bound=Callable[..., Any])

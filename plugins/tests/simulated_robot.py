@@ -11,7 +11,7 @@ import numpy as np
 from lerobot.robots.config import RobotConfig
 from lerobot.robots.robot import Robot
 
-from kairos_env.sims.robosuite import RobosuiteEnv
+from kairos_env.sims.tabletop.env import RobosuiteEnv
 
 
 @RobotConfig.register_subclass("simulated_panda")

@@ -13,10 +13,10 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-from kairos_env.imagination import load_model
+from kairos_env.env.imagination import load_model
+from kairos_env.env.vector_env import WorldModelVectorEnv
 from kairos_env.records import RobotSpec
-from kairos_env.sims.robosuite import RobosuiteEnv, make_spec
-from kairos_env.vector_env import WorldModelVectorEnv
+from kairos_env.sims.tabletop.env import RobosuiteEnv, make_spec
 from kairos_env.world_model.checkpoint import CONFIG, resolve
 from kairos_env.world_model.model import WorldModel
 from lerobot_env_kairos.environment import IMAGINED, SIMULATED, LeRobotVectorEnv

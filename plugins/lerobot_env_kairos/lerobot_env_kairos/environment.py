@@ -13,8 +13,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
-from kairos_env.env import WorldModelEnv
-from kairos_env.sims.robosuite import RobosuiteEnv
+from kairos_env.env.env import WorldModelEnv
+from kairos_env.sims.tabletop.env import RobosuiteEnv
 
 IMAGINED, SIMULATED = "lerobot_env_kairos/WorldModel-v0", "lerobot_env_kairos/Robosuite-v0"
 

@@ -12,7 +12,7 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from torch import Tensor
 
-from kairos_env.datasets.lerobot_mapping import CameraMap, FeatureMap, ScalarMap
+from kairos_env.datasets.lerobot.mapping import CameraMap, FeatureMap, ScalarMap
 from kairos_env.records import Observation, RobotSpec, SpecMismatch
 
 

@@ -23,7 +23,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
-from kairos_env.datasets.lerobot_mapping import FeatureMap
+from kairos_env.datasets.lerobot.mapping import FeatureMap
 from kairos_env.records import Observation
 from kairos_env.world_model.model import WorldModel
 from lerobot_policy_kairos.configuration_kairos import TRAINING, KairosConfig

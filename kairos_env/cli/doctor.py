@@ -1,0 +1,321 @@
+"""`kairos doctor`: what this machine has, what it lacks, and the command that mends it.
+
+Every check returns findings and none raises, because the doctor is called when something is broken.
+For the same reason nothing heavy is imported at the top, and the frames are rendered in processes of
+their own: a GL library that is missing or wrong often ends the process instead of raising.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+DISTRIBUTION = "kairos-env"
+PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
+CHECKPOINTS = PACKAGE_FOLDER / "pretrained"
+DEFAULT_CHECKPOINT = "kairos-tiny"
+GL_BACKENDS = ("egl", "osmesa")
+GL_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libosmesa6"
+
+Status = Literal["ok", "note", "problem"]
+MARKS: Mapping[Status, str] = {"ok": "ok", "note": "--", "problem": "!!"}
+
+# Prints one JSON line. A blank frame counts as a failure: a broken driver may render without complaint.
+_RENDER_PROGRAM = """
+import json, time
+import mujoco
+from OpenGL import GL
+model = mujoco.MjModel.from_xml_string(
+    '<mujoco><worldbody><light pos="0 0 3"/><geom type="plane" size="1 1 .1" rgba=".8 .2 .2 1"/>'
+    '<geom type="box" size=".1 .1 .1" pos="0 0 .1" rgba="0 0 1 1"/></worldbody></mujoco>')
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+renderer = mujoco.Renderer(model, 64, 64)
+renderer.update_scene(data)
+renderer.render()
+start = time.perf_counter()
+frame = renderer.render()
+milliseconds = 1000 * (time.perf_counter() - start)
+name = GL.glGetString(GL.GL_RENDERER)
+print(json.dumps({"spread": float(frame.std()), "ms": milliseconds, "driver": name.decode() if name else "?"}))
+renderer.close()
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: what was looked at, how it stands, and the command that would mend it."""
+
+    section: str
+    name: str
+    status: Status
+    text: str
+    remedy: str = ""
+
+
+def constraints_file() -> Path | None:
+    """The list of tested versions, which a checkout has; None for an installed wheel."""
+    path = PACKAGE_FOLDER.parent / "constraints.txt"
+    return path if path.is_file() and (PACKAGE_FOLDER.parent / "pyproject.toml").is_file() else None
+
+
+def tested_versions() -> dict[str, str]:
+    """Normalised distribution name -> version in constraints.txt; empty if the file is not there."""
+    path = constraints_file()
+    lines = path.read_text(encoding="utf-8").splitlines() if path else []
+    pairs = (line.split("#")[0].strip().split("==") for line in lines)
+    return {_normalise(pair[0]): pair[1] for pair in pairs if len(pair) == 2}
+
+
+def requirements() -> dict[str, list[str]]:
+    """Extra name -> its requirement strings; the core's under ``""``.
+
+    Reads the installed metadata, or pyproject.toml where the package runs from a checkout that was
+    never installed.
+    """
+    groups: dict[str, list[str]] = {"": []}
+    try:
+        lines = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        project_file = PACKAGE_FOLDER.parent / "pyproject.toml"
+        if not project_file.is_file():
+            return groups
+        import tomllib
+
+        project = tomllib.loads(project_file.read_text(encoding="utf-8"))["project"]
+        return {"": project["dependencies"]} | project["optional-dependencies"]
+    for line in lines:
+        requirement, _, marker = line.partition(";")
+        extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", marker)
+        groups.setdefault(extra.group(1) if extra else "", []).append(requirement.strip())
+    return groups
+
+
+def check_packages() -> Iterator[Finding]:
+    """Python and the core requirements, against their ranges and the tested versions."""
+    python_ok = sys.version_info >= (3, 11)
+    yield Finding(
+        "Python",
+        platform.python_implementation(),
+        "ok" if python_ok else "problem",
+        f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "" if python_ok else "Kairos needs Python 3.11 or newer: make PYTHON=python3.11 setup",
+    )
+    tested = tested_versions()
+    for requirement in requirements()[""]:
+        yield _check_requirement("Packages", requirement, tested, missing="problem")
+
+
+def check_extras() -> Iterator[Finding]:
+    """One finding for each extra: complete, or what is missing and the command for it."""
+    tested = tested_versions()
+    for extra, wanted in sorted(requirements().items()):
+        if not extra:
+            continue
+        found = [_check_requirement("", r, tested, missing="note") for r in wanted if _name(r) != DISTRIBUTION]
+        lacking = [f"{f.name} ({f.text})" for f in found if f.remedy]
+        if lacking:
+            yield Finding("Extras", extra, "note", "needs " + ", ".join(lacking), _pip(f"'{DISTRIBUTION}[{extra}]'"))
+        else:
+            yield Finding("Extras", extra, "ok", ", ".join(f"{f.name} {f.text}" for f in found))
+
+
+def check_rendering(backends: Iterable[str] = GL_BACKENDS, timeout: float = 60.0) -> list[Finding]:
+    """Renders a frame off-screen with each MuJoCo backend; a problem only if none of them works.
+
+    Args:
+        backends: values of the variable ``MUJOCO_GL``.
+        timeout: seconds for one backend.
+    """
+    chosen = os.environ.get("MUJOCO_GL")
+    results = [_render(backend, timeout) for backend in dict.fromkeys([*backends, *filter(None, [chosen])])]
+    works = [backend for backend, error, _ in results if not error]
+    findings = [
+        Finding("Off-screen rendering", backend, "note" if error else "ok", error or text)
+        for backend, error, text in results
+    ]
+    if not works:
+        remedy = f"sudo apt-get install -y {GL_PACKAGES}   (Debian, Ubuntu; elsewhere: Mesa's EGL or OSMesa)"
+        findings.append(Finding("Off-screen rendering", "any", "problem", "no backend renders a frame", remedy))
+    elif chosen and chosen not in works:
+        text = f"MUJOCO_GL={chosen} is set, which does not render here; {' and '.join(works)} would"
+        findings.append(Finding("Off-screen rendering", "MUJOCO_GL", "problem", text, f"export MUJOCO_GL={works[0]}"))
+    elif chosen:
+        findings.append(Finding("Off-screen rendering", "MUJOCO_GL", "ok", f"{chosen} (set by you)"))
+    return findings
+
+
+def check_device() -> Iterator[Finding]:
+    """Processor, memory, and the accelerator that torch sees."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    yield Finding("Device", "cpu", "ok", f"{cores} cores, {memory:.0f} GiB memory")
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding("Device", "torch", "problem", f"does not import: {_last_line(str(error))}", _pip("torch"))
+        return
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(index)
+            text = f"{device.name}, {device.total_memory / 2**30:.0f} GiB"
+            yield Finding("Device", f"cuda:{index}", "ok", text)
+    else:
+        text = "none; everything bundled runs on the CPU"
+        yield Finding("Device", "gpu", "note", text)
+
+
+def check_engines() -> Iterator[Finding]:
+    """Which engines compute attention and the gated delta rule here, and why the others do not."""
+    try:
+        from kairos_env.world_model.engines import VARIABLES, EngineError, report
+    except (ImportError, OSError):
+        return  # torch is broken, which `check_device` says
+    try:
+        statuses = report()
+    except EngineError as error:
+        yield Finding("Engines", "chosen", "problem", str(error), f"unset {' '.join(VARIABLES.values())}")
+        return
+    for status in statuses:
+        text = status.reason or "available"
+        yield Finding("Engines", f"{status.kind} {status.name}", "ok" if status.available else "note", text)
+
+
+def check_models(root: Path = CHECKPOINTS, needed: str = DEFAULT_CHECKPOINT) -> Iterator[Finding]:
+    """The bundled models: the needed one is there, and every tensor file of every one is whole."""
+    names = {path.name for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
+    for name in sorted(names | {needed}, key=lambda name: (name != needed, name)):
+        yield _check_model(root / name)
+
+
+def _check_model(folder: Path) -> Finding:
+    remedy = "check out the repository anew, or train it: kairos train --help"
+    tensors = sorted(folder.glob("*.safetensors"))
+    if not tensors or not list(folder.glob("*.json")):
+        have = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        text = f"pretrained/{folder.name} needs *.json and *.safetensors, but holds {have or 'nothing'}"
+        return Finding("Models", folder.name, "problem", text, remedy)
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        return Finding("Models", folder.name, "problem", f"cannot be read: {error}", _pip("safetensors"))
+    broken = []
+    for path in tensors:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                list(file.keys())
+        except (SafetensorError, OSError) as error:
+            broken.append(f"{path.name}: {_last_line(str(error))}")
+    if broken:
+        return Finding("Models", folder.name, "problem", "; ".join(broken), remedy)
+    size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file()) / 2**20
+    return Finding("Models", folder.name, "ok", f"{size:.1f} MiB")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `kairos doctor`."""
+    parser.add_argument("--gl-only", action="store_true", help="check off-screen rendering and nothing else")
+    parser.add_argument("--json", action="store_true", help="print one JSON list of findings")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the report. Returns 0 if everything that the bundled demo needs works, else 1."""
+    findings: list[Finding] = []
+    if not args.gl_only:
+        findings += [*check_packages(), *check_device(), *check_engines(), *check_models()]
+    findings += check_rendering()
+    if not args.gl_only:
+        findings += check_extras()
+    if args.json:
+        print(json.dumps([asdict(f) for f in findings], indent=2))
+    else:
+        _print_report(findings)
+        problems = sum(f.status == "problem" for f in findings)
+        fine = "Off-screen rendering works." if args.gl_only else "Everything that the bundled demo needs works."
+        print(f"\n{problems} problem(s)." if problems else f"\n{fine}")
+    return int(any(f.status == "problem" for f in findings))
+
+
+def _print_report(findings: list[Finding]) -> None:
+    width = max(len(f.name) for f in findings)
+    section = ""
+    for f in findings:
+        if f.section != section:
+            section = f.section
+            print(f"\n{section}")
+        print(f"  {MARKS[f.status]}  {f.name:<{width}}  {f.text}")
+        if f.remedy:
+            print(f"      {'':<{width}}  -> {f.remedy}")
+
+
+def _check_requirement(section: str, requirement: str, tested: Mapping[str, str], missing: Status) -> Finding:
+    """Compares one requirement string with what is installed; a remedy marks it as not satisfied."""
+    name = _name(requirement)
+    version = tested.get(_normalise(name), "")
+    try:
+        installed = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Finding(section, name, missing, "not installed", _pip(f"'{requirement}'"))
+    # A local label such as +cpu is another build of the same version.
+    public = installed.split("+")[0]
+    if not _in_range(requirement, public):
+        text = f"{installed}, but {requirement} is needed"
+        return Finding(section, name, missing, text, _pip(f"'{requirement}'"))
+    if version and public != version:
+        return Finding(section, name, "note", f"{installed} (tested with {version})")
+    return Finding(section, name, "ok", installed)
+
+
+def _in_range(requirement: str, version: str) -> bool:
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:  # without it ranges cannot be compared; presence was
+        return True
+    return bool(Requirement(requirement).specifier.contains(version, prereleases=True))
+
+
+def _render(backend: str, timeout: float) -> tuple[str, str, str]:
+    """Returns (backend, what went wrong or "", what was seen)."""
+    command = [sys.executable, "-c", _RENDER_PROGRAM]
+    environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return backend, f"no frame within {timeout:.0f} s", ""
+    try:
+        # Read even if the exit status is bad: some drivers crash only while the process ends.
+        seen = json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        return backend, f"fails: {_last_line(done.stderr) or f'exit status {done.returncode}'}", ""
+    if seen["spread"] < 1:
+        return backend, f"renders blank frames ({seen['driver']})", ""
+    return backend, "", f"renders ({seen['driver']}, {seen['ms']:.1f} ms for a small frame)"
+
+
+def _pip(what: str) -> str:
+    path = constraints_file()
+    return f"{sys.executable} -m pip install {f'-c {path} ' if path else ''}{what}"
+
+
+def _name(requirement: str) -> str:
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    return match.group(0) if match else requirement
+
+
+def _normalise(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""

@@ -1,0 +1,1 @@
+"""Episodes made, replayed, encoded and exported."""

@@ -1,0 +1,216 @@
+"""`kairos data encode`: the pictures of a recording through a model's tokenizer, once and for all.
+
+Data and model meet here: the cache knows neither what made its latents, nor the model where they are stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kairos_env.datasets.hdf5.files import BrokenEpisode
+from kairos_env.datasets.latents.cache import CacheError, LatentCache, LatentCacheWriter, Origin, write_episode
+from kairos_env.datasets.recordings import Recording, fingerprint, open_recording
+from kairos_env.options import add_options, read_options
+from kairos_env.records import Array, Episode, RobotSpec
+
+if TYPE_CHECKING:
+    from kairos_env.world_model.model import WorldModel
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """What to encode, and with which model.
+
+    Args:
+        data: a recording of any layout that can be read; a folder, a file or the hub name of a LeRobot dataset.
+        out: folder of the cache; one of the same recording and model is continued.
+        model: whose tokenizer; a bundled name, a folder or a hub name. Training goes on from this model.
+        feature_map: what a LeRobot dataset's features mean (kairos data inspect --save); by default that is guessed.
+        workers: processes.
+        batch: pictures that a process encodes at once.
+        device: of the model.
+        verify: first read all that is already there; what is damaged is encoded anew.
+    """
+
+    data: str
+    out: str = "runs/cache"
+    model: str = "kairos-tiny"
+    feature_map: str = ""
+    workers: int = 1
+    batch: int = 64
+    device: str = "cpu"
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def encode(config: EncodeConfig, progress: bool = True) -> LatentCache:
+    """Encodes what is missing and returns the complete cache.
+
+    Raises:
+        FileNotFoundError: no such recording or model.
+        CacheError: the folder holds a cache of something else, the recording is a cache, or no episode can be used.
+        ValueError: cameras that the tokenizer cannot encode.
+        RuntimeError: another process writes the cache, or a worker died. What was encoded is kept.
+    """
+    from tqdm import tqdm
+
+    from kairos_env import __version__
+
+    recording, model = _load(config)
+    if isinstance(recording, LatentCache):
+        raise CacheError(f"{config.data} holds latents already, of {recording.origin.recording}: encode that")
+    _require_encodable(recording.spec)
+    path = Path(config.data)
+    origin = Origin(
+        recording=str(path.resolve()) if path.exists() else config.data,
+        feature_map=str(Path(config.feature_map).resolve()) if config.feature_map else "",
+        fingerprint=fingerprint(config.data, recording),
+        model=config.model,
+        encoder=model.encoder_sha256,
+    )
+    total = len(recording)
+    versions = {name: metadata.version(name) for name in ("torch", "numpy", "zarr")} | {"kairos-env": __version__}
+    with LatentCacheWriter(config.out, origin, recording.spec, total, versions, config.verify) as writer:
+        missing, left_out = writer.missing, {}
+        with tqdm(total=total, initial=total - len(missing), unit="episode", disable=not progress) as bar:
+            for place, why in writer.damaged.items():
+                bar.write(f"damaged, encoded anew: {place}: {why}")
+            for number, error in _encoded(config, missing, recording, model):
+                if error:
+                    left_out[number] = (recording.names[number], error)
+                bar.update()
+        writer.finish(left_out)
+    return LatentCache(config.out)
+
+
+def encode_pictures(model: WorldModel, episode: Episode, batch: int) -> dict[str, Array]:
+    """Camera -> float16 (T + 1, C, h, w): normalised latents of an episode, ``batch`` pictures at a time."""
+    import torch
+
+    latents = {}
+    with torch.no_grad():
+        for camera, images in episode.images.items():
+            pictures = torch.from_numpy(np.ascontiguousarray(images))
+            parts = [model.encode_view(part.to(model.device)).cpu().numpy() for part in pictures.split(batch)]
+            latents[camera] = np.concatenate(parts).astype(np.float16)
+    return latents
+
+
+def _load(config: EncodeConfig) -> tuple[Recording, WorldModel]:
+    from kairos_env.world_model.checkpoint import load
+
+    return open_recording(config.data, config.feature_map or None), load(config.model, config.device)
+
+
+def _require_encodable(spec: RobotSpec) -> None:
+    from kairos_env.world_model.tokenizers.image import DOWNSAMPLING
+
+    unit = DOWNSAMPLING
+    wrong = [f"{c.name} ({c.height} x {c.width})" for c in spec.cameras if c.height % unit or c.width % unit]
+    if wrong or not spec.cameras:
+        raise ValueError(
+            f"the tokenizer takes pictures with sides divisible by {unit}; {spec.name!r} has "
+            f"{', '.join(wrong) or 'no camera'}: set height and width of its cameras in a feature map"
+        )
+
+
+def _encoded(
+    config: EncodeConfig, missing: list[int], recording: Recording, model: WorldModel
+) -> Iterator[tuple[int, str]]:
+    """Yields (number, what is wrong with it or "") as episodes are stored."""
+    workers = min(config.workers, len(missing))
+    if workers <= 1:
+        for number in missing:
+            yield number, _encode_episode(config, number, recording, model)
+        return
+    # spawn: a forked child would inherit threads and open files
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(config, workers)
+    )
+    try:
+        futures: dict[Future[str], int] = {pool.submit(_encode_number, number): number for number in missing}
+        for future in as_completed(futures):
+            try:
+                yield futures[future], future.result()
+            except BrokenProcessPool:
+                raise RuntimeError(
+                    f"an encoding process died (killed, or out of memory; see above). What was encoded is safe in "
+                    f"{config.out}; run the same command again to go on."
+                ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _encode_episode(config: EncodeConfig, number: int, recording: Recording, model: WorldModel) -> str:
+    try:
+        episode = recording[number]
+        if not episode.images:
+            return f"{recording.names[number]}: it has no pictures"
+        latents = encode_pictures(model, episode, config.batch)
+        write_episode(Path(config.out), number, recording.names[number], episode, latents)
+    except BrokenEpisode as error:
+        return str(error)
+    return ""
+
+
+_worker: tuple[EncodeConfig, Recording, WorldModel]
+
+
+def _start_worker(config: EncodeConfig, workers: int) -> None:
+    global _worker
+    import torch
+
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    _worker = (config, *_load(config))
+
+
+def _exit_with_parent() -> None:
+    # a killed parent cannot stop its pool
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _encode_number(number: int) -> str:
+    config, recording, model = _worker
+    return _encode_episode(config, number, recording, model)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `kairos data encode`."""
+    add_options(parser, EncodeConfig, aliases={"feature_map": "--map"})
+
+
+def main(args: argparse.Namespace) -> int:
+    """Encodes; 0.
+
+    Raises:
+        ValueError, OSError, RuntimeError: the request cannot be met.
+    """
+    config = read_options(args, EncodeConfig)
+    cache = encode(config)
+    print(
+        f"{len(cache)} episodes, {sum(cache.frames):,} frames, {cache.nbytes / 2**20:.1f} MiB of latents by "
+        f"{config.model}: {config.out}\n"
+        f"train:   kairos train init={config.model} data.path={config.out}"
+    )
+    return 0

@@ -1,0 +1,1 @@
+"""Latents encoded once, and the windows of a training batch over them."""

@@ -1,0 +1,406 @@
+"""LeRobotDataset folders of the layouts v2.0, v2.1 and v3.x as episodes, read lazily with pyarrow and av.
+
+A recorded frame holds what the robot saw and what it then did; what it saw after its last action is not
+stored. T frames are therefore T - 1 decisions: the last frame is the observation after the last of them, and
+the action recorded with that frame is left out, because nobody knows what it led to.
+
+Numbers come as they are stored, in the dataset's own units and at its own rate. The layouts are described
+in `lerobot_meta`, what features mean in `lerobot_mapping`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from kairos_env.datasets.hdf5.files import BrokenEpisode
+from kairos_env.datasets.lerobot.mapping import CameraMap, FeatureMap, ScalarMap, guess
+from kairos_env.datasets.lerobot.meta import LABEL, DatasetError, StoredEpisode, read_meta
+from kairos_env.datasets.lerobot.parquet import EpisodeRows
+from kairos_env.datasets.statistics import RunningStatistics, Statistics, join
+from kairos_env.datasets.video.reader import BrokenVideo, VideoFrames
+from kairos_env.records import Array, Episode, RobotSpec
+
+# A frame belongs to a row if it lies within this share of a frame's duration of the row's time.
+_TOLERANCE = 0.25
+
+
+class LeRobotData(Sequence[Episode]):
+    """The usable episodes of a LeRobot dataset, read lazily; a drop-in for `robomimic.EpisodeFile`.
+
+    Opening reads the metadata and looks for the files. Episodes whose files are missing are named in one
+    warning, collected in `broken` and left out. One that turns out to be damaged when it is read is added
+    to `broken` by iteration, which goes on; indexing it raises `BrokenEpisode`.
+
+    Rewards and successes come from the features that the map names, else they are zero and False.
+    Simulators often mark only the very last frame as a success, which has no decision here: its success and
+    reward then count for the last decision.
+
+    Args:
+        path: a folder, or ``owner/name`` on the Hugging Face hub, of which only the needed files are fetched.
+        mapping: what to use and what it means; a `FeatureMap`, its JSON file, or None for
+            `lerobot_mapping.guess`. Ranges that it leaves open come from the stored statistics, or from the
+            numbers themselves if there are none.
+        revision: branch, tag or commit on the hub.
+        trust_statistics: False computes open ranges from the numbers although statistics are stored.
+
+    Attributes:
+        spec: the robot of all episodes.
+        mapping: the map in use, complete.
+        meta: what the dataset says about itself.
+        names: ``"<path>:episode_<index>"`` of each episode, in order.
+        stored: where each of them lies, in the same order.
+        broken: the same names -> what is wrong.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        DatasetError: not a LeRobot dataset, one of an unknown version, damaged metadata, statistics that do
+            not fit, or no usable episode.
+        MapError: the map does not fit the dataset.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        mapping: FeatureMap | str | Path | None = None,
+        *,
+        revision: str | None = None,
+        trust_statistics: bool = True,
+    ) -> None:
+        self._given = (str(path), revision)
+        self.meta = read_meta(_locate(path, revision, ["meta/*"]))
+        if isinstance(mapping, (str, Path)):
+            mapping = FeatureMap.load(mapping)
+        self.mapping = mapping or guess(self.meta)
+        self.mapping.check(self.meta)
+        videos = [pattern for camera in self.mapping.cameras for pattern in _video_patterns(camera.feature)]
+        _locate(path, revision, ["meta/*", "data/*", *videos])
+        self.broken: dict[str, str] = {}
+        self.names: list[str] = []
+        self.stored: list[StoredEpisode] = []
+        self._collect()
+        self._rows = EpisodeRows({key: self.meta.features[key].shape for key in self._columns()})
+        self._videos = VideoFrames()
+        self._sound: set[int] = set()
+        self._computed: dict[str, Statistics] = {}
+        self._limits = self._stored_limits() if trust_statistics and self.mapping.open_ranges else {}
+        self.mapping = self.mapping.with_ranges(self._limits)
+        if self.mapping.open_ranges:
+            self.mapping = self.mapping.with_ranges(self.statistics(self.mapping.open_ranges))
+        self.spec: RobotSpec = self.mapping.spec(self.meta)
+
+    def __reduce__(self) -> Any:
+        path, revision = self._given
+        return _opened, (path, self.mapping, revision)
+
+    @property
+    def total(self) -> int:
+        """Decisions in all usable episodes."""
+        return sum(episode.length - 1 for episode in self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    @overload
+    def __getitem__(self, index: int) -> Episode: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Episode]: ...
+    def __getitem__(self, index: int | slice) -> Episode | list[Episode]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.window(index, 0, self.stored[index].length)
+
+    def __iter__(self) -> Iterator[Episode]:
+        for index in range(len(self)):
+            try:
+                yield self[index]
+            except BrokenEpisode as error:
+                self._leave_out(index, error)
+
+    def window(self, episode: int, start: int, length: int, cameras: Sequence[str] | None = None) -> Episode:
+        """Part of an episode; of videos only what it needs is decoded.
+
+        Args:
+            episode: index among the usable ones.
+            start: the first observation, 0 ... frames - 1.
+            length: observations; the result has ``length - 1`` decisions.
+            cameras: names of those wanted, by default all; ``()`` reads numbers only.
+
+        Raises:
+            IndexError: there is no such episode, or it is shorter.
+            KeyError: an unknown camera.
+            BrokenEpisode: a file is damaged or does not hold what the metadata promise.
+            DatasetError: the numbers contradict the stored statistics that gave them their ranges.
+        """
+        stored = self.stored[episode]
+        if not (0 <= start and 1 <= length <= stored.length - start):
+            raise IndexError(
+                f"{self.names[episode]} has {stored.length} observations, not {length} from number {start} on"
+            )
+        known = {camera.name: camera for camera in self.mapping.cameras}
+        for name in cameras or ():
+            if name not in known:
+                raise KeyError(f"no camera {name!r}; there are {', '.join(known) or 'none'}")
+        wanted = list(known) if cameras is None else list(cameras)
+        try:
+            rows = self._checked_rows(stored)
+            images = {name: self._images(stored, known[name], rows, start, length) for name in wanted}
+            return self._episode(stored, rows, start, length, images)
+        except (BrokenEpisode, BrokenVideo) as error:
+            raise BrokenEpisode(f"{self.names[episode]}: {error}") from None
+
+    def provenance(self, episode: int) -> dict[str, Any]:
+        """What a dataset that Kairos exported notes about an episode; empty for others."""
+        return dict(self.stored[episode].notes)
+
+    def statistics(
+        self, features: Iterable[str] | None = None, watch: Callable[[int], None] | None = None
+    ) -> dict[str, Statistics]:
+        """Reads the numbers of all usable episodes once, every frame of them, and nothing else.
+
+        Args:
+            features: some of those that the map uses; by default all of them.
+            watch: is told how many episodes are done.
+
+        Returns:
+            feature -> statistics of its scalars. Damaged episodes are left out and named.
+
+        Raises:
+            DatasetError: no episode could be read.
+        """
+        keys = list(features or self.mapping.number_features)
+        running = {key: RunningStatistics() for key in keys if key not in self._computed}
+        for index, stored in enumerate(self.stored if running else []):
+            try:
+                rows = self._whole_rows(stored)
+                for key, statistics in running.items():
+                    statistics.update(rows[key].reshape(stored.length, -1))
+            except BrokenEpisode as error:
+                self._leave_out(index, error)
+            if watch:
+                watch(index + 1)
+        try:
+            self._computed |= {key: statistics.result() for key, statistics in running.items()}
+            return {key: self._computed[key] for key in keys}
+        except ValueError:
+            reasons = "".join(f"\n  {name}: {why}" for name, why in list(self.broken.items())[:3])
+            raise DatasetError(f"{self._given[0]}: no episode could be read{reasons}") from None
+
+    def robot_statistics(self, found: Mapping[str, Statistics]) -> dict[str, Statistics | None]:
+        """``"proprio"`` and ``"action"`` as the map orders them, from statistics of the map's features."""
+        return {"proprio": _arranged(self.mapping.proprio, found), "action": _arranged(self.mapping.action, found)}
+
+    def _collect(self) -> None:
+        videos = [c.feature for c in self.mapping.cameras if self.meta.features[c.feature].dtype == "video"]
+        broken = {}
+        for episode in self.meta.episodes(videos):
+            name = f"{self._given[0]}:episode_{episode.index:06d}"
+            files = [episode.data, *(file for file, _ in episode.videos.values())]
+            missing = [str(file.relative_to(self.meta.root)) for file in files if not file.is_file()]
+            unplaced = [key for key in videos if key not in episode.videos]
+            if missing:
+                broken[name] = f"{', '.join(missing)} is missing"
+            elif unplaced:
+                broken[name] = f"the episode table does not say where its video of {', '.join(unplaced)} is"
+            elif episode.length < 2:
+                broken[name] = f"{episode.length} frame(s), but a decision needs two"
+            else:
+                self.names.append(name)
+                self.stored.append(episode)
+        if broken:
+            self.broken |= broken
+            lines = [f"{name}: {why}" for name, why in list(broken.items())[:20]]
+            lines += [f"and {len(broken) - 20} more"] if len(broken) > 20 else []
+            warnings.warn(f"left out {len(broken)} broken episode(s):\n  " + "\n  ".join(lines), stacklevel=3)
+        if not self.stored:
+            raise DatasetError(f"{self._given[0]} has no usable episode")
+
+    def _columns(self) -> list[str]:
+        """The columns of numbers that episodes are made of."""
+        outcomes = [key for key in (self.mapping.reward, self.mapping.success) if key]
+        keys = ["frame_index", "timestamp", *self.mapping.number_features, *outcomes]
+        keys += [key for key in self.meta.features if key == "task_index" or key.startswith(LABEL)]
+        missing = [key for key in keys if key not in self.meta.features]
+        if missing:
+            raise DatasetError(f"{self._given[0]}: info.json declares no {', '.join(missing)}")
+        return keys
+
+    def _stored_limits(self) -> dict[str, Statistics]:
+        stored = self.meta.statistics()
+        return {key: stored[key] for key in self.mapping.open_ranges if key in stored}
+
+    def _leave_out(self, index: int, error: BrokenEpisode) -> None:
+        name = self.names[index]
+        self.broken[name] = str(error).removeprefix(f"{name}: ")
+        warnings.warn(f"left out a broken episode: {name}: {self.broken[name]}", stacklevel=3)
+
+    def _whole_rows(self, stored: StoredEpisode) -> dict[str, Array]:
+        """The episode's rows, as many as promised, in order, at the promised rate, finite."""
+        rows = self._rows.numbers(stored.data, stored.index)
+        if stored.index in self._sound:
+            return rows
+        found = len(rows["frame_index"])
+        if found != stored.length:
+            raise BrokenEpisode(f"{stored.data} has {found} rows of it, the metadata promise {stored.length}")
+        if not np.array_equal(rows["frame_index"][:, 0], np.arange(found)):
+            raise BrokenEpisode(f"frames are missing or out of order in {stored.data}")
+        fps = self.meta.fps
+        steps = np.diff(rows["timestamp"][:, 0].astype(np.float64))
+        if not np.all(np.abs(steps * fps - 1) <= _TOLERANCE):
+            raise BrokenEpisode(
+                f"its frames are {steps.min():.4f} to {steps.max():.4f} s apart, but info.json says {fps:g} frames/s: "
+                "one of them is wrong"
+            )
+        for key, values in rows.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                frame = np.argwhere(~np.isfinite(values))[0][0]
+                raise BrokenEpisode(f"{key!r} holds a non-finite value at frame {frame}")
+        return rows
+
+    def _checked_rows(self, stored: StoredEpisode) -> dict[str, Array]:
+        """The same; where stored statistics gave a range, the numbers may not contradict them."""
+        rows = self._whole_rows(stored)
+        if stored.index in self._sound:
+            return rows
+        for key, limits in self._limits.items():
+            values = rows[key].reshape(stored.length, -1).astype(np.float64)
+            slack = 1e-4 * (limits.max - limits.min) + 1e-6 * np.maximum(np.abs(limits.min), np.abs(limits.max))
+            outside = np.argwhere((values < limits.min - slack) | (values > limits.max + slack))
+            if len(outside):
+                frame, at = outside[0]
+                name = self.meta.features[key].names[at]
+                raise DatasetError(
+                    f"{self._given[0]}: the stored statistics do not fit the data: {name!r} of {key!r} is "
+                    f"{values[frame, at]:.6g} at frame {frame} of episode {stored.index}, outside of "
+                    f"{limits.min[at]:.6g} ... {limits.max[at]:.6g}; `kairos data inspect --save` computes ranges anew"
+                )
+        self._sound.add(stored.index)
+        return rows
+
+    def _images(
+        self, stored: StoredEpisode, camera: CameraMap, rows: Mapping[str, Array], start: int, length: int
+    ) -> Array:
+        feature = self.meta.features[camera.feature]
+        height, width = feature.shape[:2]
+
+        def seen(image: Array) -> Array:
+            if image.shape[:2] != (height, width):
+                have = f"{image.shape[0]} x {image.shape[1]}"
+                raise BrokenEpisode(f"images of {feature.key!r} are {have}, info.json says {height} x {width}")
+            return camera.picture(image)
+
+        if feature.dtype == "video":
+            file, begin = stored.videos[feature.key]
+            times = begin + rows["timestamp"][start : start + length, 0].astype(np.float64)
+            return self._videos.read(file, times, _TOLERANCE / self.meta.fps, seen)
+        encoded = self._rows.bytes(stored.data, stored.index, feature.key, start, length)
+        return np.stack([seen(_decoded(image, feature.key)) for image in encoded])
+
+    def _episode(
+        self, stored: StoredEpisode, rows: Mapping[str, Array], start: int, length: int, images: Mapping[str, Array]
+    ) -> Episode:
+        mapping, frames, decisions = self.mapping, slice(start, start + length), slice(start, start + length - 1)
+        rewards: Array = np.zeros(stored.length, np.float32)
+        success: Array = np.zeros(stored.length, np.bool_)
+        if mapping.reward:
+            rewards = rows[mapping.reward][:, 0].astype(np.float32)
+        if mapping.success:
+            success = rows[mapping.success][:, 0] > 0.5
+            if success[-1] and not success[-2]:
+                success[-2], rewards[-2] = True, rewards[-1]
+        text = self._text(stored, rows, start) or mapping.instruction
+        notes = stored.notes
+        task, label_tasks = str(notes.get("task", text)), self.meta.own.get("label_tasks", ())
+        return Episode(
+            images=images,
+            proprio=_picked(mapping.proprio, rows, frames),
+            actions=_picked(mapping.action, rows, decisions),
+            rewards=rewards[decisions],
+            success=success[decisions],
+            task=task,
+            instruction=text,
+            source=str(notes.get("source", "demonstration")),
+            seed=int(notes.get("seed", -1)),
+            initial_state_id=int(notes.get("initial_state_id", -1)),
+            labels=self._labels(rows, frames, decisions),
+            label_tasks=(task,) if label_tasks is None else tuple(label_tasks),  # None: each its own
+            outcome_known=bool(mapping.reward or mapping.success),
+        )
+
+    def _text(self, stored: StoredEpisode, rows: Mapping[str, Array], start: int) -> str:
+        """What the robot was asked to do at a frame; a few datasets change it within an episode."""
+        if "task_index" not in rows:
+            return stored.tasks[0] if stored.tasks else ""
+        number = int(rows["task_index"][start, 0])
+        if number not in self.meta.tasks:
+            raise BrokenEpisode(f"task_index {number} is not in the dataset's table of {len(self.meta.tasks)} tasks")
+        return self.meta.tasks[number]
+
+    def _labels(self, rows: Mapping[str, Array], frames: slice, decisions: slice) -> dict[str, Array]:
+        labels = {}
+        for key in [key for key in rows if key.startswith(LABEL)]:
+            notes = self.meta.features[key].notes
+            values = rows[key][decisions if notes.get("kairos.per") == "decision" else frames]
+            labels[key.removeprefix(LABEL)] = np.array(values[:, 0] if notes.get("kairos.scalar") else values)
+        return labels
+
+
+def _picked(scalars: Sequence[ScalarMap], rows: Mapping[str, Array], part: slice) -> Array:
+    """float32 (rows of ``part``, scalars)."""
+    columns = [rows[s.feature].reshape(len(rows[s.feature]), -1)[part, s.index] for s in scalars]
+    return np.stack(columns, 1).astype(np.float32) if columns else np.zeros((part.stop - part.start, 0), np.float32)
+
+
+def _arranged(scalars: Sequence[ScalarMap], found: Mapping[str, Statistics]) -> Statistics | None:
+    return join([found[s.feature].take([s.index]) for s in scalars]) if scalars else None
+
+
+def _decoded(image: bytes | None, key: str) -> Array:
+    """An encoded picture as uint8 (H, W, 3)."""
+    from PIL import Image
+
+    if image is None:
+        raise BrokenEpisode(f"{key!r} has a frame without image bytes (datasets that only name files are not read)")
+    try:
+        with Image.open(io.BytesIO(image)) as picture:
+            if picture.mode.startswith(("I", "F")):
+                raise BrokenEpisode(f"{key!r} holds pictures of mode {picture.mode}; depth maps are not read")
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError) as error:  # PIL says by them that a file is no picture, or a damaged one
+        raise BrokenEpisode(f"a picture of {key!r} is damaged: {error}") from None
+
+
+def _opened(path: str, mapping: FeatureMap, revision: str | None) -> LeRobotData:
+    return LeRobotData(path, mapping, revision=revision)
+
+
+def _locate(path: str | Path, revision: str | None, patterns: list[str]) -> Path:
+    """The dataset's folder; a hub id is brought here first, as far as ``patterns`` reach."""
+    folder = Path(path)
+    if folder.is_dir():
+        if revision is not None:
+            raise DatasetError(f"{path} is a folder; a revision belongs to a dataset on the hub")
+        return folder
+    if folder.exists():
+        raise DatasetError(f"{path} is a file; a LeRobot dataset is a folder with meta/info.json")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)):
+        raise FileNotFoundError(f"no such folder: {path} (nor is it a hub id, which looks like owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(repo_id=str(path), repo_type="dataset", revision=revision, allow_patterns=patterns)
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} is not a folder here, and the hub does not give it: {error}") from error
+    return Path(found)
+
+
+def _video_patterns(feature: str) -> list[str]:
+    """Where the videos of a feature are in v3.x and v2.x."""
+    plain = re.sub(r"([\[*?])", r"[\1]", feature)
+    return [f"videos/{plain}/*", f"videos/*/{plain}/*"]

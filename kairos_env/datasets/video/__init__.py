@@ -1,0 +1,1 @@
+"""Video files: frames read exactly, and written."""

@@ -1,0 +1,180 @@
+"""The world model as a Gymnasium environment: ``gym.make("Kairos-WorldModel-v0")``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Unpack
+
+import gymnasium as gym
+import numpy as np
+
+from kairos_env.env.imagination import Imagination, Moment, Outcome, Settings, draw_seed
+from kairos_env.records import Array
+
+if TYPE_CHECKING:
+    from kairos_env.env.vector_env import WorldModelVectorEnv
+    from kairos_env.world_model.model import WorldModel
+
+
+class WorldModelEnv(gym.Env[dict[str, Array], Array]):
+    """One robot, imagined.
+
+    Its spaces are the robot's, so the agent that acts here acts in the simulator and on the robot. An
+    episode starts from a real observation and is imagined from there on.
+
+    ``info`` of reset and step: ``success`` (bool), ``success_probability`` (0 ... 1), ``uncertainty``
+    (>= 0, 0 for a real observation), ``imagined_step``, ``task``, ``instruction``, ``seed`` (of the
+    episode: `reset` with it starts the same one again), and, when truncated here, ``truncated_reason``:
+    ``"time_limit"``, ``"non_finite"`` (the model broke down) or ``"uncertainty"``.
+
+    Args:
+        model: bundled name, folder, hub id, a loaded `WorldModel`, or an `Imagination` to share.
+        render_mode: ``"rgb_array"`` or None. ``gym.make(..., render_mode="human")`` shows it in a window
+            (Gymnasium's HumanRendering, needs pygame).
+        settings: ``task``, ``start``, ``reward``, ``steps``, ``device``, ``max_episode_steps``,
+            ``observation``, ``success_threshold``, ``uncertainty_limit``, see `Imagination`. ``gym.make``
+            keeps ``max_episode_steps`` for itself (Gymnasium's TimeLimit around this environment).
+
+    Example:
+        >>> import gymnasium as gym, kairos_env
+        >>> env = gym.make("Kairos-WorldModel-v0", task="push")  # doctest: +SKIP
+        >>> observation, info = env.reset(seed=0)  # doctest: +SKIP
+        >>> observation, reward, terminated, truncated, info = env.step(env.action_space.sample())  # doctest: +SKIP
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012 (Gymnasium's form)
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | WorldModel | Imagination = "kairos-tiny",
+        *,
+        render_mode: str | None = None,
+        **settings: Unpack[Settings],
+    ) -> None:
+        check_render_mode(render_mode)
+        self.imagination, self._own = share_imagination(model, settings)
+        self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_fps": self.imagination.spec.control_rate_hz}
+        self.observation_space: gym.spaces.Dict = self.imagination.observation_space  # type: ignore[assignment]
+        self.action_space = self.imagination.action_space
+        self._moment: Moment | None = None
+
+    @property
+    def model(self) -> WorldModel:
+        """The world model."""
+        return self.imagination.model
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Starts an episode from a real observation.
+
+        Args:
+            seed: of the episode, and of the sequence from which later resets without one draw theirs.
+            options: ``observation`` (`Observation`, or the dict of a Gymnasium environment of this robot),
+                ``start`` (index of a recorded start) or ``initial_state_id`` (of a simulator) say where;
+                ``task`` (name) or ``instruction`` (words) say what for.
+
+        Raises:
+            SpecMismatch: the observation of another robot.
+            ValueError: an unknown option, task or start.
+        """
+        super().reset(seed=seed)
+        episode = draw_seed(self.np_random) if seed is None else seed
+        outcome = self.imagination.begin([episode], [options or {}])
+        self._moment = outcome.moment
+        return _first(outcome.observation), _first_info(outcome)
+
+    def step(self, action: Array) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+        """Imagines one decision.
+
+        Args:
+            action: (A,), physical units; clipped to the robot's range.
+
+        Raises:
+            ValueError: wrong shape, not numeric, or not finite.
+            ResetNeeded: before the first `reset`.
+        """
+        outcome = self.imagination.step(self.get_state(), np.asarray(action)[None])
+        self._moment = outcome.moment
+        return (
+            _first(outcome.observation),
+            float(outcome.reward[0]),
+            bool(outcome.terminated[0]),
+            bool(outcome.truncated[0]),
+            _first_info(outcome),
+        )
+
+    def get_state(self) -> Moment:
+        """Where the episode stands: a value that later steps do not change."""
+        if self._moment is None:
+            raise gym.error.ResetNeeded("no episode has begun; call reset() first")
+        return self._moment
+
+    def set_state(self, moment: Moment) -> None:
+        """Goes (back) to ``moment`` of this or another environment of the same model.
+
+        The same actions then lead to the same future. What later resets draw is not affected.
+        """
+        if len(moment) != 1:
+            raise ValueError(f"the moment holds {len(moment)} episodes, this environment holds 1; use moment.select")
+        self._moment = moment
+
+    def fork(self, n: int) -> WorldModelVectorEnv:
+        """``n`` copies of the present moment, imagined side by side in one batch.
+
+        They start equal and stay equal under equal actions: what differs later, the actions did. Nothing
+        resets by itself; a branch that has finished stays finished and earns nothing more.
+        """
+        from kairos_env.env.vector_env import WorldModelVectorEnv
+
+        branches = WorldModelVectorEnv(
+            n, self.imagination, autoreset_mode="Disabled", finished="hold", render_mode=self.render_mode
+        )
+        branches.set_state(self.get_state().select(np.zeros(n, np.int64)))
+        return branches
+
+    def render(self) -> Array | None:  # type: ignore[override]
+        """The newest frame, enlarged (64 x 64 to 256 x 256): uint8 (height, width, 3). None without a render mode."""
+        if self.render_mode is None:
+            gym.logger.warn("render() needs a mode: gym.make(..., render_mode='rgb_array')")
+            return None
+        return self.imagination.render(self.get_state())[0]
+
+    def close(self) -> None:
+        """Frees the simulator that gave starts, if this environment made one."""
+        if self._own:
+            self.imagination.close()
+        self._moment = None
+
+
+def share_imagination(
+    model: str | os.PathLike[str] | WorldModel | Imagination, settings: Settings
+) -> tuple[Imagination, bool]:
+    """The imagination to use, and whether it was made here (and is to be closed by its maker)."""
+    if not isinstance(model, Imagination):
+        return Imagination(model, **settings), True
+    if settings:
+        raise ValueError(f"an Imagination has its settings already; got {sorted(settings)} as well")
+    return model, False
+
+
+def check_render_mode(render_mode: str | None) -> None:
+    """Raises ValueError unless frames can be rendered that way."""
+    if render_mode not in (None, "rgb_array"):
+        raise ValueError(
+            f"render_mode {render_mode!r} is unknown here; use 'rgb_array'. For a window, "
+            "gym.make(..., render_mode='human') (needs pygame) or `kairos play` (a browser page)"
+        )
+
+
+def _first(columns: dict[str, Array]) -> dict[str, Array]:
+    return {key: column[0] for key, column in columns.items()}
+
+
+def _first_info(outcome: Outcome) -> dict[str, Any]:
+    """Plain Python values, as a single environment's users expect."""
+    info = {key: column.tolist()[0] for key, column in outcome.info.items()}
+    if not info["truncated_reason"]:
+        del info["truncated_reason"]
+    return info

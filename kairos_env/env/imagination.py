@@ -1,0 +1,382 @@
+"""Imagined episodes: the one place where a world model becomes an environment.
+
+`Imagination` starts, steps and judges B episodes at once. `WorldModelEnv` is it with B = 1;
+`WorldModelVectorEnv` adds the autoreset. So both have the same starts, rewards and ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from kairos_env.env.initial_observations import Start, Starts
+from kairos_env.env.reward import RewardChoice, make_reward
+from kairos_env.records import Array, Observation
+from kairos_env.world_model.model import LATENT_LIMIT, WorldModel
+
+if TYPE_CHECKING:
+    from kairos_env.world_model.state import WorldState
+
+RESET_OPTIONS = ("observation", "instruction", "task", "start", "initial_state_id")
+RENDER_HEIGHT = 256  # pixels; what a model sees is often too small to look at
+
+
+class Settings(TypedDict, total=False):
+    """The keyword arguments that `WorldModelEnv` and `WorldModelVectorEnv` hand to `Imagination`."""
+
+    task: str | None
+    start: Start
+    reward: RewardChoice
+    steps: int | None
+    device: str
+    max_episode_steps: int | None
+    observation: Literal["pixels", "latent"]
+    success_threshold: float | None
+    uncertainty_limit: float | None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where B imagined episodes stand. A value: keep it, branch from it, come back to it.
+
+    Args:
+        state: the model's memory of the B episodes.
+        steps: int64 (B,), imagined decisions so far.
+        seeds: int64 (B,), the episode seeds; ``reset(seed=...)`` with one starts the same episode again.
+        tasks: str objects (B,), task names, empty for a free instruction.
+        instructions: str objects (B,).
+        finished: bool (B,), the episode has terminated or was truncated.
+    """
+
+    state: WorldState
+    steps: Array
+    seeds: Array
+    tasks: Array
+    instructions: Array
+    finished: Array
+
+    def __len__(self) -> int:
+        """Number of episodes B."""
+        return len(self.steps)
+
+    def select(self, rows: Array) -> Moment:
+        """The episodes ``rows`` (int), in that order; repeating one branches it."""
+        columns = {k: getattr(self, k)[rows] for k in _COLUMNS}
+        return Moment(self.state.select(rows.tolist()), **columns)
+
+    def overwrite(self, rows: Array, other: Moment) -> Moment:
+        """Episode ``rows[i]`` becomes episode ``i`` of ``other``; the rest stays."""
+        if len(rows) == len(self):
+            return other.select(np.argsort(rows))
+        order = np.arange(len(self))
+        order[rows] = len(self) + np.arange(len(rows))
+        columns = {k: np.concatenate([getattr(self, k), getattr(other, k)])[order] for k in _COLUMNS}
+        return Moment(type(self.state).cat([self.state, other.state]).select(order.tolist()), **columns)
+
+
+_COLUMNS = ("steps", "seeds", "tasks", "instructions", "finished")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What B environments return from reset or step: arrays with leading B, and the moment after it.
+
+    ``info`` holds one column (B,) per key; ``truncated_reason`` is empty where nothing was truncated.
+    """
+
+    moment: Moment
+    observation: dict[str, Array]
+    reward: Array
+    terminated: Array
+    truncated: Array
+    info: dict[str, Array]
+
+    def overwrite(self, rows: Array, other: Outcome) -> Outcome:
+        """Row ``rows[i]`` becomes row ``i`` of ``other``; the rest stays."""
+
+        def put(mine: Array, theirs: Array) -> Array:
+            merged = mine.copy()
+            merged[rows] = theirs
+            return merged
+
+        return Outcome(
+            self.moment.overwrite(rows, other.moment),
+            {k: put(v, other.observation[k]) for k, v in self.observation.items()},
+            put(self.reward, other.reward),
+            put(self.terminated, other.terminated),
+            put(self.truncated, other.truncated),
+            {k: put(v, other.info[k]) for k, v in self.info.items()},
+        )
+
+
+class Imagination:
+    """Starts, steps and judges imagined episodes, B at once. Holds settings, no episode.
+
+    Args:
+        model: bundled name, folder, hub id, or a loaded `WorldModel`.
+        task: one of the model's tasks; None takes the start's own instruction, else the model's default.
+        start: where episodes begin, see `Starts`: ``"dataset"``, the id of a simulator or the simulator
+            itself, an `Observation` or several.
+        reward: ``"learned"``, a function ``StepOutput -> (B,)``, or a goal image; see `make_reward`.
+        steps: denoising steps of one imagined decision; None is the model's default.
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+        max_episode_steps: decisions until an episode is truncated; None never truncates by time.
+        observation: ``"pixels"`` (the robot's own observation space) or ``"latent"`` (``latent`` float32
+            (C, h, w), normalised, and ``proprio``; nothing is decoded).
+        success_threshold: imagined success probability from which an episode terminates; None never.
+        uncertainty_limit: imagined uncertainty above which the episode is truncated, because what follows
+            is not to be trusted; None never.
+
+    Raises:
+        ValueError: a setting that is not legal, with what is.
+        SpecMismatch: the start's robot is not the model's.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | WorldModel = "kairos-tiny",
+        *,
+        task: str | None = None,
+        start: Start = "dataset",
+        reward: RewardChoice = "learned",
+        steps: int | None = None,
+        device: str = "auto",
+        max_episode_steps: int | None = None,
+        observation: Literal["pixels", "latent"] = "pixels",
+        success_threshold: float | None = 0.5,
+        uncertainty_limit: float | None = None,
+    ) -> None:
+        if observation not in ("pixels", "latent"):
+            raise ValueError(f"observation {observation!r} is unknown; use 'pixels' or 'latent'")
+        for name, value in (("steps", steps), ("max_episode_steps", max_episode_steps)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; use a whole number >= 1, or None")
+        if success_threshold is not None and not 0 < success_threshold <= 1:
+            raise ValueError(f"success_threshold is {success_threshold}; use a probability in (0, 1], or None")
+        if uncertainty_limit is not None and not uncertainty_limit > 0:
+            raise ValueError(f"uncertainty_limit is {uncertainty_limit}; use a number > 0, or None")
+        self.model = load_model(model, device)
+        self.spec = self.model.spec
+        self.task = self._check_task(task)
+        self.starts = Starts(start, self.model)
+        self.reward = make_reward(reward, self.model)
+        self.steps = steps
+        self.max_episode_steps = max_episode_steps
+        self.success_threshold = success_threshold
+        self.uncertainty_limit = uncertainty_limit
+        self.latent_only = observation == "latent"
+        self.action_space = self.spec.action_space
+        self.observation_space: gym.spaces.Dict = self.spec.observation_space
+        if self.latent_only:
+            latent = gym.spaces.Box(-LATENT_LIMIT, LATENT_LIMIT, self.model.latent_shape, np.float32)
+            self.observation_space = gym.spaces.Dict({"latent": latent, "proprio": self.observation_space["proprio"]})
+        self._proprio_low = np.array([field.low for field in self.spec.proprio], np.float32)
+        self._proprio_high = np.array([field.high for field in self.spec.proprio], np.float32)
+
+    # Starting
+
+    def begin(self, seeds: Sequence[int], options: Sequence[Mapping[str, Any]]) -> Outcome:
+        """Starts one episode for each seed.
+
+        Args:
+            seeds: episode seeds; one picks the start and the model's noise.
+            options: the reset options of each episode, see `WorldModelEnv.reset`.
+        """
+        begun = [self._first_observation(seed, option) for seed, option in zip(seeds, options, strict=True)]
+        observations, tasks = [b[0] for b in begun], [b[1] for b in begun]
+        state = self.model.observe(observations, seeds=list(seeds))
+        count = len(observations)
+        moment = Moment(
+            state,
+            steps=np.zeros(count, np.int64),
+            seeds=np.array(seeds, np.int64),
+            tasks=np.array(tasks, object),
+            instructions=np.array([o.instruction for o in observations], object),
+            finished=np.zeros(count, bool),
+        )
+        if self.latent_only:
+            return self.resume(moment)
+        # The first observation is the real one, not its reconstruction.
+        real = {c.key: np.stack([o.images[c.name] for o in observations]) for c in self.spec.cameras}
+        real["proprio"] = self._clip(np.stack([o.proprio for o in observations]))
+        return self.resume(moment, real)
+
+    def resume(self, moment: Moment, observation: dict[str, Array] | None = None) -> Outcome:
+        """What a reset to ``moment`` returns; the observation is imagined unless it is given."""
+        state, count = moment.state, len(moment)
+        success = np.asarray(state.success.cpu(), np.float64)
+        no_truncation = np.full(count, "", object)
+        return Outcome(
+            moment,
+            self._look(state.latent, state.proprio.cpu().numpy()) if observation is None else observation,
+            reward=np.zeros(count),
+            terminated=moment.finished.copy(),
+            truncated=np.zeros(count, bool),
+            info=self._info(moment, success, np.zeros(count), no_truncation),
+        )
+
+    def _first_observation(self, seed: int, options: Mapping[str, Any]) -> tuple[Observation, str]:
+        """The observation from which an episode starts, with its instruction, and the task's name."""
+        unknown = sorted(set(options) - set(RESET_OPTIONS))
+        if unknown:
+            raise ValueError(f"reset options {unknown} are unknown; legal are {list(RESET_OPTIONS)}")
+        task = self._check_task(options.get("task")) or self.task
+        given = options.get("observation")
+        if given is None:
+            observation = self.starts.draw(seed, task, options)
+        else:
+            if options.get("start") is not None or options.get("initial_state_id") is not None:
+                raise ValueError("reset got both an observation and a start; pass one of them")
+            observation = given if isinstance(given, Observation) else Observation.from_gym(given)
+            observation.check(self.spec)
+        tasks = self.model.tasks
+        instruction = options.get("instruction") or (tasks[task] if task else observation.instruction)
+        instruction = instruction or self.spec.instruction or next(iter(tasks.values()), "")
+        if not task or tasks[task] != instruction:
+            task = next((name for name, text in tasks.items() if text == instruction), "")
+        return dataclasses.replace(observation, instruction=instruction), task
+
+    def _check_task(self, task: str | None) -> str | None:
+        if task is None or task in self.model.tasks:
+            return task
+        near = difflib.get_close_matches(str(task), self.model.tasks, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"task {task!r} is unknown; the model knows {sorted(self.model.tasks)}.{hint} "
+            "Any other wish can be put in words: reset(options={'instruction': ...})"
+        )
+
+    # Stepping
+
+    def step(self, moment: Moment, actions: Any) -> Outcome:
+        """Imagines one decision of every episode, in one batched model step.
+
+        Args:
+            moment: where they stand.
+            actions: (B, A), physical units; clipped to the robot's range.
+
+        Raises:
+            ValueError: wrong shape, not numeric, or not finite.
+        """
+        self._check_shape(actions, len(moment))
+        out = self.model.step(moment.state, actions, steps=self.steps)
+        latent, proprio = out.latent, out.proprio
+        reward = torch.as_tensor(self.reward(out), dtype=torch.float32, device=latent.device)
+        if reward.shape != (len(moment),):
+            raise ValueError(f"the reward function returned shape {tuple(reward.shape)}, expected {(len(moment),)}")
+        # One table, because every copy from a GPU waits for it. Latents are bounded, so their sum is finite
+        # exactly if all of them are.
+        judged = torch.stack((reward, out.success, out.uncertainty, latent.flatten(1).sum(1)), 1)
+        table = torch.cat((proprio, judged), 1).cpu().numpy()  # (B, P + 4)
+        broken = ~np.isfinite(table).all(1)
+        if broken.any():  # what is returned still lies in its space; info says why the episode ends
+            table, latent = np.nan_to_num(table), latent.nan_to_num()
+        rewards, success, uncertainty = table[:, -4:-1].T.astype(np.float64)
+
+        steps = moment.steps + 1
+        terminated, reason = self._judge(steps, success, uncertainty, broken)
+        truncated = reason != ""
+        finished = moment.finished | terminated | truncated
+        after = Moment(out.state, steps, moment.seeds, moment.tasks, moment.instructions, finished)
+        info = self._info(after, success, uncertainty, reason)
+        return Outcome(after, self._look(latent, table[:, :-4]), rewards, terminated, truncated, info)
+
+    def check_actions(self, actions: Any, count: int) -> None:
+        """Raises ValueError unless ``actions`` could be stepped: (count, A), numeric and finite."""
+        self.spec.check_action(actions)
+        self._check_shape(actions, count)
+
+    def _check_shape(self, actions: Any, count: int) -> None:
+        # The model checks the values itself; doing so twice would cost more than the rest of the bookkeeping.
+        if np.shape(actions) != (count, self.spec.action_dim):
+            self.spec.check_action(actions)  # says more, if it is about the robot
+            raise ValueError(f"actions have shape {np.shape(actions)}, expected {(count, self.spec.action_dim)}")
+
+    def _judge(self, steps: Array, success: Array, uncertainty: Array, broken: Array) -> tuple[Array, Array]:
+        """Which episodes end in success, (B,) bool, and why others are cut off, (B,) str."""
+        reason = np.full(len(steps), "", object)
+        if self.max_episode_steps is not None:
+            reason[steps >= self.max_episode_steps] = "time_limit"
+        terminated = self._succeeded(success)
+        reason[terminated] = ""
+        distrusted = broken.copy()
+        if self.uncertainty_limit is not None:
+            distrusted |= uncertainty > self.uncertainty_limit
+            reason[distrusted] = "uncertainty"
+        reason[broken] = "non_finite"
+        return terminated & ~distrusted, reason  # a success that cannot be trusted is none
+
+    def _succeeded(self, success: Array) -> Array:
+        return success >= self.success_threshold if self.success_threshold is not None else np.zeros(len(success), bool)
+
+    def _info(self, moment: Moment, success: Array, uncertainty: Array, reason: Array) -> dict[str, Array]:
+        return {
+            "success": self._succeeded(success),
+            "success_probability": success.copy(),
+            "uncertainty": uncertainty.copy(),
+            "imagined_step": moment.steps.copy(),
+            "task": moment.tasks.copy(),
+            "instruction": moment.instructions.copy(),
+            "seed": moment.seeds.copy(),
+            "truncated_reason": reason,
+        }
+
+    # Looking
+
+    def _look(self, latent: torch.Tensor, proprio: Array) -> dict[str, Array]:
+        clipped = self._clip(proprio)
+        if self.latent_only:
+            # Clipping copies: the state keeps the tensor, and users write into observations.
+            return {"latent": latent.float().clamp(-LATENT_LIMIT, LATENT_LIMIT).cpu().numpy(), "proprio": clipped}
+        frames = self.model.decode(latent)
+        return {camera.key: frames[camera.name] for camera in self.spec.cameras} | {"proprio": clipped}
+
+    def _clip(self, proprio: Array) -> Array:
+        return np.minimum(np.maximum(proprio, self._proprio_low), self._proprio_high)  # np.clip is slow on few numbers
+
+    def render(self, moment: Moment) -> Array:
+        """Uint8 (B, s*H, s*W, 3): every episode's newest frame, cameras of one height side by side.
+
+        The whole number s enlarges small frames to at most `RENDER_HEIGHT`, pixel by pixel.
+        """
+        frames = self.model.decode(moment.state.latent)
+        first = self.spec.cameras[0]
+        views = [frames[camera.name] for camera in self.spec.cameras if camera.height == first.height]
+        strip = np.concatenate(views, axis=2)  # (B, H, W, 3)
+        scale = max(1, RENDER_HEIGHT // first.height)
+        return strip.repeat(scale, axis=1).repeat(scale, axis=2)
+
+    def close(self) -> None:
+        """Frees the simulator that gave starts, if there was one. The model is the caller's."""
+        self.starts.close()
+
+
+def load_model(model: str | os.PathLike[str] | WorldModel, device: str = "auto") -> WorldModel:
+    """``model`` itself if it is one, else the pretrained model of that name, folder or hub id.
+
+    Raises:
+        ValueError: a loaded model that lives on another device than ``device``.
+    """
+    if not isinstance(model, str | os.PathLike):
+        if device != "auto" and torch.device(device) != torch.device(model.device):
+            raise ValueError(
+                f"device is {device!r}, but the given model is on {str(model.device)!r}; "
+                "leave device='auto', or pass the model's name"
+            )
+        return model
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return WorldModel.from_pretrained(model, device=device)
+
+
+def draw_seed(generator: np.random.Generator) -> int:
+    """The next episode seed of an environment's own sequence."""
+    return int(generator.integers(2**31))

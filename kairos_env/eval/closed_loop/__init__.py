@@ -1,0 +1,1 @@
+"""Success rates of policies in simulators: jobs, engine, rows."""

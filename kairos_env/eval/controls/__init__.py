@@ -1,0 +1,1 @@
+"""Controls that bound what a better world model could gain."""

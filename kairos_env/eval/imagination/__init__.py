@@ -1,0 +1,1 @@
+"""Imagination beside recorded reality under the same actions."""

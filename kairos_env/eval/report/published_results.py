@@ -1,0 +1,145 @@
+"""What the benchmarks consist of and what others reached on them, read from ``published_results.json``.
+
+The file holds, for each benchmark, its number of tasks by dimension, suite and difficulty (a list: tasks without a
+rating, then difficulty 1, 2, ...), and results in per cent, each with its source. Nothing in it is ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from kairos_env.sims.libero.tasks import DIMENSIONS, SUITES
+
+
+class Task(Protocol):
+    """What is counted of a task; `LiberoTask` has it."""
+
+    suite: str
+    name: str
+    dimension: str
+    difficulty: int | None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How many tasks of which kind a benchmark has.
+
+    Args:
+        name: ``"libero"`` or ``"libero-plus"``.
+        counts: (suite, dimension, difficulty) -> tasks; difficulty 0 stands for tasks without a rating.
+        keys_sha256: SHA-256 of the sorted ``suite/name`` of all tasks, joined by line breaks; "" if only the
+            counts are known.
+    """
+
+    name: str
+    counts: Mapping[tuple[str, str, int], int]
+    keys_sha256: str = ""
+
+    @classmethod
+    def published(cls, name: str) -> Benchmark:
+        """The benchmark as its makers published it.
+
+        Raises:
+            ValueError: no benchmark of this name.
+        """
+        known = _data()["benchmarks"]
+        if name not in known:
+            raise ValueError(f"unknown benchmark {name!r}; there are {', '.join(known)}")
+        counts = {
+            (suite, dimension, difficulty): count
+            for dimension, suites in known[name]["counts"].items()
+            for suite, ratings in suites.items()
+            for difficulty, count in enumerate(ratings)
+            if count
+        }
+        return cls(name, counts, known[name]["keys_sha256"])
+
+    @classmethod
+    def of_tasks(cls, name: str, tasks: Sequence[Task]) -> Benchmark:
+        """The benchmark that has these tasks."""
+        counts = Counter((task.suite, task.dimension, task.difficulty or 0) for task in tasks)
+        return cls(name, dict(counts), keys_digest(f"{task.suite}/{task.name}" for task in tasks))
+
+    def size(self, suite: str | None = None, dimension: str | None = None, difficulty: int | None = None) -> int:
+        """Number of tasks, of those that are named; None is all."""
+        wanted = (suite, dimension, difficulty)
+        return sum(n for key, n in self.counts.items() if all(w in (None, k) for w, k in zip(wanted, key)))
+
+    @cached_property
+    def suites(self) -> tuple[str, ...]:
+        found = {suite for suite, _, _ in self.counts}
+        return tuple(suite for suite in SUITES if suite in found)
+
+    @cached_property
+    def dimensions(self) -> tuple[str, ...]:
+        """The perturbations; ``("",)`` for a benchmark without any."""
+        found = {dimension for _, dimension, _ in self.counts}
+        return tuple(dimension for dimension in ("", *DIMENSIONS) if dimension in found)
+
+    @cached_property
+    def difficulties(self) -> tuple[int, ...]:
+        """The ratings, and last 0 for tasks without one."""
+        return tuple(sorted({rating for _, _, rating in self.counts}, key=lambda rating: (rating == 0, rating)))
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """What somebody published, in per cent.
+
+    Args:
+        method: name of the policy.
+        training: ``"LIBERO"``, ``"LIBERO-plus"``, or "" where the source does not say.
+        values: column (dimension or suite) -> success; empty where only the total is known.
+        total: as published.
+        note: what else must be known to compare.
+        source: title and version of the source.
+        url: where it is.
+    """
+
+    method: str
+    training: str
+    values: Mapping[str, float]
+    total: float
+    note: str
+    source: str
+    url: str
+
+
+def published_results(benchmark: str) -> list[PublishedResult]:
+    """Results of other methods, from the lowest total to the highest."""
+    sources = _data()["sources"]
+    found = []
+    for entry in _data()["results"].get(benchmark, []):
+        source = sources[entry["source"]]
+        title = f"{source['title']} ({source['version']})"
+        found.append(
+            PublishedResult(
+                entry["method"],
+                entry["training"],
+                entry["values"],
+                entry["total"],
+                entry.get("note", ""),
+                title,
+                source["url"],
+            )
+        )
+    return found
+
+
+@functools.cache
+def _data() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(Path(__file__).with_name("published_results.json").read_text(encoding="utf-8"))
+    return data
+
+
+def keys_digest(keys: Iterable[str]) -> str:
+    """SHA-256 of a set of task keys ``suite/name``, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()

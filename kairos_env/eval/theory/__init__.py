@@ -1,0 +1,1 @@
+"""What the model's memory keeps, measured against the theory."""

@@ -1,0 +1,292 @@
+"""Policies and simulators by name, as the command line, result rows and worker processes know them.
+
+    random, expert, policy            smooth play; the simulator's own expert; the model's action-only policy
+    best_of_n, cem, mppi, random_shooting     planners over the model
+    state_cem                         CEM over a small model of the true state: the control of the video model
+    4b(statistics=FILE)               a published world-action model for LIBERO; ``model`` is its folder
+    replay(path=FOLDER)               recorded demonstrations of LIBERO's tasks
+    module:factory                    anybody's own: factory(env=..., model=..., device=...) -> Policy
+
+A name takes options and action noise: ``cem(horizon=10;population=64)``, ``policy+noise=0.5``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kairos_env.policies.policy import Policy, begin, follow
+from kairos_env.records import ActionChunk, Array, Observation, RobotSpec
+
+PLANNER_NAMES = ("best_of_n", "cem", "mppi", "random_shooting")
+NAMES = ("random", "expert", "policy", *PLANNER_NAMES, "state_cem", "4b", "replay")
+_WITHOUT_MODEL = ("random", "expert", "state_cem", "replay")
+_BLIND = ("random", "expert", "replay")
+_CHUNKS = {"policy": "execute", "4b": "replan"}  # and what the option for the executed actions is called
+
+_NAME = re.compile(r"(?P<base>[\w.:\-]+)(\((?P<options>[^()]*)\))?(\+noise=(?P<noise>[\d.]+))?")
+
+
+def parse_name(name: str) -> tuple[str, dict[str, Any], float]:
+    """Splits ``base(option=value;...)+noise=level`` and checks it without building anything.
+
+    Raises:
+        ValueError: unknown or malformed.
+    """
+    match = _NAME.fullmatch(name.strip())
+    if match is None:
+        raise ValueError(
+            f"cannot read the policy name {name!r}; expected name, name(option=value;...) or name+noise=0.5, "
+            f"with name one of {', '.join(NAMES)} or module:factory"
+        )
+    base = match["base"]
+    if ":" not in base and base not in NAMES:
+        close = difflib.get_close_matches(base, NAMES, 1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown policy {base!r}.{hint} Choose among {', '.join(NAMES)}, or give module:factory")
+    options = {}
+    for part in filter(None, re.split("[;,]", match["options"] or "")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"option {part!r} of {name!r} needs the form key=value")
+        options[key.strip()] = _value(value.strip())
+    return base, options, float(match["noise"] or 0)
+
+
+def make_policy(
+    name: str,
+    env: Any,
+    model: str = "kairos-tiny",
+    device: str = "cpu",
+    state_model: str = "state-model",
+    execute: int | None = None,
+) -> Policy:
+    """Builds a policy for a running environment.
+
+    Args:
+        name: see the module's description.
+        env: of a robot that `spec_of` finds.
+        model: what ``WorldModel.from_pretrained`` takes; loaded once in a process.
+        device: of the model.
+        state_model: what ``StateModel.load`` takes; ``state_cem`` needs it.
+        execute: actions of a chunk that a learned policy executes before it decides again, unless its name says it;
+            None leaves it to the policy. Planners and policies of others decide themselves.
+
+    Raises:
+        ValueError: unknown name or option.
+        SpecMismatch: the model is of another robot.
+    """
+    base, options, noise = parse_name(name)
+    spec = spec_of(env)
+    if execute is not None and base in _CHUNKS:
+        options.setdefault(_CHUNKS[base], execute)
+    policy = _make_base(base, options, env, model, device, state_model)
+    return ActionNoise(policy, spec, noise) if noise else policy
+
+
+def make_simulator(name: str, **options: Any) -> Any:
+    """Builds the environment of a Gymnasium id, or of ``module:factory`` with ``factory(**options) -> env``.
+
+    The bare environment, without Gymnasium's wrappers: the evaluation has its own time limit, and
+    ``gym.make`` would keep the option ``max_episode_steps`` from the simulator.
+
+    Raises:
+        ValueError: an unknown id or factory.
+    """
+    if ":" in name and not re.search(r"-v\d+$", name):
+        return load_factory(name)(**options)
+    from gymnasium import error, spec
+    from gymnasium.envs.registration import load_env_creator
+
+    importlib.import_module("kairos_env")  # registers the ids
+    try:
+        found = spec(name)
+    except error.Error as problem:
+        raise ValueError(f"unknown simulator {name!r}: {problem}") from None
+    entry = found.entry_point
+    return (load_env_creator(entry) if isinstance(entry, str) else entry)(**found.kwargs | options)  # type: ignore[misc]
+
+
+def spec_of(env: Any) -> RobotSpec:
+    """The robot of an environment: of a simulator its own, of an imagined one the model's."""
+    inner = env.unwrapped
+    found = getattr(inner, "robot_spec", None) or getattr(getattr(inner, "model", None), "spec", None)
+    if not isinstance(found, RobotSpec):
+        raise TypeError(f"{type(inner).__name__} has no robot_spec (a RobotSpec), which policies are matched with")
+    return found
+
+
+def load_factory(name: str) -> Callable[..., Any]:
+    """The attribute that ``module:attribute`` names."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot load {name!r} (expected an importable module:function): {error}") from error
+    if not callable(found):
+        raise ValueError(f"{name!r} is a {type(found).__name__}, expected a function or class")
+    return found
+
+
+@lru_cache(maxsize=2)
+def load_model(name: str, device: str = "cpu") -> Any:
+    """The world model, loaded once in a process."""
+    from kairos_env.world_model.model import WorldModel
+
+    return WorldModel.from_pretrained(name, device=device)
+
+
+@lru_cache(maxsize=1)
+def load_world_action(folder: str, device: str = "cpu") -> Any:
+    """The published kind of model, loaded once in a process."""
+    from kairos_env.world_model.published.world_action import WorldActionModel
+
+    return WorldActionModel.from_pretrained(folder, device)
+
+
+def uses_model(name: str) -> bool:
+    """Whether a policy of this name depends on the model; of ``module:factory`` nobody knows, so it may."""
+    return parse_name(name)[0] not in _WITHOUT_MODEL
+
+
+def is_blind(name: str) -> bool:
+    """Whether a policy of this name never looks at a picture, so that none needs to be drawn."""
+    return parse_name(name)[0] in _BLIND
+
+
+def robot_of(name: str, model: str) -> RobotSpec | None:
+    """The robot that a policy of this name was trained for, without loading it; None if it takes any.
+
+    Raises:
+        FileNotFoundError: no such model.
+    """
+    base = parse_name(name)[0]
+    if base == "4b":
+        from kairos_env.embodiments import LIBERO_PANDA
+
+        return LIBERO_PANDA
+    if base not in ("policy", *PLANNER_NAMES):
+        return None
+    from kairos_env.world_model.checkpoint import CONFIG, resolve
+
+    return RobotSpec.from_dict(json.loads((resolve(model) / CONFIG).read_text())["robot"])
+
+
+def model_digest(name: str) -> str:
+    """Identifies a checkpoint's weights, so that results of two trainings in one folder are never mixed.
+
+    Empty if ``name`` is neither a folder nor a bundled checkpoint.
+    """
+    for folder in (Path(name), Path(__file__).parents[2] / "pretrained" / name):
+        files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        if files:
+            digest = hashlib.sha256()
+            for file in files:
+                digest.update(file.read_bytes())
+            return digest.hexdigest()[:16]
+    return ""
+
+
+class ActionNoise:
+    """A worse policy on purpose: Gaussian noise on every action, clipped to the bounds.
+
+    Args:
+        policy: what acts; if it remembers, it is told the action that was really executed.
+        spec: the robot.
+        level: standard deviation as a fraction of half of each field's range.
+    """
+
+    def __init__(self, policy: Policy, spec: RobotSpec, level: float) -> None:
+        if not level > 0:
+            raise ValueError(f"level must be > 0, got {level}")
+        self.policy, self.spec, self.level = policy, spec, level
+        self._rng = np.random.default_rng(0)
+
+    def reset(self, seed: int | None = None) -> None:
+        self.policy.reset(seed)
+        # a stream of its own, so that the noise is not that of the policy
+        self._rng = np.random.default_rng(None if seed is None else [seed, 7])
+
+    def begin(self, info: Mapping[str, Any]) -> None:
+        begin(self.policy, info)
+
+    def act(self, observation: Observation) -> Array:
+        action = self._disturb(self.policy.act(observation))
+        follow(self.policy, observation, action)
+        return action
+
+    def chunk(self, observation: Observation) -> ActionChunk:
+        actions = self._disturb(self.policy.chunk(observation).actions)
+        follow(self.policy, observation, actions[0])
+        return ActionChunk(actions)
+
+    def _disturb(self, actions: Array) -> Array:
+        half = (self.spec.action_high - self.spec.action_low) / 2
+        return self.spec.check_action(actions + self.level * half * self._rng.normal(size=actions.shape))
+
+
+def _make_base(base: str, options: dict[str, Any], env: Any, model: str, device: str, state_model: str) -> Policy:
+    spec = spec_of(env)
+    if ":" in base:
+        return load_factory(base)(env=env, model=model, device=device, **options)
+    if base == "random":
+        from kairos_env.policies.scripted import RandomPolicy
+
+        return RandomPolicy(spec, **options)
+    if base == "expert":
+        from kairos_env.policies.scripted import ExpertPolicy
+
+        return ExpertPolicy(env, **options)
+    if base == "state_cem":
+        from kairos_env.policies.planners.policy import PlannerPolicy
+        from kairos_env.policies.planners.search import cem
+        from kairos_env.policies.planners.state_model import StateModel
+
+        return PlannerPolicy(StateModel.load(state_model).reading(env), cem, **options)
+    if base == "replay":
+        from kairos_env.policies.replay import DemonstrationPolicy
+
+        if "path" not in options:
+            raise ValueError("which demonstrations? Give their folder: replay(path=FOLDER)")
+        return DemonstrationPolicy(spec=spec, **options)
+    if base == "4b":
+        return _make_world_action(options, spec, model, device)
+    loaded = load_model(model, device)
+    loaded.spec.require_same(spec, "model", "environment")
+    if base == "policy":
+        from kairos_env.policies.world_model import WorldModelPolicy
+
+        return WorldModelPolicy(loaded, **options)
+    from kairos_env.policies.planners.policy import PlannerPolicy
+    from kairos_env.policies.planners.search import PLANNERS
+
+    return PlannerPolicy(loaded, PLANNERS[base], **options)
+
+
+def _make_world_action(options: dict[str, Any], spec: RobotSpec, model: str, device: str) -> Policy:
+    from kairos_env.policies.world_action import WorldActionPolicy
+    from kairos_env.world_model.normalisation import Normaliser
+    from kairos_env.world_model.published.robot_settings import get_settings
+
+    settings = get_settings("libero")
+    settings.spec.require_same(spec, "model", "environment")
+    if "statistics" not in options:
+        raise ValueError("how are actions normalised? Give the file of statistics: 4b(statistics=FILE)")
+    normaliser = Normaliser.from_file(str(options.pop("statistics")), settings.normalisation)
+    return WorldActionPolicy(load_world_action(model, device), settings, normaliser, **options)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"True": True, "False": False, "None": None}.get(text, text)

@@ -1,0 +1,1 @@
+"""Planning by imagining: one function a planner."""

@@ -1,0 +1,73 @@
+"""A planner as a policy: plan from the newest observation, execute a little, plan again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kairos_env.policies.planners.action_sampling import continued, stay
+from kairos_env.policies.planners.planning import Plan, PlanningModel
+from kairos_env.policies.world_model import ChunkPolicy, Memory
+from kairos_env.records import Array
+
+
+class PlannerPolicy(ChunkPolicy):
+    """Model-predictive control with any planner of `kairos_env.policies.planners.search`.
+
+    Example:
+        >>> PlannerPolicy(model, cem, task="push", horizon=10, deadline=0.2)  # doctest: +SKIP
+
+    Args:
+        model: whatever has the verbs of `PlanningModel`.
+        planner: ``plan(model, state, *, initial, deadline, seed, ...) -> Plan``.
+        task, instruction: replace the observation's instruction; see `Memory`.
+        execute: actions executed per plan.
+        deadline: seconds for each plan; None is no limit (and makes runs reproducible).
+        warm_start: start each plan from the rest of the last one.
+        seed: of the sequence from which `reset` without a seed draws.
+        options: further arguments of the planner.
+    """
+
+    def __init__(
+        self,
+        model: PlanningModel,
+        planner: Callable[..., Plan],
+        task: str | None = None,
+        instruction: str | None = None,
+        execute: int = 1,
+        deadline: float | None = None,
+        warm_start: bool = True,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(Memory(model, task, instruction, seed), execute)
+        self.planner = planner
+        self.deadline = deadline
+        self.warm_start = warm_start
+        self.options = options
+        self.plan: Plan | None = None  # the newest, to look at
+        self._planned_at = 0
+
+    def reset(self, seed: int | None = None) -> None:
+        super().reset(seed)
+        self.plan = None
+
+    def decide(self, state: Any) -> Array:
+        memory = self.memory
+        initial = None
+        if self.plan is not None and self.warm_start:
+            initial = shifted(memory.model, self.plan.actions, memory.decisions - self._planned_at)
+        seed = int(np.random.SeedSequence([memory.seed, memory.decisions]).generate_state(1)[0])
+        self.plan = self.planner(
+            memory.model, state, initial=initial, deadline=self.deadline, seed=seed, **self.options
+        )
+        self._planned_at = memory.decisions
+        return self.plan.actions
+
+
+def shifted(model: PlanningModel, actions: Array, by: int) -> Array:
+    """The rest of a plan (Hor, A) ``by`` steps later, continued by staying: (Hor, A)."""
+    rest = actions[by:] if by < len(actions) else stay(model.spec, actions[-1])[None]
+    return continued(model.spec, rest, len(actions))

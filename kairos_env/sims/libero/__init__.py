@@ -1,0 +1,1 @@
+"""LIBERO and LIBERO-plus, simulated in an interpreter of their own."""

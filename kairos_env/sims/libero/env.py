@@ -1,0 +1,396 @@
+"""`Kairos-LIBERO-v0`: the tasks of LIBERO and LIBERO-plus in their own simulator, which runs in a process of its own.
+
+LIBERO pins packages that clash with ours, so its simulator has its own interpreter (``kairos sims install libero``).
+Both benchmarks, and any number of environments, work side by side in one program.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from kairos_env.embodiments import libero_panda
+from kairos_env.records import Array
+from kairos_env.sims.libero.tasks import Catalogue, LiberoTask, Prompt
+from kairos_env.sims.process import Reply, SimulatorCrashed, SimulatorProcess
+
+Rendering = Literal["official", "fast"]
+
+MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
+"""Simulator steps (0.05 s each) of an episode, as published evaluations allow them."""
+
+TASK_OPTIONS = ("benchmark", "suite", "task", "perturbation", "init_state")
+"""Options of `LiberoEnv.reset`: which episode."""
+
+
+class LiberoEnv(gym.Env[dict[str, Array], Array]):
+    """A Panda arm in one task of LIBERO or LIBERO-plus; see `embodiments.LIBERO_PANDA`.
+
+    Pictures are turned by 180 degrees against what the renderer draws, as published models expect them: the scene
+    stands upright and is mirrored. ``info`` of reset and step holds ``success`` (the simulator's own predicate),
+    ``benchmark``, ``suite``, ``task``, ``base_task``, ``instruction``, ``prompt``, ``dimension``, ``difficulty``,
+    ``params`` of the perturbation, ``init_state``, ``seed``, ``steps`` (of the simulator) and ``privileged``, the true
+    state: ``eef_position`` (3,), ``eef_rotation`` (3, 3), ``gripper_opening`` [m], ``objects`` (name -> ``position``
+    (3,), ``rotation`` (3, 3)) and ``interest``, the objects that the task is about.
+
+    An episode depends on task, initial state, seed and actions alone, not on what was simulated before.
+
+    Args:
+        suite: such as ``"libero_object"``.
+        task: index in the suite, or name.
+        benchmark: ``"libero"`` or ``"libero-plus"``.
+        perturbation: of LIBERO-plus, the end of its task names; ``task`` is then a task of LIBERO.
+        init_state: which of the benchmark's initial states; None draws one at each reset.
+        camera_size: height and width of both pictures [pixels].
+        action_repeat: simulator steps for which an action is held; a decision lasts as many times 0.05 s.
+        prompt: which instruction: ``"official"`` as the benchmark makes it (in LIBERO-plus mostly with the name of
+            the perturbation at its end), ``"bddl"`` of the task definition, ``"base"`` of the unperturbed task.
+        rendering: ``"official"`` as the benchmark draws, or ``"fast"``, without shadows and multisampling.
+        wait_steps: steps at the start in which objects come to rest.
+        max_episode_steps: simulator steps until truncation; None is the suite's published limit.
+        render_mode: None or ``"rgb_array"``.
+        observe_images: False leaves the pictures out and draws nothing.
+        home: folder of the installation, or its catalogue to share; None is the default folder.
+        time_limit_s: for one answer of the simulator.
+
+    Raises:
+        ValueError: an unknown task, option or name, with the nearest legal ones.
+        FileNotFoundError: no installation, or assets that this task needs are missing; it says how to get them.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 - Gymnasium declares it so
+
+    def __init__(
+        self,
+        suite: str = "libero_object",
+        task: int | str = 0,
+        benchmark: str = "libero",
+        perturbation: str | None = None,
+        init_state: int | None = None,
+        camera_size: int = 256,
+        action_repeat: int = 1,
+        prompt: Prompt = "official",
+        rendering: Rendering = "official",
+        wait_steps: int = 10,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        observe_images: bool = True,
+        home: str | Path | Catalogue | None = None,
+        time_limit_s: float = 300.0,
+    ) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode={render_mode!r}: give None or 'rgb_array'")
+        if rendering not in ("official", "fast"):
+            raise ValueError(f"rendering={rendering!r}: give 'official' or 'fast'")
+        if prompt not in ("official", "bddl", "base"):
+            raise ValueError(f"prompt={prompt!r}: give 'official', 'bddl' or 'base'")
+        if not 16 <= camera_size <= 1024:
+            raise ValueError(f"camera_size={camera_size}: give 16 ... 1024 pixels")
+        if action_repeat < 1 or wait_steps < 0 or (max_episode_steps is not None and max_episode_steps < 1):
+            raise ValueError(
+                f"action_repeat={action_repeat}, wait_steps={wait_steps}, max_episode_steps={max_episode_steps}: "
+                "the first and last must be at least 1, the other at least 0"
+            )
+        self.catalogue = home if isinstance(home, Catalogue) else Catalogue.open(None if home is None else Path(home))
+        self.robot_spec = libero_panda(camera_size, action_repeat)
+        self.camera_size, self.action_repeat, self.wait_steps = camera_size, action_repeat, wait_steps
+        self.prompt: Prompt = prompt
+        self.rendering: Rendering = rendering
+        self.render_mode, self.observe_images = render_mode, observe_images
+        self.time_limit_s = time_limit_s
+        self._limit = max_episode_steps
+        self.action_space = self.robot_spec.action_space
+        spaces = dict(self.robot_spec.observation_space.spaces)
+        if not observe_images:
+            spaces = {"proprio": spaces["proprio"]}
+        self.observation_space: gym.spaces.Dict = gym.spaces.Dict(spaces)  # type: ignore[assignment]
+        self._fixed_init_state = init_state
+        self.task_info = self._find(benchmark, suite, task, perturbation)
+        self._process: SimulatorProcess | None = None
+        self._expert: Any = None
+        self._seed, self._init_state = -1, -1
+        self._begun = False  # whether the process holds an episode
+        self._waits_for = ""
+        self._objects: list[str] = []
+        self._interest: list[str] = []
+        self._privileged: dict[str, Any] = {}
+        self._closed = False
+
+    # -- tasks ---------------------------------------------------------------------------------------------------
+
+    @property
+    def max_episode_steps(self) -> int:
+        """Simulator steps until truncation."""
+        return self._limit or MAX_STEPS[self.task_info.suite]
+
+    def _find(self, benchmark: str, suite: str, task: int | str, perturbation: str | None) -> LiberoTask:
+        chosen = self.catalogue.task(benchmark, suite, task, perturbation)
+        missing = self.catalogue.missing(chosen)
+        if missing:
+            raise FileNotFoundError(
+                f"{chosen.key} needs files that {self.catalogue.assets} does not have: {', '.join(missing[:5])}"
+                f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}. "
+                "`kairos sims check libero-plus` says where they come from"
+            )
+        return chosen
+
+    @property
+    def init_states(self) -> int:
+        """How many initial states the benchmark has for the present task."""
+        return len(self.catalogue.init_states(self.task_info))
+
+    # -- gymnasium, in two halves so that one caller can drive many -----------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Starts an episode.
+
+        Args:
+            seed: seeds the draw of the initial state, and what the initial state does not hold.
+            options: any of ``benchmark``, ``suite``, ``task``, ``perturbation`` (what is left out stays as it is; a
+                perturbation ends with the task) and ``init_state``.
+        """
+        self.send_reset(seed=seed, options=options)
+        observation, _, _, _, info = self.receive()
+        return observation, info
+
+    def step(self, action: Array) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+        """Simulates one decision; ``action`` is float32 (7,), see `robot_spec`. The reward is 1 on success, else 0."""
+        self.send_step(action)
+        return self.receive()
+
+    def send_reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> None:
+        """The first half of `reset`: does not wait for the simulator, and gives up an answer that was not received."""
+        super().reset(seed=seed)
+        self._require_open()
+        options = dict(options or {})
+        unknown = sorted(set(options) - set(TASK_OPTIONS))
+        if unknown:
+            raise ValueError(f"unknown reset options {unknown}; legal are {list(TASK_OPTIONS)}")
+        task = self.task_info
+        if set(options) & {"benchmark", "suite", "task", "perturbation"}:
+            task = self._find(
+                options.get("benchmark", task.benchmark),
+                options.get("suite", task.suite),
+                options.get("task", task.name),
+                options.get("perturbation"),
+            )
+        states = self.catalogue.init_states(task)
+        chosen = options.get("init_state", self._fixed_init_state)
+        chosen = int(self.np_random.integers(len(states))) if chosen is None else int(chosen)
+        if not 0 <= chosen < len(states):
+            raise ValueError(f"init_state={chosen}: {task.key} has {len(states)}, 0 ... {len(states) - 1}")
+        if self._waits_for:
+            self._drop()
+        self.task_info, self._init_state = task, chosen
+        # Without a seed the rest of the start follows from the initial state, so that it can be named again.
+        self._seed = int(seed) if seed is not None else chosen
+        self._begun = True
+        self._send(
+            "reset",
+            task={
+                "bddl": str(self.catalogue.bddl_path(task)),
+                "assets": str(self.catalogue.assets),
+                "camera_size": self.camera_size,
+                "rendering": self.rendering,
+                "params": task.params,
+                "scene": {
+                    "problem": task.problem,
+                    "base_problem": task.base_problem,
+                    **task.scene,
+                    "objects": [file for file in task.assets if file.startswith("new_objects/")],
+                },
+            },
+            state=states[chosen].tolist(),
+            seed=self._seed,
+            wait_steps=self.wait_steps,
+            observe=self.observe_images,
+        )
+        self._expert = None
+
+    def send_step(self, action: Array) -> None:
+        """The first half of `step`: does not wait for the simulator."""
+        self._require_open()
+        if not self._begun:
+            raise gym.error.ResetNeeded("call reset() before step()")
+        wanted = self.robot_spec.check_action(action)
+        if wanted.shape != (7,):
+            raise ValueError(f"action has shape {wanted.shape}, one environment takes (7,)")
+        self._send("step", action=wanted.tolist(), repeat=self.action_repeat, observe=self.observe_images)
+
+    def fileno(self) -> int:
+        """Readable when `receive` will not wait, for `selectors`."""
+        self._require_open()
+        if self._process is None:
+            raise gym.error.ResetNeeded("call reset() first: the simulator has not been started")
+        return self._process.fileno()
+
+    def receive(self) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+        """The second half of `reset` (reward 0, nothing ended) and of `step`.
+
+        Raises:
+            SimulatorError, SimulatorCrashed, SimulatorTimeout: see `process`; the next `reset` starts a new process.
+        """
+        start = self._waits_for == "reset"
+        return self._result(self._receive(), start)
+
+    def _result(self, reply: Reply, start: bool) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+        values, arrays = reply
+        if "interest" in values:
+            self._objects, self._interest = values["objects"], values["interest"]
+        observation = {k: v for k, v in arrays.items() if k.startswith("image_")}
+        observation["proprio"] = self.robot_spec.clip_proprio(arrays["proprio"])
+        poses = zip(arrays["object_positions"], arrays["object_rotations"], strict=True)
+        self._privileged = {
+            "eef_position": arrays["eef_position"],
+            "eef_rotation": arrays["eef_rotation"],
+            "gripper_opening": values["gripper_opening"],
+            "objects": {
+                name: {"position": p, "rotation": r} for name, (p, r) in zip(self._objects, poses, strict=True)
+            },
+            "interest": list(self._interest),
+        }
+        success, steps = values["success"], values["steps"]
+        info = {"success": success} | self.labels | {"steps": steps, "privileged": self._privileged}
+        if start:
+            return observation, 0.0, False, False, info
+        truncated = not success and steps >= self.max_episode_steps
+        return observation, float(success), success, truncated, info
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What ``info`` says of the present episode as a whole."""
+        task = self.task_info
+        return {
+            "benchmark": task.benchmark,
+            "suite": task.suite,
+            "task": task.name,
+            "base_task": task.base_task,
+            "instruction": self.instruction,
+            "prompt": self.prompt,
+            "dimension": task.dimension,
+            "difficulty": task.difficulty,
+            "params": copy.deepcopy(task.params),
+            "init_state": self._init_state,
+            "seed": self._seed,
+        }
+
+    @property
+    def instruction(self) -> str:
+        """The present task in words, as `prompt` asks for it."""
+        return self.task_info.instructions[self.prompt]
+
+    def expert_action(self, task: str | None = None) -> Array:
+        """(7,) float32: what the scripted expert would do now, see `libero_experts`; ``task`` is always the own one."""
+        from kairos_env.sims.libero.experts import LiberoExpert
+
+        if not self._privileged:
+            raise gym.error.ResetNeeded("call reset() first")
+        if self._expert is None:
+            self._expert = LiberoExpert(self._privileged["interest"], self.task_info.suite, self.action_repeat)
+        return self._expert.act(self._privileged)
+
+    # -- state and pictures --------------------------------------------------------------------------------------
+
+    def simulator_state(self) -> dict[str, Array]:
+        """The simulator as LIBERO's files hold it: ``state`` float64 (S,) and ``joints`` (7,)."""
+        return self._call("state").arrays
+
+    def get_state(self) -> dict[str, Array]:
+        """Everything that decides what comes next, for `set_state` of an environment with the same task."""
+        steps = np.array([self._seed, self._init_state], np.int64)
+        return self._call("get_state").arrays | {"episode": steps}
+
+    def set_state(self, state: Mapping[str, Array]) -> dict[str, Array]:
+        """Restores a state of `get_state` and returns its observation."""
+        lists = {k: np.asarray(v).tolist() for k, v in state.items() if k != "episode"}
+        reply = self._call("set_state", state=lists, observe=self.observe_images)
+        self._seed, self._init_state = (int(x) for x in state["episode"])
+        return self._result(reply, True)[0]
+
+    def versions(self) -> dict[str, str]:
+        """Of the simulator's packages, to be kept with every result."""
+        self._send("versions")
+        return self._receive().values
+
+    def render(self) -> Array | None:  # type: ignore[override]
+        """The agent view as uint8 (256, 256, 3), turned as the observations are; None without ``render_mode``."""
+        if self.render_mode is None:
+            return None
+        return self.draw("agentview", 256)
+
+    def draw(self, camera: str = "agentview", size: int = 256) -> Array:
+        """A picture uint8 (size, size, 3) of the present state, without sensor noise."""
+        names = [c.name for c in self.robot_spec.cameras]
+        if camera not in names:
+            raise ValueError(f"unknown camera {camera!r}; there are {names}")
+        return self._call("draw", camera=camera, size=size).arrays["image"]
+
+    # -- the process ---------------------------------------------------------------------------------------------
+
+    def _call(self, method: str, **arguments: Any) -> Reply:
+        self._require_open()
+        if not self._begun:
+            raise gym.error.ResetNeeded("call reset() first")
+        self._send(method, **arguments)
+        return self._receive()
+
+    def _send(self, method: str, **arguments: Any) -> None:
+        process = self._start()
+        process.time_limit_s = self.time_limit_s
+        try:
+            process.send(method, **arguments)
+        except SimulatorCrashed:
+            self._drop()
+            raise
+        self._waits_for = method
+
+    def _receive(self) -> Reply:
+        if self._process is None or not self._waits_for:
+            raise RuntimeError("nothing was sent")
+        self._waits_for = ""
+        try:
+            return self._process.receive()
+        except BaseException:  # an interrupt, too: nobody will ask for that answer again
+            self._drop()
+            raise
+
+    def _start(self) -> SimulatorProcess:
+        self._require_open()
+        if self._process is None:
+            home = self.catalogue.home
+            # resolved, because numba compiles anew for every path by which its caller is reached
+            interpreter = (home / "env").resolve() / "bin" / "python"
+            cache = interpreter.parents[1] / "cache"
+            cache.mkdir(exist_ok=True)
+            environment = {"LIBERO_CONFIG_PATH": str(home / "config"), "NUMBA_CACHE_DIR": str(cache)}
+            if "MUJOCO_GL" not in os.environ:
+                from kairos_env.sims.rendering import choose_backend
+
+                environment["MUJOCO_GL"] = choose_backend()
+            self._process = SimulatorProcess(
+                interpreter, "kairos_env.sims.libero.worker", environment, self.time_limit_s
+            )
+        return self._process
+
+    def _drop(self) -> None:
+        """Ends the process, and with it the episode."""
+        process, self._process, self._waits_for, self._begun = self._process, None, "", False
+        if process is not None:
+            process.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise gym.error.ClosedEnvironmentError("this environment was closed; make a new one")
+
+    def close(self) -> None:
+        """Ends the simulator's process; safe to call twice."""
+        self._drop()
+        self._closed = True

@@ -1,0 +1,1 @@
+"""A Panda arm on a table, simulated by robosuite's models in MuJoCo."""

@@ -1,0 +1,309 @@
+"""`Kairos-Robosuite-v0`: a Panda arm on a table, simulated by robosuite's models in MuJoCo, rendered on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from kairos_env.records import Array, Camera, Field, RobotSpec
+from kairos_env.sims.tabletop.tasks import CUBE_REST_HEIGHT, TASKS, TaskState, measure
+
+__all__ = ["CAMERAS", "TASKS", "RobosuiteEnv", "make_spec"]
+
+CAMERAS = ("scene", "wrist")
+"""Cameras that the simulator offers: a view of the table from the front, and one in the hand."""
+
+_STEP = 0.05  # largest displacement of one decision along an axis [m]
+_CUBE_CENTRE = np.array([-0.04, 0.0])
+_CUBE_SPREAD = 0.08
+_GOAL_CENTRE = np.array([0.13, 0.0])
+_GOAL_SPREAD = 0.03
+_GOAL_MIN_DISTANCE = 0.08
+_EEF_CENTRE = np.array([-0.02, 0.0, 0.13])
+_EEF_SPREAD = np.array([0.09, 0.08, 0.05])
+_STATE_STREAM = 20_251  # separates the draws of initial states from other uses of the same integers
+
+
+def make_spec(cameras: Sequence[str] = ("scene",), image_size: int = 64) -> RobotSpec:
+    """The description of this robot; needs no simulator.
+
+    Args:
+        cameras: in the order in which a model sees them, from `CAMERAS`.
+        image_size: height and width of every image [pixels].
+    """
+    unknown = [name for name in cameras if name not in CAMERAS]
+    if unknown or not cameras or len(set(cameras)) != len(cameras):
+        raise ValueError(f"cameras={list(cameras)}: give one or more different names of {list(CAMERAS)}")
+    if not 16 <= image_size <= 1024:
+        raise ValueError(f"image_size={image_size}: give 16 ... 1024 pixels")
+    proprio = (
+        Field("eef_x", -0.25, 0.25, "m", "position", "table"),
+        Field("eef_y", -0.20, 0.20, "m", "position", "table"),
+        Field("eef_z", -0.01, 0.25, "m", "position", "table"),
+        Field("gripper_width", 0.0, 0.085, "m", "gripper"),
+    )
+    action = tuple(Field(f"d{axis}", -_STEP, _STEP, "m", "delta_position", "world") for axis in "xyz")
+    return RobotSpec(
+        name="panda-tabletop",
+        cameras=tuple(Camera(name, image_size, image_size) for name in cameras),
+        proprio=proprio,
+        action=(*action, Field("gripper", -1.0, 1.0, "1", "gripper")),
+        control_rate_hz=5.0,
+        instruction=TASKS["lift"],
+    )
+
+
+def check_task(task: str) -> str:
+    """Returns ``task``, or raises ValueError with the legal names."""
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; the table-top scene has {list(TASKS)}")
+    return task
+
+
+class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
+    """A Panda, a red cube and a green disc on a table; one step is one decision of 0.2 s.
+
+    All tasks share the scene and differ in instruction, reward and success only. ``info`` of reset and step
+    holds ``success``, ``task``, ``instruction``, ``seed``, ``initial_state_id``, ``privileged`` (the true
+    ``object_position``, ``goal_position``, ``eef_position`` (3,) and ``gripper_width``), ``task_rewards`` and
+    ``task_success`` of every task.
+
+    Args:
+        task: ``"reach"``, ``"push"`` or ``"lift"``.
+        cameras: which images are observed, from `CAMERAS`.
+        image_size: height and width of the observed images [pixels].
+        max_episode_steps: decisions until truncation.
+        render_mode: None or ``"rgb_array"``.
+        observe_images: False leaves the images out of the observation and draws nothing.
+        render_size: height and width of the frames of `render` [pixels].
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012 - Gymnasium declares it so
+
+    def __init__(
+        self,
+        task: str = "lift",
+        cameras: Sequence[str] = ("scene",),
+        image_size: int = 64,
+        max_episode_steps: int = 24,
+        render_mode: str | None = None,
+        observe_images: bool = True,
+        render_size: int = 256,
+    ) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode={render_mode!r}: give None or 'rgb_array'")
+        if max_episode_steps < 1:
+            raise ValueError(f"max_episode_steps={max_episode_steps}: give at least 1")
+        self.task = check_task(task)
+        self.robot_spec = make_spec(cameras, image_size)
+        self.max_episode_steps = max_episode_steps
+        self.render_mode = render_mode
+        self.render_size = render_size
+        self.observe_images = observe_images
+        self.action_space = self.robot_spec.action_space
+        spaces = dict(self.robot_spec.observation_space.spaces)
+        if not observe_images:
+            spaces = {"proprio": spaces["proprio"]}
+        self.observation_space: gym.spaces.Dict = gym.spaces.Dict(spaces)  # type: ignore[assignment]
+
+        from kairos_env.sims.tabletop.scene import build_scene
+
+        scene = build_scene()
+        import mujoco
+
+        from kairos_env.sims.tabletop.arm import Arm
+
+        self._mujoco = mujoco
+        self._scene = scene
+        self._data = mujoco.MjData(scene.model)
+        self._arm = Arm(scene, self._data)
+        self._renderer: Any = None
+        self._seed = -1
+        self._initial_state_id = -1
+        self._steps = 0
+        self._closed = False
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> TaskState:
+        """The true state."""
+        from kairos_env.sims.tabletop.scene import ORIGIN
+
+        data, scene = self._data, self._scene
+        left, right = scene.finger_qpos
+        return TaskState(
+            eef=self._arm.position,
+            cube=np.array(data.xpos[scene.cube_body]) - ORIGIN,
+            goal=np.array(data.mocap_pos[scene.disc_mocap]) - ORIGIN,
+            opening=float(data.qpos[left] - data.qpos[right]),
+        )
+
+    def get_state(self) -> dict[str, Array]:
+        """The exact state: ``physics`` float64 and ``episode`` int64 (step, seed, initial state, task)."""
+        kind = self._mujoco.mjtState.mjSTATE_INTEGRATION.value
+        physics = np.empty(self._mujoco.mj_stateSize(self._scene.model, kind))
+        self._mujoco.mj_getState(self._scene.model, self._data, physics, kind)
+        episode = np.array([self._steps, self._seed, self._initial_state_id, list(TASKS).index(self.task)], np.int64)
+        return {"physics": physics, "episode": episode}
+
+    def set_state(self, state: Mapping[str, Array]) -> None:
+        """Restores a state of `get_state`; the same actions then give bit-identical trajectories."""
+        mujoco, model, data = self._mujoco, self._scene.model, self._data
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION.value
+        physics = np.asarray(state["physics"], np.float64)
+        if physics.shape != (mujoco.mj_stateSize(model, kind),):
+            raise ValueError(
+                f"state has physics of shape {physics.shape}, this scene needs ({mujoco.mj_stateSize(model, kind)},)"
+            )
+        self._steps, self._seed, self._initial_state_id, task = (int(x) for x in state["episode"])
+        self.task = list(TASKS)[task]
+        # The forward pass derives positions but overwrites the solver's warm start, which is part of the state.
+        mujoco.mj_setState(model, data, physics, kind)
+        mujoco.mj_forward(model, data)
+        mujoco.mj_setState(model, data, physics, kind)
+
+    def _place(self, initial_state_id: int) -> None:
+        """Puts cube, disc and arm at the start that the id stands for."""
+        from kairos_env.sims.tabletop.scene import ORIGIN
+
+        rng = np.random.default_rng([_STATE_STREAM, initial_state_id])
+        cube = _CUBE_CENTRE + rng.uniform(-_CUBE_SPREAD, _CUBE_SPREAD, 2)
+        yaw = rng.uniform(-np.pi, np.pi)
+        goal = _GOAL_CENTRE + rng.uniform(-_GOAL_SPREAD, _GOAL_SPREAD, 2)
+        while np.linalg.norm(goal - cube) < _GOAL_MIN_DISTANCE:
+            cube = _CUBE_CENTRE + rng.uniform(-_CUBE_SPREAD, _CUBE_SPREAD, 2)
+        eef = _EEF_CENTRE + rng.uniform(-_EEF_SPREAD, _EEF_SPREAD)
+        opening = 0.08 if rng.random() < 0.75 else rng.uniform(0.0, 0.08)
+
+        mujoco, scene, data = self._mujoco, self._scene, self._data
+        mujoco.mj_resetData(scene.model, data)
+        data.qpos[scene.cube_qpos : scene.cube_qpos + 3] = ORIGIN + [*cube, CUBE_REST_HEIGHT]
+        data.qpos[scene.cube_qpos + 3 : scene.cube_qpos + 7] = [np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]
+        data.mocap_pos[scene.disc_mocap] = ORIGIN + [*goal, 0.0]
+        self._arm.place(eef, opening)
+        mujoco.mj_forward(scene.model, data)
+        self._arm.move(np.zeros(3), 0.0, hold_gripper=True)  # everything comes to rest
+
+    # -- gymnasium -----------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Starts an episode.
+
+        Args:
+            seed: seeds the draw of the initial state.
+            options: ``initial_state_id`` (int >= 0; the start is a function of it alone) and ``task``.
+        """
+        super().reset(seed=seed)
+        options = dict(options or {})
+        unknown = set(options) - {"initial_state_id", "task"}
+        if unknown:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; legal are 'initial_state_id' and 'task'")
+        self._require_open()
+        if "task" in options:
+            self.task = check_task(options["task"])
+        if seed is not None:
+            self._seed = int(seed)
+        chosen = options.get("initial_state_id")
+        state_id = int(self.np_random.integers(2**31)) if chosen is None else int(chosen)
+        if state_id < 0:
+            raise ValueError(f"initial_state_id={state_id}: give an integer >= 0")
+        self._initial_state_id = state_id
+        self._steps = 0
+        self._place(state_id)
+        return self.observe(), self._info(*measure(self.state))
+
+    def step(self, action: Array) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+        """Simulates one decision; ``action`` is float32 (4,), see `robot_spec`."""
+        self._require_open()
+        if self._initial_state_id < 0:
+            raise gym.error.ResetNeeded("call reset() before step()")
+        wanted = self.robot_spec.check_action(action)
+        if wanted.shape != (4,):
+            raise ValueError(f"action has shape {wanted.shape}, one environment takes (4,)")
+        self._arm.move(wanted[:3].astype(np.float64), float(wanted[3]))
+        self._steps += 1
+        rewards, success = measure(self.state)
+        terminated = success[self.task]
+        truncated = not terminated and self._steps >= self.max_episode_steps
+        return self.observe(), rewards[self.task], terminated, truncated, self._info(rewards, success)
+
+    def observe(self) -> dict[str, Array]:
+        """The observation of the present state."""
+        state = self.state
+        proprio = self.robot_spec.clip_proprio(np.append(state.eef, state.opening))
+        images = {c.key: self.draw(c.name, c.height) for c in self.robot_spec.cameras} if self.observe_images else {}
+        return images | {"proprio": proprio}
+
+    def _info(self, rewards: dict[str, float], success: dict[str, bool]) -> dict[str, Any]:
+        state = self.state
+        return {
+            "success": success[self.task],
+            "task": self.task,
+            "instruction": TASKS[self.task],
+            "seed": self._seed,
+            "initial_state_id": self._initial_state_id,
+            "privileged": {
+                "object_position": state.cube.astype(np.float32),
+                "goal_position": state.goal.astype(np.float32),
+                "eef_position": state.eef.astype(np.float32),
+                "gripper_width": state.opening,
+            },
+            "task_rewards": rewards,
+            "task_success": success,
+        }
+
+    def expert_action(self, task: str | None = None) -> Array:
+        """(4,) float32: what the scripted expert of ``task`` (default: the environment's) would do now."""
+        from kairos_env.sims.tabletop.experts import expert_action
+
+        return expert_action(check_task(task or self.task), self.state)
+
+    # -- pictures ------------------------------------------------------------------------------------------
+
+    def draw(self, camera: str = "scene", size: int = 64, show_unseen: bool = False) -> Array:
+        """A picture of the present state, whatever is observed.
+
+        Args:
+            camera: one of `CAMERAS`.
+            size: height and width [pixels], at most the larger of ``image_size`` and ``render_size``.
+            show_unseen: also draws the meshes that are left out because no camera sees them; only slower.
+
+        Returns:
+            uint8 (size, size, 3) RGB.
+        """
+        self._require_open()
+        if camera not in CAMERAS:
+            raise ValueError(f"unknown camera {camera!r}; there are {list(CAMERAS)}")
+        if self._renderer is None:
+            from kairos_env.sims.rendering import OffscreenRenderer
+
+            largest = max(self.render_size, *(c.height for c in self.robot_spec.cameras))
+            self._renderer = OffscreenRenderer(self._scene.model, largest)
+        from kairos_env.sims.tabletop.scene import camera_view
+
+        view = camera_view(self._scene, camera)
+        return self._renderer.render(self._data, view, size, size, show_unseen=show_unseen)
+
+    def render(self) -> Array | None:  # type: ignore[override]
+        """The scene as uint8 (render_size, render_size, 3); None without ``render_mode``."""
+        if self.render_mode is None:
+            return None
+        return self.draw("scene", self.render_size)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise gym.error.ClosedEnvironmentError("this environment was closed; make a new one")
+
+    def close(self) -> None:
+        """Frees the GL context and the simulation; safe to call twice."""
+        if self._renderer is not None:
+            self._renderer.close()
+        self._renderer = None
+        self._data = self._arm = self._scene = None  # type: ignore[assignment]
+        self._closed = True

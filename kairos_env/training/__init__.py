@@ -1,0 +1,1 @@
+"""Training of tokenizer and world model."""

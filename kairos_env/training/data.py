@@ -1,0 +1,166 @@
+"""`kairos train`: recorded episodes in, a finished model folder out.
+
+The model's own training code knows neither file formats nor film strips; here the three are joined.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+from kairos_env.datasets.conform import conform, steps_per_decision
+from kairos_env.datasets.hdf5.files import BrokenEpisode
+from kairos_env.datasets.latents.cache import LatentCache
+from kairos_env.datasets.recordings import Recording, encoded_recording, open_recording
+from kairos_env.media import film_strip, write_png
+from kairos_env.options import compose, describe
+from kairos_env.records import Array, Episode, RobotSpec
+from kairos_env.training.trainer import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to learn from.
+
+    Args:
+        path: a recording of `kairos record`, a LeRobot dataset (folder or owner/name on the hub), an HDF5 file or
+            folder of LIBERO, RoboTwin or robomimic, or latents of `kairos data encode`. Its robot is the model's.
+        more: further recordings; another robot's fields and cameras are matched by name, missing ones are masked.
+        weights: how often each recording is drawn, relative to the others; as many as recordings. Empty: by size.
+        maps: JSON files that say what the features of LeRobot datasets mean (`kairos data inspect --save`), in the
+            order of the recordings; "" guesses.
+        limit: use at most so many episodes of each.
+        labels: use what only a simulator knows (the expert's action and the outcome of every task in every state,
+            object positions) where it was recorded; without it, only what any robot's recording has.
+    """
+
+    path: str = "runs/record"
+    more: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    maps: tuple[str, ...] = ()
+    limit: int | None = None
+    labels: bool = True
+
+
+@dataclass(frozen=True)
+class TrainRun(TrainConfig):
+    """A training run and its data."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Episodes of all recordings as those of one robot, and how often each is drawn (None: all alike).
+
+    ``places`` tells of each its recording and its number there.
+    """
+
+    episodes: list[Episode]
+    spec: RobotSpec
+    odds: list[float] | None
+    places: list[tuple[Recording, int]]
+
+    def pictures(self, number: int) -> Episode:
+        """An episode with its pictures; where only their latents are, they are read from what was encoded."""
+        episode, (recording, index) = self.episodes[number], self.places[number]
+        if not isinstance(recording, LatentCache):
+            return episode
+        encoded = _encoded(recording)
+        return replace(episode, images=conform(encoded[recording.numbers[index]], encoded.spec, self.spec).images)
+
+
+_encoded = cache(encoded_recording)  # opened once
+
+
+def load_mixture(config: DataConfig) -> Mixture:
+    """Reads all usable episodes into memory; broken ones are named in warnings.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        SpecMismatch: recordings of robots that cannot be mixed.
+        ValueError: numbers of weights or maps that do not fit the recordings.
+    """
+    from tqdm import tqdm
+
+    paths = [config.path, *config.more]
+    for name, given in (("weights", config.weights), ("maps", config.maps)):
+        if given and len(given) != len(paths):
+            raise ValueError(f"data.{name} has {len(given)} entries for {len(paths)} recordings: {', '.join(paths)}")
+    if config.weights and (min(config.weights) < 0 or not sum(config.weights) > 0):
+        raise ValueError(f"data.weights must be >= 0 with a positive sum, got {list(config.weights)}")
+    maps = config.maps or [""] * len(paths)
+    recordings = [open_recording(path, feature_map or None) for path, feature_map in zip(paths, maps, strict=True)]
+    spec = recordings[0].spec
+    episodes: list[Episode] = []
+    places: list[tuple[Recording, int]] = []
+    odds: list[float] = []
+    for number, (path, recording) in enumerate(zip(paths, recordings, strict=True)):
+        steps_per_decision(recording.spec, spec)  # says what is wrong before anything is read
+        wanted = len(recording) if config.limit is None else min(config.limit, len(recording))
+        before = len(episodes)
+        for index, episode in tqdm(islice(_sound(recording), wanted), total=wanted, desc=path, unit="episode"):
+            seen = episode if config.labels else replace(episode, labels={}, label_tasks=())
+            episodes.append(conform(seen, recording.spec, spec))
+            places.append((recording, index))
+        found = len(episodes) - before
+        if not found:
+            raise ValueError(f"{path} has no usable episode; the warnings above say what is wrong with them")
+        if config.weights:
+            odds += [config.weights[number] / found] * found
+    return Mixture(episodes, spec, odds or None, places)
+
+
+def _sound(recording: Recording) -> Iterator[tuple[int, Episode]]:
+    """The episodes that can be read, with their numbers; others are named in warnings."""
+    for index in range(len(recording)):
+        try:
+            yield index, recording[index]
+        except BrokenEpisode as error:
+            warnings.warn(f"left out a broken episode: {error}", stacklevel=2)
+
+
+def instructions(episodes: Sequence[Episode]) -> dict[str, str]:
+    """Task name -> instruction, of the tasks that the episodes were recorded for.
+
+    A task in several wordings is listed with the first; each episode is learned with its own.
+    """
+    found: dict[str, str] = {}
+    for episode in episodes:
+        found.setdefault(episode.task, episode.instruction)
+    return dict(sorted(found.items()))
+
+
+def write_strip(imagined: Array, real: Array, path: Path) -> None:
+    """One validation rollout above what really happened: uint8 (T, H, W, 3) each."""
+    write_png(path, film_strip({"imagined": imagined, "real": real}))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares `kairos train`."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any of the keys below")
+    parser.add_argument("--show", action="store_true", help="print the resolved configuration and stop")
+    parser.epilog = f"{parser.epilog or ''}\n\nkeys and their defaults:\n{describe(TrainRun)}"
+
+
+def main(args: argparse.Namespace) -> int:
+    """Trains, or resumes, the run that the overrides describe."""
+    config = compose(TrainRun, args.overrides)
+    if args.show:
+        print(json.dumps(asdict(config), indent=2))
+        return 0
+    data = load_mixture(config.data)
+    tasks = instructions(data.episodes)
+    folder = train(
+        config, data.episodes, data.spec, tasks, write_strip, weights=data.odds, say=print, pictures=data.pictures
+    )
+    minutes = time.process_time() / 60
+    print(f"finished: {folder} ({minutes:.0f} minutes of processor time)\ntry it:   kairos demo --model {folder}")
+    return 0

@@ -1,0 +1,1 @@
+"""Windowed softmax attention: its patterns, and the kernels that compute it."""

@@ -1,0 +1,1 @@
+"""Faster, smaller, on many devices: compilation, quantisation, parallelism."""

@@ -1,0 +1,1 @@
+"""The published releases: names, settings, generation and cost."""

@@ -1,0 +1,1 @@
+"""Text encoders: the small ones of bytes and words, and Qwen."""

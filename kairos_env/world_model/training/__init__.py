@@ -1,1 +1,0 @@
-"""Training: batches from episodes, losses, the resumable loop, the two stages."""

@@ -1,0 +1,271 @@
+"""The robomimic-layout files: what is written comes back, and what is broken is named and left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from kairos_env.datasets.hdf5.files import BrokenEpisode
+from kairos_env.datasets.hdf5.recorded import EpisodeFile, EpisodeWriter, read_episode
+from kairos_env.datasets.hdf5.shards import ShardFolder, write_part
+from kairos_env.records import Camera, Episode, Field, RobotSpec, SpecMismatch
+
+SPEC = RobotSpec(
+    name="two-joint",
+    cameras=(Camera("scene", 8, 6), Camera("wrist", 4, 4)),
+    proprio=(Field("x", -1, 1, "m"), Field("y", -1, 1, "m"), Field("width", 0, 0.1, "m")),
+    action=(Field("dx", -0.1, 0.1, "m", "delta_position"), Field("grip", -1, 1, "", "gripper")),
+    control_rate_hz=5.0,
+)
+
+
+def make_episode(seed: int = 0, steps: int = 5) -> Episode:
+    rng = np.random.default_rng(seed)
+
+    def numbers(*shape: int) -> np.ndarray:
+        return rng.uniform(-1, 1, shape).astype(np.float32)
+
+    return Episode(
+        images={c.name: rng.integers(0, 256, (steps + 1, c.height, c.width, 3), dtype=np.uint8) for c in SPEC.cameras},
+        proprio=numbers(steps + 1, 3),
+        actions=numbers(steps, 2),
+        rewards=numbers(steps),
+        success=rng.random(steps) < 0.5,
+        task="push",
+        instruction="push the red cube onto the green disc",
+        source="noisy_expert",
+        seed=seed,
+        initial_state_id=100 + seed,
+        labels={
+            "expert_actions": numbers(steps + 1, 2, 2),
+            "task_rewards": numbers(steps, 2),
+            "task_success": rng.random((steps, 2)) < 0.5,
+            "object_position": numbers(steps + 1, 3),
+        },
+        label_tasks=("reach", "push"),
+    )
+
+
+def write(path: Path, seeds: range | list[int], **options: object) -> Path:
+    with EpisodeWriter(path, SPEC, **options) as writer:  # type: ignore[arg-type]
+        for seed in seeds:
+            writer.add(make_episode(seed))
+    return path
+
+
+def assert_same(a: Episode, b: Episode) -> None:
+    for name in ("proprio", "actions", "rewards", "success"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+        assert getattr(a, name).dtype == getattr(b, name).dtype, name
+    for name in ("images", "labels"):
+        first, second = getattr(a, name), getattr(b, name)
+        assert set(first) == set(second)
+        for key in first:
+            np.testing.assert_array_equal(first[key], second[key])
+            assert first[key].dtype == second[key].dtype, key
+    for name in ("task", "instruction", "source", "seed", "initial_state_id"):
+        assert getattr(a, name) == getattr(b, name)
+    assert tuple(a.label_tasks) == tuple(b.label_tasks)
+
+
+def test_an_episode_comes_back_exactly(tmp_path: Path) -> None:
+    path = write(tmp_path / "demos.hdf5", range(3), metadata={"seed": 7})
+    episodes = EpisodeFile(path)
+    assert len(episodes) == 3
+    assert episodes.spec == SPEC
+    assert episodes.metadata == {"seed": 7}
+    assert episodes.total == 15
+    assert episodes.broken == {}
+    for seed, episode in enumerate(episodes):
+        assert_same(episode, make_episode(seed))
+    assert_same(episodes[-1], make_episode(2))
+    assert [e.seed for e in episodes[1:]] == [1, 2]
+    assert_same(read_episode(path, "demo_1"), make_episode(1))
+
+
+def test_the_layout_is_robomimics(tmp_path: Path) -> None:
+    path = write(tmp_path / "demos.hdf5", range(2))
+    with h5py.File(path) as file:
+        data = file["data"]
+        assert data.attrs["total"] == 10
+        assert set(json.loads(data.attrs["env_args"])) == {"env_name", "type", "env_kwargs"}
+        demo = data["demo_0"]
+        assert demo.attrs["num_samples"] == 5
+        lengths = {len(demo[key]) for key in ("actions", "rewards", "dones", *(f"obs/{k}" for k in demo["obs"]))}
+        assert lengths == {5}
+        assert demo["dones"][:].tolist() == [0, 0, 0, 0, 1]
+        assert demo["obs/image_scene"].chunks == (1, 8, 6, 3)
+        assert len(demo["final_obs/image_scene"]) == 1
+
+
+def test_next_obs_serves_where_final_obs_is_missing(tmp_path: Path) -> None:
+    path = write(tmp_path / "demos.hdf5", [0])
+    want = make_episode(0)
+    with h5py.File(path, "r+") as file:
+        demo = file["data/demo_0"]
+        del demo["final_obs"]
+        demo["next_obs/proprio"] = want.proprio[1:]
+        for name, images in want.images.items():
+            demo[f"next_obs/image_{name}"] = images[1:]
+        del file["data"].attrs["robot_spec"]
+    with pytest.raises(BrokenEpisode, match="pass spec"):
+        EpisodeFile(path)
+    assert_same(EpisodeFile(path, spec=SPEC)[0], want)
+
+
+def break_in(what: str, path: Path, name: str) -> None:
+    with h5py.File(path, "r+") as file:
+        demo = file["data"][name]
+        if what == "missing":
+            del demo["obs/image_wrist"]
+        elif what == "nan":
+            demo["actions"][2, 0] = np.nan
+        elif what == "shape":
+            del demo["obs/proprio"]
+            demo["obs/proprio"] = np.zeros((5, 9), np.float32)
+        elif what == "length":
+            del demo["labels/object_position"]
+            demo["labels/object_position"] = np.zeros((2, 3), np.float32)
+        elif what == "no frame after":
+            del demo["final_obs"]
+        elif what == "count":
+            demo.attrs["num_samples"] = 4
+        elif what == "empty":
+            for key in list(demo):
+                del demo[key]
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("missing", "'obs/image_wrist' is missing"),
+        ("nan", "'actions' holds a non-finite value"),
+        ("shape", r"\(5, 9\), expected floating \(5, 3\)"),
+        ("length", "label .object_position. has length 2, expected 5 or 6"),
+        ("no frame after", "final_obs"),
+        ("count", "num_samples is 4"),
+        ("empty", "no 'actions'"),
+    ],
+)
+def test_a_broken_episode_is_named_and_left_out(tmp_path: Path, what: str, said: str) -> None:
+    path = write(tmp_path / "demos.hdf5", range(3))
+    break_in(what, path, "demo_1")
+    with pytest.warns(UserWarning, match=f"demos.hdf5:demo_1: .*{said}"):
+        episodes = EpisodeFile(path)
+    assert [e.seed for e in episodes] == [0, 2]
+    assert list(episodes.broken) == [f"{path}:demo_1"]
+    with pytest.raises(BrokenEpisode, match=said):
+        read_episode(path, "demo_1")
+
+
+def test_damaged_pixels_are_found_by_their_checksum(tmp_path: Path) -> None:
+    path = write(tmp_path / "demos.hdf5", range(2))
+    with h5py.File(path) as file:
+        chunk = file["data/demo_0/obs/image_scene"].id.get_chunk_info(3)
+    raw = bytearray(path.read_bytes())
+    raw[chunk.byte_offset + chunk.size // 2] ^= 0xFF
+    path.write_bytes(raw)
+    episodes = EpisodeFile(path)
+    with pytest.warns(UserWarning, match="demo_0"):
+        assert [e.seed for e in episodes] == [1]
+    assert list(episodes.broken) == [f"{path}:demo_0"]
+    with pytest.raises(BrokenEpisode, match="demo_0"):
+        episodes[0]
+    with pytest.warns(UserWarning, match="demo_0"):
+        assert len(EpisodeFile(path, verify=True)) == 1
+
+
+def test_a_truncated_file_is_skipped_by_name_in_a_folder(tmp_path: Path) -> None:
+    write(tmp_path / "a.hdf5", [0])
+    whole = write(tmp_path / "b.hdf5", [1])
+    whole.write_bytes(whole.read_bytes()[:2000])
+    with pytest.warns(UserWarning, match="b.hdf5 is not a readable HDF5 file"):
+        episodes = EpisodeFile(tmp_path)
+    assert [e.seed for e in episodes] == [0]
+    assert list(episodes.broken) == [str(whole)]
+    with pytest.raises(BrokenEpisode, match="b.hdf5 .*truncated"):
+        EpisodeFile(whole)
+
+
+def test_folders_lists_and_nothing(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a.hdf5", [0]), write(tmp_path / "b.hdf5", [1, 2])
+    assert [e.seed for e in EpisodeFile([b, a])] == [1, 2, 0]
+    assert len(EpisodeFile(tmp_path)) == 3
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no \.hdf5 file"):
+        EpisodeFile(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        EpisodeFile(tmp_path / "nowhere")
+    with pytest.raises(KeyError, match="demo_7.*demo_0"):
+        read_episode(a, "demo_7")
+    with h5py.File(tmp_path / "other.hdf5", "w") as file:
+        file["x"] = 1
+    with pytest.raises(BrokenEpisode, match="robomimic layout"):
+        EpisodeFile(tmp_path / "other.hdf5")
+
+
+def test_files_of_two_robots_do_not_mix(tmp_path: Path) -> None:
+    write(tmp_path / "a.hdf5", [0])
+    other = RobotSpec("other", SPEC.cameras, SPEC.proprio, SPEC.action, control_rate_hz=20.0)
+    with EpisodeWriter(tmp_path / "b.hdf5", other) as writer:
+        writer.add(make_episode())
+    with pytest.raises(SpecMismatch, match="control_rate_hz: 20.0 != 5.0"):
+        EpisodeFile(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
+    path = write(tmp_path / "demos.hdf5", [0])
+    with pytest.raises(ZeroDivisionError), EpisodeWriter(path, SPEC) as writer:
+        writer.add(make_episode(1))
+        raise ZeroDivisionError
+    assert [e.seed for e in EpisodeFile(path)] == [0]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_bad_episode_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    bad = make_episode(1)
+    bad.actions[0, 0] = np.inf
+    with EpisodeWriter(tmp_path / "demos.hdf5", SPEC) as writer:
+        with pytest.raises(BrokenEpisode, match="actions holds a non-finite value"):
+            writer.add(bad)
+        assert writer.add(make_episode(0)) == "demo_0"
+        with pytest.raises(ValueError, match="already has"):
+            writer.add(make_episode(0), "demo_0")
+    assert len(EpisodeFile(tmp_path / "demos.hdf5")) == 1
+
+
+def test_parts_become_shards_and_a_folder_can_grow(tmp_path: Path) -> None:
+    folder = ShardFolder(tmp_path, episodes=5, per_file=4, metadata={"a": 1})
+    assert folder.missing == [0, 1, 2, 3, 4]
+    for number in (4, 1, 0, 3):
+        write_part(tmp_path, number, make_episode(number), SPEC)
+        folder.add(number)
+    # started again after a kill: shard 1 was complete, the parts of shard 0 are still parts
+    assert sorted(p.name for p in tmp_path.glob("*.hdf5")) == ["shard_0001.hdf5"]
+    folder = ShardFolder(tmp_path, episodes=7, per_file=4, metadata={"a": 1})
+    assert folder.missing == [2, 5, 6]
+    for number in folder.missing:
+        write_part(tmp_path, number, make_episode(number), SPEC)
+        folder.add(number)
+    folder.finish()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["shard_0000.hdf5", "shard_0001.hdf5"]
+    episodes = EpisodeFile(tmp_path)
+    assert [e.seed for e in episodes] == list(range(7))
+    assert episodes.metadata == {"a": 1}
+    for seed, episode in enumerate(episodes):
+        assert_same(episode, make_episode(seed))
+
+
+def test_a_damaged_shard_counts_as_missing(tmp_path: Path) -> None:
+    folder = ShardFolder(tmp_path, episodes=2, per_file=1)
+    for number in (0, 1):
+        write_part(tmp_path, number, make_episode(number), SPEC)
+        folder.add(number)
+    shard = tmp_path / "shard_0001.hdf5"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="shard_0001"):
+        assert ShardFolder(tmp_path, episodes=2, per_file=1).missing == [1]

@@ -1,0 +1,459 @@
+"""Cached latents: what was encoded comes back, nothing half-written counts, and every damage has a name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from paths import ROOT
+
+from kairos_env.cli import main as cli
+from kairos_env.collect.encode import EncodeConfig, encode
+from kairos_env.datasets.conform import conform
+from kairos_env.datasets.hdf5.files import BrokenEpisode
+from kairos_env.datasets.hdf5.recorded import EpisodeFile, EpisodeWriter
+from kairos_env.datasets.latents.cache import CacheError, LatentCache, LatentCacheWriter, write_episode
+from kairos_env.datasets.latents.windows import LatentWindows, read_ahead
+from kairos_env.records import Camera, Episode, RobotSpec, SpecMismatch
+from kairos_env.sims.tabletop.env import TASKS, make_spec
+from kairos_env.training.data import DataConfig, instructions, load_mixture
+from kairos_env.training.loop import LoopConfig
+from kairos_env.training.losses import LossConfig
+from kairos_env.training.trainer import TrainConfig, train
+from kairos_env.world_model.checkpoint import load
+from kairos_env.world_model.model import WorldModel
+from kairos_env.world_model.tokenizers.image import to_unit
+
+SPEC = dataclasses.replace(make_spec(), cameras=(Camera("scene", 16, 16), Camera("wrist.left", 16, 16)))
+LENGTHS = (5, 12, 9, 30, 2, 17)  # decisions
+
+
+def episode(seed: int, steps: int, spec: RobotSpec = SPEC) -> Episode:
+    rng = np.random.default_rng(seed)
+    return Episode(
+        images={c.name: rng.integers(0, 256, (steps + 1, c.height, c.width, 3), np.uint8) for c in spec.cameras},
+        proprio=spec.clip_proprio(rng.normal(0, 0.1, (steps + 1, spec.proprio_dim))),
+        actions=rng.uniform(spec.action_low, spec.action_high, (steps, spec.action_dim)).astype(np.float32),
+        rewards=rng.random(steps, np.float32),
+        success=np.zeros(steps, np.bool_),
+        task="push",
+        instruction="schiebe den Würfel",
+        source="expert",
+        seed=seed,
+        labels={"object_position": rng.random((steps + 1, 3), np.float32)},
+    )
+
+
+def record(folder: Path, lengths: tuple[int, ...] = LENGTHS, spec: RobotSpec = SPEC) -> Path:
+    with EpisodeWriter(folder / "shard_0000.hdf5", spec) as writer:
+        for number, steps in enumerate(lengths):
+            writer.add(episode(number, steps, spec))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording, the model that encodes it, and the cache of both."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("home")
+    record(folder / "record")
+    for seed, name in enumerate(("model", "other")):
+        WorldModel.from_preset("debug", SPEC, TASKS, seed).save_pretrained(folder / name)
+    encode(config(folder), progress=False)
+    return folder
+
+
+def config(home: Path, out: Path | None = None, **changes: object) -> EncodeConfig:
+    return dataclasses.replace(
+        EncodeConfig(str(home / "record"), str(out or home / "cache"), str(home / "model"), batch=7), **changes
+    )
+
+
+def copied(home: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(home / "cache", tmp_path / "cache"))
+
+
+def chunk(cache: Path, number: int, key: str) -> Path:
+    return next((cache / f"{number:06d}" / key).glob("c.*"))
+
+
+def flip(path: Path, at: int = -3) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def same(a: Episode, b: Episode) -> None:
+    assert len(a) == len(b) and a.latents.keys() == b.latents.keys()
+    for camera, view in a.latents.items():
+        assert np.array_equal(view, b.latents[camera])
+
+
+# what was encoded comes back ------------------------------------------------------------------------------------------
+
+
+def test_everything_but_the_pictures_comes_back(home: Path) -> None:
+    model, recording, cache = load(home / "model"), EpisodeFile(home / "record"), LatentCache(home / "cache")
+    assert cache.spec == SPEC and cache.names == recording.names and len(cache) == len(LENGTHS)
+    assert cache.frames == [n + 1 for n in LENGTHS] and cache.origin.encoder == model.encoder_sha256
+    for before, after in zip(recording, cache, strict=True):
+        assert not after.images and after.cameras == {"scene", "wrist.left"} and after.encoder == model.encoder_sha256
+        for key in ("task", "instruction", "source", "seed", "initial_state_id", "label_tasks", "proprio_mask"):
+            assert getattr(after, key) == getattr(before, key)
+        for key in ("proprio", "actions", "rewards", "success"):
+            new, old = getattr(after, key), getattr(before, key)
+            assert new.dtype == old.dtype and np.array_equal(new, old)
+        assert np.array_equal(after.labels["object_position"], before.labels["object_position"])
+        for camera, view in after.latents.items():
+            with torch.no_grad():
+                mean, std = model.latent_mean[:, None, None], model.latent_std[:, None, None]
+                want = (model.tokenizer.encode(to_unit(torch.from_numpy(before.images[camera]))) - mean) / std
+            assert view.dtype == np.float16 and view.shape == (len(before) + 1, *want.shape[1:])
+            np.testing.assert_allclose(view, want, rtol=2**-10, atol=1e-4)
+
+
+def test_zarr_itself_reads_the_same(home: Path) -> None:
+    import zarr
+
+    group, cache = zarr.open_group(home / "cache", mode="r"), LatentCache(home / "cache")
+    origin = group.attrs["origin"]
+    assert origin["recording"] == str(home / "record") and origin["encoder"] == load(home / "model").encoder_sha256
+    assert group.attrs["complete"] and {"torch", "zarr", "kairos-env"} <= group.attrs["versions"].keys()
+    assert RobotSpec.from_dict(group.attrs["robot"]) == SPEC
+    assert sorted(group.keys()) == [f"{i:06d}" for i in range(len(LENGTHS))]
+    view = group["000003/latents/wrist.left"]
+    assert view.chunks == view.shape and np.array_equal(view[:], cache[3].latents["wrist.left"])
+    assert np.array_equal(group["000003/success"][:], cache[3].success)
+
+
+def test_a_robot_without_proprioception(home: Path, tmp_path: Path) -> None:
+    record(tmp_path / "record", (4,), dataclasses.replace(SPEC, proprio=()))
+    cache = encode(dataclasses.replace(config(home, tmp_path / "cache"), data=str(tmp_path / "record")), progress=False)
+    assert cache[0].proprio.shape == (5, 0) and cache.frames == [5]
+
+
+def test_sizes_that_the_tokenizer_cannot_take(home: Path, tmp_path: Path) -> None:
+    record(tmp_path / "record", (4,), dataclasses.replace(SPEC, cameras=(Camera("top", 20, 16),)))
+    with pytest.raises(ValueError, match=r"divisible by 8; .* has top \(20 x 16\)"):
+        encode(dataclasses.replace(config(home), data=str(tmp_path / "record")), progress=False)
+
+
+def test_command(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "cache")
+    words = ["data", "encode", "--data", str(home / "record"), "--model", str(home / "model"), "--out", out]
+    assert cli.main(words) == 0
+    assert "6 episodes, 81 frames" in capsys.readouterr().out
+    assert cli.main([*words, "--model", str(home / "other")]) == 2
+    assert "is a cache of something else" in capsys.readouterr().err
+    assert cli.main(["data", "encode", "--data", out, "--model", str(home / "model"), "--out", out + "2"]) == 2
+    assert "holds latents already" in capsys.readouterr().err
+
+
+# nothing half-written counts ------------------------------------------------------------------------------------------
+
+
+def test_goes_on_after_a_kill(home: Path, tmp_path: Path) -> None:
+    """Two workers are killed somewhere in the middle; what they had finished is not touched again."""
+    out = tmp_path / "cache"
+    code = (
+        "import sys; from kairos_env.collect.encode import *\n"
+        "if __name__ == '__main__': encode(EncodeConfig(*sys.argv[1:4], batch=7, workers=2), progress=False)"
+    )
+    (tmp_path / "job.py").write_text(code)
+    root = str(ROOT)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "job.py"), str(home / "record"), str(out), str(home / "model")],
+        env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    while process.poll() is None and not list(out.glob("0*")):
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in out.glob("0*")}
+    assert 0 < len(done) < len(LENGTHS)
+    with pytest.raises(CacheError, match="not complete: run the same `kairos data encode` again"):
+        LatentCache(out)
+    (out / ".part" / "000005.1").mkdir(parents=True, exist_ok=True)  # as a kill leaves it
+    cache = encode(config(home, out), progress=False)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert not (out / ".part").exists()
+    for a, b in zip(cache, LatentCache(home / "cache"), strict=True):
+        same(a, b)
+
+
+def test_one_writer_at_a_time(home: Path, tmp_path: Path) -> None:
+    origin = LatentCache(home / "cache").origin
+    with (
+        LatentCacheWriter(tmp_path / "cache", origin, SPEC, 6),
+        pytest.raises(RuntimeError, match="another process is writing"),
+    ):
+        LatentCacheWriter(tmp_path / "cache", origin, SPEC, 6)
+
+
+def test_an_episode_that_cannot_be_read_is_left_out_by_name(home: Path, tmp_path: Path) -> None:
+    record(tmp_path / "record")
+    with h5py.File(tmp_path / "record" / "shard_0000.hdf5", "r+") as file:
+        file["data/demo_2/obs/image_scene"].id.write_direct_chunk((1, 0, 0, 0), b"nothing")
+    changed = dataclasses.replace(config(home, tmp_path / "cache"), data=str(tmp_path / "record"))
+    with pytest.warns(UserWarning, match=r"left out 1 broken .*\n.*demo_2"):
+        cache = encode(changed, progress=False)
+    assert cache.numbers == [0, 1, 3, 4, 5] and list(cache.broken) == [f"{tmp_path}/record/shard_0000.hdf5:demo_2"]
+    with pytest.warns(UserWarning, match="demo_2"):
+        mixture = load_mixture(DataConfig(str(tmp_path / "cache")))
+    assert [e.seed for e in mixture.episodes] == cache.numbers
+    assert np.array_equal(mixture.pictures(2).images["scene"], episode(3, LENGTHS[3]).images["scene"])
+
+
+# damage has a name ----------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_bit_is_found_when_the_episode_is_first_read(home: Path, tmp_path: Path) -> None:
+    folder = copied(home, tmp_path)
+    flip(chunk(folder, 3, "latents/scene"))
+    flip(chunk(folder, 1, "actions"))
+    cache = LatentCache(folder)
+    with pytest.raises(BrokenEpisode, match=r"demo_3: 'latents/scene' .* is damaged: its checksum differs"):
+        cache[3]
+    with pytest.warns(UserWarning, match="left out a broken episode") as caught:
+        assert [e.seed for e in cache] == [0, 2, 4, 5]
+    assert len(caught) == 2 and sorted(name[-6:] for name in cache.broken) == ["demo_1", "demo_3"]
+    again = encode(config(home, folder, verify=True), progress=False)
+    assert [e.seed for e in again] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("damage", ["short", "gone", "words"])
+def test_what_is_not_whole_is_found_when_the_cache_is_opened(home: Path, tmp_path: Path, damage: str) -> None:
+    folder = copied(home, tmp_path)
+    if damage == "short":
+        path = chunk(folder, 2, "latents/scene")
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "gone":
+        shutil.rmtree(folder / "000002")
+    else:
+        path = folder / "000002" / "zarr.json"
+        path.write_text(path.read_text().replace("push", "pull"))
+    with pytest.warns(UserWarning, match="000002"):
+        cache = LatentCache(folder)
+    assert cache.numbers == [0, 1, 3, 4, 5]
+    assert encode(config(home, folder), progress=False).numbers == [0, 1, 2, 3, 4, 5]
+
+
+# only its own model, robot and recording ------------------------------------------------------------------------------
+
+
+def test_another_tokenizer_is_refused(home: Path) -> None:
+    for attempt in (
+        lambda: encode(config(home, model=str(home / "other")), progress=False),
+        lambda: LatentCache(home / "cache", encoder=load(home / "other").encoder_sha256),
+    ):
+        with pytest.raises(CacheError, match=r"tokenizer: \w{12} \(of .*/model\) made the latents, \w{12} is wanted"):
+            attempt()
+
+
+def test_statistics_are_part_of_the_encoder() -> None:
+    model = WorldModel.from_preset("debug", SPEC, TASKS)
+    before = model.encoder_sha256
+    model.set_statistics(dataclasses.replace(model.statistics, proprio_mean=(1.0,) * SPEC.proprio_dim))
+    assert model.encoder_sha256 == before
+    model.set_statistics(dataclasses.replace(model.statistics, latent_mean=(1.0,) * 4))
+    assert model.encoder_sha256 != before
+
+
+def test_another_robot_or_recording_is_refused(home: Path, tmp_path: Path) -> None:
+    slow = dataclasses.replace(SPEC, control_rate_hz=1.0)
+    with pytest.raises(CacheError, match=r"control_rate_hz: 5\.0 != 1\.0"):
+        LatentCache(home / "cache", spec=slow)
+    record(tmp_path / "record", (5, 5))
+    with pytest.raises(CacheError, match="recording: .* when the cache was begun"):
+        encode(dataclasses.replace(config(home), data=str(tmp_path / "record")), progress=False)
+    with pytest.raises(CacheError, match="not empty and no cache"):
+        encode(config(home, home / "record"), progress=False)
+    with pytest.raises(FileNotFoundError, match="no cache of latents"):
+        LatentCache(tmp_path)
+    (tmp_path / "zarr.json").write_text(json.dumps({"attributes": {}, "zarr_format": 3, "node_type": "group"}))
+    with pytest.raises(CacheError, match="does not describe a cache"):
+        LatentCache(tmp_path)
+
+
+# windows --------------------------------------------------------------------------------------------------------------
+
+
+def test_windows_are_parts_of_episodes_and_a_function_of_seed_and_step(home: Path) -> None:
+    cache = LatentCache(home / "cache")
+    windows = LatentWindows([cache], frames=6, batch=8, seed=3)
+    whole = list(islice(windows.stream(ahead=3), 6))
+    resumed = list(islice(LatentWindows([LatentCache(home / "cache")], 6, 8, seed=3, held=1).stream(4), 2))
+    for a, b in zip([*whole[4:], whole[2]], [*resumed, windows[2]], strict=True):
+        assert all(torch.equal(getattr(a, f), getattr(b, f)) for f in ("latents", "proprio", "actions", "success"))
+    assert not torch.equal(whole[0].proprio, LatentWindows([cache], 6, 8, seed=4)[0].proprio)
+    assert whole[0].latents.shape == (8, 6, 4, 2, 4) and whole[0].latents.dtype == torch.float32
+    assert whole[0].cameras.all() and whole[0].instructions == ("schiebe den Würfel",) * 8
+    drawn = set()
+    for row in range(8):
+        found = [
+            (number, start)
+            for number, e in enumerate(cache)
+            for start in range(len(e) - 4)
+            if np.array_equal(e.proprio[start : start + 6], whole[0].proprio[row])
+        ]
+        ((number, start),) = found
+        drawn.add(number)
+        e, part = cache[number], slice(start, start + 5)
+        assert np.array_equal(e.actions[part], whole[0].actions[row])
+        assert np.array_equal(e.rewards[part], whole[0].rewards[row])
+        views = np.concatenate([e.latents[c.name][start : start + 6] for c in SPEC.cameras], -1)
+        assert np.array_equal(views, whole[0].latents[row])
+    assert len(drawn) > 1 and 0 not in {LENGTHS[n] for n in drawn} and 4 not in drawn  # which is too short
+
+
+def test_every_window_is_as_likely(home: Path) -> None:
+    cache = LatentCache(home / "cache")
+    windows, counts = LatentWindows([cache], frames=10, batch=500), np.zeros(len(cache))
+    firsts = {e.proprio[start].tobytes(): number for number, e in enumerate(cache) for start in range(len(e) + 1)}
+    for step in range(8):
+        for first in windows[step].proprio[:, 0].numpy():
+            counts[firsts[first.tobytes()]] += 1
+    want = np.maximum(0, np.array(cache.frames) - 9.0)
+    np.testing.assert_allclose(counts / counts.sum(), want / want.sum(), atol=0.04)
+
+
+def test_weights_of_caches(home: Path, tmp_path: Path) -> None:
+    record(tmp_path / "record", (7, 7))
+    more = encode(dataclasses.replace(config(home, tmp_path / "cache"), data=str(tmp_path / "record")), progress=False)
+    both = [LatentCache(home / "cache"), more]
+    second = {row.tobytes() for e in more for row in e.proprio}
+
+    def share(weights: tuple[float, ...] | None) -> float:
+        drawn = LatentWindows(both, 3, 400, weights=weights)[0].proprio[:, 0].numpy()
+        return float(np.mean([row.tobytes() in second for row in drawn]))
+
+    assert share((1, 0)) == 0 and share((0, 2)) == 1 and abs(share((1, 3)) - 0.75) < 0.1
+    assert abs(share(None) - 12 / (12 + sum(max(0, n - 1) for n in LENGTHS))) < 0.1
+    for weights in ((1,), (-1, 2), (0, 0), (float("nan"), 1)):
+        with pytest.raises(ValueError, match="as many weights"):
+            LatentWindows(both, 3, 4, weights=weights)
+    with pytest.raises(ValueError, match="windows have 20 frames, but the longest episode of .* has 8"):
+        LatentWindows(both, 20, 4, weights=(1, 1))
+    with pytest.raises(SpecMismatch):
+        other = LatentCache(home / "cache")
+        other.spec = dataclasses.replace(SPEC, control_rate_hz=1.0)
+        LatentWindows([both[0], other], 3, 4)
+
+
+def test_reading_ahead_is_bounded_stops_and_passes_errors_on() -> None:
+    made: list[int] = []
+
+    def make(step: int) -> int:
+        if step == 9:
+            raise BrokenEpisode("number nine")
+        made.append(step)
+        return step
+
+    stream = read_ahead(make, 4, 3)
+    assert next(stream) == 4
+    time.sleep(0.05)
+    assert len(made) <= 4
+    assert list(islice(stream, 4)) == [5, 6, 7, 8]
+    with pytest.raises(BrokenEpisode, match="number nine"):
+        next(stream)
+    stream = read_ahead(make, 20, 2)
+    next(stream)
+    stream.close()
+    count = len(made)
+    time.sleep(0.05)
+    assert len(made) == count
+
+
+def anonymous_kib() -> int:
+    """Memory of this process that is not a mapped file."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0])
+
+
+def test_memory_does_not_grow_with_the_data(home: Path, tmp_path: Path) -> None:
+    origin, spec = LatentCache(home / "cache").origin, dataclasses.replace(SPEC, cameras=SPEC.cameras[:1])
+    with LatentCacheWriter(tmp_path / "cache", origin, spec, 4) as writer:
+        for number in writer.missing:
+            blind = dataclasses.replace(episode(number, 999, spec), images={})
+            write_episode(writer.folder, number, str(number), blind, {"scene": np.ones((1000, 16, 16, 16))})
+        writer.finish({})
+    cache = LatentCache(tmp_path / "cache")
+    assert cache.nbytes == 4 * 8_192_000
+    windows = LatentWindows([cache], 8, 8, held=1)
+    _ = windows[0]
+    before = anonymous_kib()
+    for step in range(100):
+        _ = windows[step]
+    held = list(cache)
+    assert len(held) == 4 and anonymous_kib() - before < 6000
+
+
+# training -------------------------------------------------------------------------------------------------------------
+
+
+def test_latents_of_another_rate_are_thinned_out(home: Path) -> None:
+    half = dataclasses.replace(SPEC, control_rate_hz=SPEC.control_rate_hz / 2, cameras=SPEC.cameras[1:])
+    cached = LatentCache(home / "cache")[1]
+    seen = conform(cached, SPEC, half)
+    assert seen.latents.keys() == {"wrist.left"} and not seen.images and seen.encoder == cached.encoder
+    assert np.array_equal(seen.latents["wrist.left"], cached.latents["wrist.left"][::2])
+
+
+def test_training_reads_the_cache_and_only_held_out_pictures(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load_mixture(DataConfig(str(home / "cache")))
+    assert not any(e.images for e in data.episodes)
+    looked: list[str] = []
+    read = EpisodeFile._read
+    monkeypatch.setattr(EpisodeFile, "_read", lambda self, *where: looked.append(where[2]) or read(self, *where))
+    loop = LoopConfig(steps=2, lr=1e-3, log_every=1)
+    settings = TrainConfig(
+        str(tmp_path / "run"),
+        validation=1,
+        starts=1,
+        model=loop,
+        batch=2,
+        loss=LossConfig(frames=3),
+        init=str(home / "model"),
+    )
+
+    def run(name: str, episodes: list[Episode], **changes: object) -> list[float]:
+        here = dataclasses.replace(settings, out=str(tmp_path / name), **changes)
+        train(here, episodes, SPEC, instructions(episodes), pictures=data.pictures)
+        rows = [json.loads(line) for line in (tmp_path / name / "model.jsonl").read_text().splitlines()]
+        return [row["loss"] for row in rows if "loss" in row]
+
+    cached = run("cached", data.episodes)
+    assert looked == ["demo_4", "demo_1"]  # one of them for validation, one as a start
+    assert load(tmp_path / "cached" / "model").starts[0].images.keys() == {"scene", "wrist.left"}
+    np.testing.assert_allclose(cached, run("pictures", list(EpisodeFile(home / "record"))), rtol=1e-2)
+    with pytest.raises(ValueError, match="encode again with `kairos data encode --model .*other`"):
+        run("other", data.episodes, init=str(home / "other"))
+    with pytest.raises(ValueError, match="go on from it with `init`"):
+        run("none", data.episodes, init="")
+
+
+def test_held_out_pictures_are_those_that_were_encoded(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "record", tmp_path / "record")
+    encode(dataclasses.replace(config(home, tmp_path / "cache"), data=str(tmp_path / "record")), progress=False)
+    data = load_mixture(DataConfig(str(tmp_path / "cache")))
+    record(tmp_path / "record", (5, 5))
+    with pytest.raises(CacheError, match="has changed since"):
+        data.pictures(0)
+    shutil.rmtree(tmp_path / "record")
+    with pytest.raises(FileNotFoundError):
+        data.pictures(0)

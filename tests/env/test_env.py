@@ -1,0 +1,523 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+import warnings
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from counting_model import SPEC, STARTS, CountingModel, observation, shaken_model
+from gymnasium.utils.env_checker import check_env
+
+import kairos_env  # noqa: F401  (registers the environments)
+from kairos_env.env.env import WorldModelEnv
+from kairos_env.env.imagination import Imagination
+from kairos_env.records import Observation, SpecMismatch
+from kairos_env.sims.tabletop.env import TASKS, make_spec
+from kairos_env.world_model.model import WorldModel
+
+WORLD = "Kairos-WorldModel-v0"
+
+
+def counting_env(**settings: Any) -> WorldModelEnv:
+    return WorldModelEnv(CountingModel(), **settings)
+
+
+@pytest.fixture(scope="module")
+def model() -> WorldModel:
+    return shaken_model()
+
+
+def rollout(env: gym.Env[Any, Any], seed: int, count: int = 6) -> list[Any]:
+    rng = np.random.default_rng(1)
+    low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
+    trace: list[Any] = [env.reset(seed=seed)]
+    for _ in range(count):
+        trace.append(env.step(rng.uniform(low, high).astype(np.float32)))
+    return trace
+
+
+def assert_same(one: Any, other: Any) -> None:
+    assert gym.utils.env_checker.data_equivalence(one, other, exact=True), f"{one} != {other}"
+
+
+# Spaces and checkers
+
+
+def test_the_spaces_are_the_robots(model: WorldModel) -> None:
+    env = WorldModelEnv(model)
+    assert env.observation_space == model.spec.observation_space
+    assert env.action_space == model.spec.action_space
+    observed, _ = env.reset(seed=0)
+    assert observed in env.observation_space
+    assert env.step(env.action_space.sample())[0] in env.observation_space
+
+
+@pytest.mark.parametrize("seen", ["pixels", "latent"])
+def test_gymnasiums_checker_passes(model: WorldModel, seen: str) -> None:
+    env = gym.make(WORLD, model=model, observation=seen, success_threshold=None, render_mode="rgb_array")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # The one warning that stays: actions are in physical units, not in [-1, 1].
+        warnings.filterwarnings("ignore", message=".*we recommend using a symmetric and normalized space.*")
+        check_env(env.unwrapped)
+
+
+def test_stable_baselines_checker_passes_without_a_warning(model: WorldModel) -> None:
+    checker = pytest.importorskip("stable_baselines3.common.env_checker")
+    env = gym.make(WORLD, model=model, success_threshold=None, render_mode="rgb_array")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checker.check_env(gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)), skip_render_check=False)
+
+
+def test_latent_observations_decode_nothing() -> None:
+    env = counting_env(observation="latent")
+    observed, _ = env.reset(seed=3)
+    observed, *_ = env.step(np.zeros(2))
+    assert observed in env.observation_space
+    assert observed["latent"].shape == (2, 3, 3)
+    assert observed["latent"][0, 0, 0] == pytest.approx(0.02)
+    assert env.model.calls["decode"] == 0  # type: ignore[attr-defined]
+
+
+def test_pixels_are_decoded_once_a_step() -> None:
+    env = counting_env()
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(np.zeros(2))
+    assert env.model.calls == {"observe": 1, "step": 3, "decode": 3}  # type: ignore[attr-defined]
+
+
+# Starting
+
+
+def test_a_reset_shows_the_real_start() -> None:
+    env = counting_env()
+    observed, info = env.reset(seed=0, options={"start": 4})
+    assert (observed["image_scene"] == STARTS[4].images["scene"]).all()
+    assert observed["proprio"].tolist() == STARTS[4].proprio.tolist()
+    assert info == {
+        "success": False,
+        "success_probability": 0.0,
+        "uncertainty": 0.0,
+        "imagined_step": 0,
+        "task": "count",
+        "instruction": "count",
+        "seed": 0,
+    }
+
+
+def test_writing_into_an_observation_changes_no_start() -> None:
+    env = counting_env()
+    observed, _ = env.reset(options={"start": 4})
+    observed["image_scene"][:] = 0
+    observed["proprio"][:] = 0
+    again, _ = env.reset(options={"start": 4})
+    assert again["image_scene"].min() == 7
+    assert again["proprio"][1] == 4.0
+
+
+def test_every_start_is_drawn() -> None:
+    env = counting_env()
+    drawn = {env.reset(seed=seed)[0]["proprio"][1] for seed in range(100)}
+    assert drawn == set(range(10))
+
+
+@pytest.mark.parametrize("form", ["record", "gym"])
+def test_a_given_observation_starts_the_episode(form: str) -> None:
+    env = counting_env()
+    given = observation(42.0)
+    option = given if form == "record" else given.to_gym()
+    observed, _ = env.reset(seed=0, options={"observation": option, "instruction": "count sheep"})
+    assert observed["proprio"][1] == 42.0
+    assert env.model.instructions == ["count sheep"]  # type: ignore[attr-defined]
+
+
+def test_fixed_starts_as_a_setting() -> None:
+    assert counting_env(start=observation(33.0)).reset(seed=5)[0]["proprio"][1] == 33.0
+    env = counting_env(start=[observation(1.0), observation(2.0)])
+    assert {env.reset(seed=s)[0]["proprio"][1] for s in range(20)} == {1.0, 2.0}
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "wanted"),
+    [
+        (None, {}, ("count", "count")),
+        ("wait", {}, ("wait", "do nothing")),
+        ("wait", {"task": "count"}, ("count", "count")),
+        ("count", {"instruction": "do nothing"}, ("wait", "do nothing")),
+        ("count", {"instruction": "sing"}, ("", "sing")),
+        (None, {"observation": dataclasses.replace(observation(), instruction="dance")}, ("", "dance")),
+        ("wait", {"observation": dataclasses.replace(observation(), instruction="dance")}, ("wait", "do nothing")),
+    ],
+)
+def test_what_the_robot_is_asked_to_do(task: str | None, options: dict[str, Any], wanted: tuple[str, str]) -> None:
+    env = counting_env(task=task)
+    _, info = env.reset(seed=0, options=options)
+    assert (info["task"], info["instruction"]) == wanted
+    assert env.model.instructions == [wanted[1]]  # type: ignore[attr-defined]
+
+
+class Simulator(gym.Env[dict[str, Any], Any]):
+    """Stands in for a simulator: its observations say how it was reset."""
+
+    robot_spec = SPEC
+    observation_space, action_space = SPEC.observation_space, SPEC.action_space
+    task, closed = "count", False
+
+    def __init__(self, cameras: tuple[str, ...] = ("scene",), image_size: int = 36) -> None:
+        self.made_with = (cameras, image_size)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.options = options or {}
+        self.task = self.options.get("task", self.task)
+        moved = self.options.get("initial_state_id", self.np_random.integers(50))
+        return observation(float(moved)).to_gym(), {"instruction": f"simulated {self.task}"}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_starts_from_a_simulator() -> None:
+    gym.register("KairosTest-Simulator-v0", Simulator)
+    env = counting_env(start="KairosTest-Simulator-v0")
+    simulator = env.imagination.starts.simulator.unwrapped  # type: ignore[union-attr]
+    assert simulator.made_with == (("scene",), 36)
+    first, info = env.reset(seed=1)
+    assert info["instruction"] == "simulated count"
+    again, _ = env.reset(seed=1)
+    other, info = env.reset(seed=2, options={"initial_state_id": 17, "task": "wait"})
+    assert_same(first, again)
+    assert other["proprio"][1] == 17.0
+    assert info["instruction"] == "do nothing"
+    assert env.reset(seed=1)[1]["instruction"] == "simulated count"  # the task of one reset does not stick
+    env.close()
+    env.close()
+    assert simulator.closed
+
+
+def test_a_simulator_that_was_passed_in_stays_open() -> None:
+    simulator = Simulator()
+    env = counting_env(start=simulator)
+    env.reset(seed=0)
+    env.close()
+    assert not simulator.closed
+
+
+@pytest.mark.slow
+def test_starts_from_the_real_simulator(model: WorldModel) -> None:
+    env = gym.make(WORLD, model=model, start="Kairos-Robosuite-v0", task="push")
+    simulator = gym.make("Kairos-Robosuite-v0")
+    expected, _ = simulator.reset(options={"initial_state_id": 3})
+    observed, info = env.reset(options={"initial_state_id": 3})
+    assert info["instruction"] == TASKS["push"]
+    assert_same(expected, observed)
+    assert_same(env.reset(seed=5), env.reset(seed=5))
+    assert env.step(env.action_space.sample())[0] in simulator.observation_space
+    simulator.close()
+    env.close()
+
+
+# Determinism
+
+
+def test_same_seed_and_actions_give_the_same_trajectory(model: WorldModel) -> None:
+    one, other = (WorldModelEnv(model, success_threshold=None) for _ in range(2))
+    other.reset(seed=9)  # another past
+    for _ in range(3):
+        other.step(other.action_space.sample())
+    assert_same(rollout(one, 5), rollout(other, 5))
+
+
+def test_seeds_matter(model: WorldModel) -> None:
+    env = WorldModelEnv(model, start=model.starts[0], success_threshold=None, observation="latent")
+    one, other = rollout(env, 1, 1), rollout(env, 2, 1)
+    assert np.abs(one[1][0]["latent"] - other[1][0]["latent"]).max() > 1e-3  # same start, other noise
+
+
+def test_the_seed_in_info_replays_any_episode() -> None:
+    env = counting_env()
+    env.reset(seed=0)
+    for _ in range(3):
+        observed, info = env.reset()
+        assert_same((observed, info), counting_env().reset(seed=info["seed"]))
+
+
+def test_global_random_state_is_neither_read_nor_changed(model: WorldModel) -> None:
+    env = WorldModelEnv(model)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = rollout(env, 0, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert_same(first, rollout(env, 0, 2))
+
+
+# Ends
+
+
+def test_success_terminates() -> None:
+    env = counting_env(max_episode_steps=20)
+    env.reset(seed=1)  # the fake succeeds after 3 decisions
+    ends = [env.step(np.zeros(2))[2:4] for _ in range(3)]
+    assert ends == [(False, False), (False, False), (True, False)]
+
+
+def test_no_threshold_no_success() -> None:
+    env = counting_env(success_threshold=None)
+    env.reset(seed=0)
+    steps = [env.step(np.zeros(2)) for _ in range(10)]
+    assert not any(terminated for _, _, terminated, _, _ in steps)
+    assert steps[-1][4]["success_probability"] == 1.0
+    assert not steps[-1][4]["success"]
+
+
+def test_the_time_limit_truncates() -> None:
+    env = counting_env(max_episode_steps=2)
+    env.reset(seed=4)
+    assert env.step(np.zeros(2))[3] is False
+    *_, truncated, info = env.step(np.zeros(2))
+    assert truncated
+    assert info["truncated_reason"] == "time_limit"
+    assert info["imagined_step"] == 2
+
+
+def test_gym_make_limits_to_24_decisions_or_as_told(model: WorldModel) -> None:
+    for asked, expected in (({}, 24), ({"max_episode_steps": 30}, 30)):
+        env = gym.make(WORLD, model=CountingModel(), success_threshold=None, **asked)  # type: ignore[arg-type]
+        env.reset(seed=0)
+        count = next(i for i in range(1, 100) if env.step(np.zeros(2))[3])
+        assert count == expected
+
+
+def test_what_is_no_longer_trusted_is_truncated() -> None:
+    env = counting_env(uncertainty_limit=0.35, success_threshold=None)
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(2)) for _ in range(3)]  # uncertainty 0.2, 0.3, 0.4
+    assert [e[3] for e in ends] == [False, False, True]
+    assert ends[-1][4]["truncated_reason"] == "uncertainty"
+
+
+def test_a_success_that_is_not_trusted_is_none() -> None:
+    env = counting_env(uncertainty_limit=0.25)
+    env.reset(seed=0)  # succeeds after 2 decisions, at uncertainty 0.3
+    env.step(np.zeros(2))
+    *_, terminated, truncated, info = env.step(np.zeros(2))
+    assert (terminated, truncated, info["truncated_reason"]) == (False, True, "uncertainty")
+
+
+@pytest.mark.parametrize("seen", ["pixels", "latent"])
+def test_a_broken_model_truncates_and_stays_inside_the_spaces(seen: Any) -> None:
+    env = WorldModelEnv(CountingModel(breaks_at=3), observation=seen)
+    env.reset(seed=4)
+    env.step(np.zeros(2))
+    observed, reward, terminated, truncated, info = env.step(np.zeros(2))
+    assert (terminated, truncated, info["truncated_reason"]) == (False, True, "non_finite")
+    assert observed in env.observation_space
+    assert np.isfinite(reward)
+
+
+def test_a_reward_that_is_not_finite_truncates() -> None:
+    env = counting_env(reward=lambda out: out.reward * torch.nan)
+    env.reset(seed=4)
+    _, reward, _, truncated, info = env.step(np.zeros(2))
+    assert (reward, truncated, info["truncated_reason"]) == (0.0, True, "non_finite")
+
+
+def test_rewards_of_a_function_and_of_the_head() -> None:
+    for reward, expected in (("learned", 2.25 + 4), (lambda out: out.proprio[:, 0].numpy() * 10, 20.0)):
+        env = counting_env(reward=reward)
+        env.reset(options={"start": 4})
+        assert env.step(np.array([0.25, 0]))[1] == pytest.approx(expected)
+
+
+# State
+
+
+def test_going_back_repeats_the_future(model: WorldModel) -> None:
+    env = WorldModelEnv(model, success_threshold=None)
+    env.reset(seed=0)
+    actions = [env.action_space.sample() for _ in range(5)]
+    env.step(actions[0])
+    moment = env.get_state()
+    first = [env.step(a) for a in actions]
+    env.reset(seed=1)
+    env.set_state(moment)
+    assert_same(first, [env.step(a) for a in actions])
+    assert env.get_state().steps.tolist() == [6]
+
+
+def test_a_moment_goes_into_another_environment() -> None:
+    env, other = counting_env(), counting_env()
+    env.reset(seed=0)
+    env.step(np.ones(2))
+    other.set_state(env.get_state())  # no reset needed
+    assert_same(env.step(np.zeros(2)), other.step(np.zeros(2)))
+
+
+def test_branches_start_equal_and_differ_by_their_actions() -> None:
+    env = counting_env(success_threshold=None)
+    env.reset(options={"start": 2})
+    env.step(np.array([0.5, 0]))
+    branches = env.fork(3)
+    observed, *_ = branches.step(np.array([[0.5, 0], [0, 0], [-0.5, 0]]))
+    assert observed["proprio"][:, 1].tolist() == [3.0, 2.5, 2.0]
+    assert observed["proprio"][:, 0].tolist() == [3.0, 3.0, 3.0]
+    assert env.step(np.zeros(2))[0]["proprio"].tolist() == [3.0, 2.5]  # the original goes its own way
+    branches.close()
+
+
+def test_a_branch_that_has_finished_stays_finished() -> None:
+    env = counting_env()
+    env.reset(seed=0)  # two decisions
+    branches = env.fork(2)
+    ends = [branches.step(np.zeros((2, 2))) for _ in range(4)]
+    assert [e[2].tolist() for e in ends] == [[False] * 2, [True] * 2, [True] * 2, [True] * 2]
+    assert [bool(e[1].any()) for e in ends] == [True, True, False, False]
+
+
+# Rendering
+
+
+def test_render_enlarges_the_newest_frame() -> None:
+    env = counting_env(render_mode="rgb_array")
+    env.reset(seed=0)
+    env.step(np.zeros(2))
+    frame = env.render()
+    assert frame is not None
+    assert frame.shape == (252, 252, 3)
+    assert frame.dtype == np.uint8
+    assert (frame == 2).all()
+
+
+def test_render_needs_a_mode_and_a_reset() -> None:
+    with pytest.raises(gym.error.ResetNeeded):
+        counting_env(render_mode="rgb_array").render()
+    with pytest.warns(UserWarning, match="rgb_array"):
+        assert counting_env().render() is None
+    with pytest.raises(ValueError, match="kairos play"):
+        counting_env(render_mode="human")
+
+
+def test_a_window_is_gymnasiums_and_says_what_it_needs() -> None:
+    if importlib.util.find_spec("pygame") is not None:
+        pytest.skip("pygame is installed")
+    with pytest.warns(UserWarning, match="HumanRendering"):
+        env = gym.make(WORLD, model=CountingModel(), render_mode="human")
+    with pytest.raises(gym.error.DependencyNotInstalled, match="pip install"):
+        env.reset()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"task": "cuont"}, "Did you mean 'count'"),
+        ({"observation": "image"}, "'pixels' or 'latent'"),
+        ({"steps": 0}, "steps is 0"),
+        ({"max_episode_steps": 0}, "max_episode_steps is 0"),
+        ({"success_threshold": 1.5}, r"\(0, 1\]"),
+        ({"uncertainty_limit": 0}, "> 0"),
+        ({"start": "Kairos-Nowhere-v0"}, "neither 'dataset' nor"),
+        ({"device": "cuda:7"}, "the given model is on 'cpu'"),
+    ],
+)
+def test_settings_that_are_not_legal(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        counting_env(**settings)
+
+
+def test_a_model_without_starts_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match="start='Kairos-Robosuite-v0'"):
+        WorldModelEnv(CountingModel(starts=()))
+
+
+@pytest.mark.parametrize("start", [3, [], [1, 2]])
+def test_starts_that_are_none(start: Any) -> None:
+    with pytest.raises(TypeError, match="an Observation"):
+        counting_env(start=start)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"instuction": "lift"}, r"\['instuction'\] are unknown; legal are"),
+        ({"task": "dance"}, "the model knows"),
+        ({"start": 10}, "there are 10: 0 ... 9"),
+        ({"start": -1}, "start -1 does not exist"),
+        ({"initial_state_id": 3}, "starts are recorded"),
+        ({"start": 1, "observation": observation()}, "pass one of them"),
+    ],
+)
+def test_reset_options_that_are_not_legal(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        counting_env().reset(options=options)
+
+
+def test_the_observation_of_another_robot_is_refused(model: WorldModel) -> None:
+    other = make_spec(cameras=("scene", "wrist"))
+    given = Observation.from_gym(other.observation_space.sample())
+    env = WorldModelEnv(model)
+    with pytest.raises(SpecMismatch, match="wrist"):
+        env.reset(options={"observation": given})
+    with pytest.raises(SpecMismatch, match="wrist"):
+        WorldModelEnv(model, start=given)
+    with pytest.raises(SpecMismatch, match="proprio"):
+        WorldModelEnv(model, start=Simulator())
+
+
+@pytest.mark.parametrize(
+    ("action", "says"),
+    [
+        (np.zeros(3), "dx, grip"),
+        (np.zeros((2, 2)), r"expected \(1, 2\)"),
+        (np.array([np.nan, 0]), "non-finite"),
+        (["left", "open"], "must be numeric"),
+    ],
+)
+def test_actions_that_are_none(action: Any, says: str) -> None:
+    env = counting_env()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=says):
+        env.step(action)
+    assert env.step(np.zeros(2))[4]["imagined_step"] == 1  # nothing happened
+
+
+def test_excess_is_clipped() -> None:
+    env = counting_env()
+    env.reset(options={"start": 0})
+    assert env.step(np.array([9.0, 0]))[0]["proprio"][1] == 0.5
+
+
+def test_order_is_enforced() -> None:
+    env = counting_env()
+    for call in (lambda: env.step(np.zeros(2)), env.get_state, lambda: env.fork(2)):
+        with pytest.raises(gym.error.ResetNeeded, match="call reset"):
+            call()
+
+
+def test_a_reward_function_with_the_wrong_shape_is_named() -> None:
+    env = counting_env(reward=lambda out: out.proprio)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"returned shape \(1, 2\), expected \(1,\)"):
+        env.step(np.zeros(2))
+
+
+def test_an_imagination_has_its_settings_already() -> None:
+    with pytest.raises(ValueError, match="task"):
+        WorldModelEnv(Imagination(CountingModel()), task="count")
+
+
+def test_registering_imports_no_torch() -> None:
+    import subprocess
+
+    code = "import sys, kairos_env; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,266 @@
+"""The policy over a miniature of the published model, against its steps written out."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kairos_env.policies import WorldActionPolicy, check_policy, example_observation
+from kairos_env.records import Array, Observation, SpecMismatch
+from kairos_env.world_model.config import miniature
+from kairos_env.world_model.normalisation import Normaliser
+from kairos_env.world_model.published.robot_settings import LIBERO, ROBOTWIN, RobotSettings, compose
+from kairos_env.world_model.published.world_action import WorldActionModel
+from kairos_env.world_model.text.qwen import Context
+
+
+class Words:
+    """Context tokens that depend on the prompt and, where one is given, on the picture; counts its calls."""
+
+    text_dim = 48
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[str], list[Array | None]]] = []
+
+    def encode(self, prompts: Sequence[str], images: Sequence[Array | None] | None = None) -> Context:
+        pictures = list(images or [None] * len(prompts))
+        self.calls.append((list(prompts), pictures))
+        rows = []
+        for prompt, picture in zip(prompts, pictures, strict=True):
+            generator = torch.Generator().manual_seed(zlib.crc32(prompt.encode()))
+            tokens = torch.randn(1, 3 + len(prompt) % 4, self.text_dim, generator=generator)
+            rows.append(Context(tokens + (0 if picture is None else float(picture.mean()) / 255)))
+        return Context.cat(rows)
+
+
+class Pixels:
+    """Averages of 8 x 8 pixels of every fourth picture, spread over 16 channels."""
+
+    channels, spatial, temporal = 16, 8, 4
+
+    def __init__(self) -> None:
+        self.spread = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        means = torch.nn.functional.avg_pool3d(video.movedim(2, 1), (1, 8, 8))[:, :, ::4]
+        return torch.einsum("cx,bxfhw->bfchw", self.spread, means)
+
+    def decode_video(self, latents: Tensor) -> Tensor:
+        raise AssertionError("a policy decodes nothing")
+
+
+def make(settings: RobotSettings, seed: int = 0) -> tuple[WorldActionModel, Words, Pixels]:
+    words, pixels = Words(), Pixels()
+    config = miniature(settings.release, layers=4)
+    model = WorldActionModel.from_release(config, seed, tokenizer=pixels, encoder=words)
+    return model, words, pixels
+
+
+def statistics(settings: RobotSettings) -> dict[str, Any]:
+    spec = settings.spec
+
+    def part(low: Array, high: Array) -> dict[str, Any]:
+        middle, half = (low + high) / 2, (high - low) / 2
+        values = {"min": low, "max": high, "q01": low, "q99": high, "mean": middle, "std": half / 2}
+        return {"default": {f"global_{k}": v.tolist() for k, v in values.items()}}
+
+    low, high = (np.array([getattr(f, side) for f in spec.proprio]) for side in ("low", "high"))
+    return {
+        "state": part(low, high),
+        "action": part(spec.action_low / 2, spec.action_high / 2),
+        "num_episodes": 1,
+        "num_transition": 1,
+    }
+
+
+def policy(settings: RobotSettings, **options: Any) -> WorldActionPolicy:
+    normaliser = Normaliser.from_statistics(statistics(settings), settings.normalisation)
+    return WorldActionPolicy(make(settings)[0], settings, normaliser, **{"steps": 2, **options})
+
+
+def see(settings: RobotSettings, seed: int = 0, instruction: str = "pick up the bowl") -> Observation:
+    return dataclasses.replace(example_observation(settings.spec, seed), instruction=instruction)
+
+
+@pytest.mark.parametrize("settings", [LIBERO, ROBOTWIN], ids=["libero", "robotwin"])
+@pytest.mark.parametrize("mode", ["policy", "joint"])
+def test_it_is_a_policy(settings: RobotSettings, mode: Any) -> None:
+    check_policy(policy(settings, mode=mode, steps=1), settings.spec, see(settings))
+
+
+@pytest.mark.parametrize("settings", [LIBERO, ROBOTWIN], ids=["libero", "robotwin"])
+def test_a_chunk_is_its_steps_written_out(settings: RobotSettings) -> None:
+    model, words, pixels = make(settings)
+    stats = statistics(settings)
+    spoken = WorldActionPolicy(
+        model, settings, Normaliser.from_statistics(stats, settings.normalisation), steps=3, seed=11
+    )
+    observation = see(settings)
+    chunk = spoken.chunk(observation).actions
+
+    prompt = "A video recorded from a robot's point of view executing the following instruction: pick up the bowl"
+    ((prompts, pictures),) = words.calls
+    canvas = compose(settings, observation.images)
+    assert prompts == [prompt]
+    if settings is ROBOTWIN:
+        np.testing.assert_array_equal(pictures[0], canvas)
+    else:
+        assert pictures == [None]
+
+    # proprioception as the last context token, the video once, three Euler steps under the shift 5
+    state = stats["state"]["default"]
+    if settings is LIBERO:
+        low, high = np.array(state["global_min"]), np.array(state["global_max"])
+        normal = 2 * (observation.proprio - low) / (high - low) - 1
+    else:
+        normal = (observation.proprio - np.array(state["global_mean"])) / np.array(state["global_std"])
+    context = model.condition(words.encode([prompt], pictures), torch.tensor(normal[None], dtype=torch.float32))
+    video = torch.from_numpy(canvas).permute(2, 0, 1)[None, None] / 127.5 - 1
+    cache = model.prefill(pixels.encode_video(video), context)
+    x = torch.randn(32, settings.spec.action_dim, generator=torch.Generator().manual_seed(11))[None]
+    levels = [5 * s / (1 + 4 * s) for s in (1, 2 / 3, 1 / 3, 0)]
+    for now, then in zip(levels[:-1], levels[1:], strict=True):
+        x = x + (then - now) * model.action_velocity(x, torch.tensor([now]), context, cache)
+
+    action = stats["action"]["default"]
+    if settings is LIBERO:
+        low, high = np.array(action["global_min"]), np.array(action["global_max"])
+        want = (x[0].numpy() + 1) / 2 * (high - low) + low
+    else:
+        want = x[0].numpy() * np.array(action["global_std"]) + np.array(action["global_mean"])
+    want = np.clip(want, settings.spec.action_low, settings.spec.action_high)
+    if settings is LIBERO:
+        want[:, 6] = np.where(want[:, 6] > 0, 1, -1)
+    np.testing.assert_allclose(chunk, want, atol=2e-4)
+    assert np.ptp(chunk, 0).max() > 0.1  # it says something
+
+
+def test_a_batch_says_what_each_would_say_alone() -> None:
+    spoken = policy(ROBOTWIN)
+    seen = [see(ROBOTWIN, i, instruction) for i, instruction in enumerate(["stack", "push the red block", "wait"])]
+    together = spoken.chunks(seen)
+    for one, alone in zip(together, map(spoken.chunk, seen), strict=True):
+        np.testing.assert_allclose(one.actions, alone.actions, atol=1e-4)
+    assert not np.allclose(together[0].actions, together[1].actions, atol=1e-3)
+
+
+def test_everything_that_is_observed_matters() -> None:
+    spoken, one = policy(LIBERO), see(LIBERO)
+    said = spoken.chunk(one).actions[:, :6]
+    dark = {name: image * 0 for name, image in one.images.items()}
+    for other in (
+        dataclasses.replace(one, images=dark),
+        dataclasses.replace(one, proprio=-one.proprio),
+        dataclasses.replace(one, instruction="close the drawer"),
+    ):
+        assert np.abs(spoken.chunk(other).actions[:, :6] - said).max() > 1e-4
+
+
+@pytest.mark.parametrize("settings", [LIBERO, ROBOTWIN], ids=["libero", "robotwin"])
+def test_it_looks_again_after_so_many_actions(settings: RobotSettings) -> None:
+    model, words, _ = make(settings)
+    normaliser = Normaliser.from_statistics(statistics(settings), settings.normalisation)
+    spoken = WorldActionPolicy(model, settings, normaliser, steps=1)
+    replan = 10 if settings is LIBERO else 24
+    seen = [see(settings, i) for i in range(2)]
+    done = [spoken.act(seen[i // replan]) for i in range(replan + 1)]
+    assert len(words.calls) == 2
+    np.testing.assert_array_equal(done[:replan], spoken.chunk(seen[0]).actions[:replan])  # the same noise again
+    np.testing.assert_array_equal(done[replan], spoken.chunk(seen[1]).actions[0])
+    spoken.reset()
+    before = len(words.calls)
+    spoken.act(seen[0])
+    assert len(words.calls) == before + 1  # the queue did not survive
+
+
+def test_whose_seed_it_is() -> None:
+    def said(spoken: WorldActionPolicy, seed: int | None) -> Array:
+        spoken.reset(seed)
+        return spoken.act(see(spoken.settings))
+
+    libero, robotwin = policy(LIBERO), policy(ROBOTWIN)
+    np.testing.assert_array_equal(said(libero, 1), said(libero, 2))  # published: 50, always
+    assert libero.seed == 50
+    assert not np.array_equal(said(robotwin, 1), said(robotwin, 2))
+    np.testing.assert_array_equal(said(robotwin, 1), said(robotwin, 1))
+    assert not np.array_equal(said(robotwin, None), said(robotwin, None))
+    assert not np.array_equal(said(policy(LIBERO, seed=3), 1), said(libero, 1))
+
+
+def test_joint_mode_says_the_same_unless_actions_see_the_future() -> None:
+    seen = see(LIBERO)
+    alone, joint = (policy(LIBERO, mode=mode).chunk(seen).actions for mode in ("policy", "joint"))
+    np.testing.assert_allclose(joint, alone, atol=1e-4)
+    foreseeing = policy(LIBERO, mode="joint", actions_see_future=True).chunk(seen).actions
+    assert np.abs(foreseeing[:, :6] - alone[:, :6]).max() > 1e-3
+
+
+def test_actions_stay_in_their_bounds_and_the_gripper_is_all_or_none() -> None:
+    wide = statistics(LIBERO)
+    wide["action"]["default"] |= {"global_min": [-100.0] * 7, "global_max": [100.0] * 7}
+    spoken = WorldActionPolicy(make(LIBERO)[0], LIBERO, Normaliser.from_statistics(wide, "min/max"), steps=2)
+    chunk = spoken.chunk(see(LIBERO)).actions
+    assert np.abs(chunk).max() <= 1 and (np.abs(chunk[:, :6]) == 1).any()
+    assert set(np.unique(chunk[:, 6])) <= {-1.0, 1.0}
+    assert not set(np.unique(policy(ROBOTWIN).chunk(see(ROBOTWIN)).actions[:, ROBOTWIN.gripper])) <= {0.0, 1.0}
+
+
+def test_step_wise_statistics() -> None:
+    stats = statistics(LIBERO)
+    entries = stats["action"]["default"]
+    ramp = np.linspace(0.5, 1, 32)[:, None] * np.ones(7)
+    entries |= {"stepwise_min": (-ramp).tolist(), "stepwise_max": ramp.tolist()}
+    model = make(LIBERO)[0]
+    said = {
+        stepwise: WorldActionPolicy(model, LIBERO, Normaliser.from_statistics(stats, "min/max", stepwise), steps=2)
+        .chunk(see(LIBERO))
+        .actions[:, :6]
+        for stepwise in (False, True)
+    }
+    inside = np.abs(said[True]) < 1
+    np.testing.assert_allclose(said[True][inside], (said[False] * ramp[:, :6] / 0.5)[inside], rtol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_no_action_leaves_that_is_not_finite(bad: float) -> None:
+    spoken = policy(LIBERO)
+    with torch.no_grad():
+        spoken.model.transformer.action_dit.head.weight.fill_(bad)
+    with pytest.raises(ValueError, match="'4b-libero.*' proposed a non-finite action; nothing is sent"):
+        spoken.act(see(LIBERO))
+
+
+def test_observations_of_another_robot() -> None:
+    spoken = policy(LIBERO)
+    with pytest.raises(SpecMismatch, match="libero-panda"):
+        spoken.act(see(ROBOTWIN))
+    with pytest.raises(ValueError, match="needs an instruction"):
+        spoken.act(see(LIBERO, instruction=""))
+    with pytest.raises(ValueError, match="no observation"):
+        spoken.chunks([])
+
+
+def test_parts_that_do_not_belong_together() -> None:
+    model = make(LIBERO)[0]
+    libero = Normaliser.from_statistics(statistics(LIBERO), "min/max")
+    robotwin = Normaliser.from_statistics(statistics(ROBOTWIN), "z-score")
+    with pytest.raises(ValueError, match="'robotwin' do not fit the model '4b-libero"):
+        WorldActionPolicy(model, ROBOTWIN, robotwin)
+    with pytest.raises(ValueError, match=r"state \(14,\) and action \(14,\), but 'libero' needs \(8,\) and \(7,\)"):
+        WorldActionPolicy(model, LIBERO, robotwin)
+    for options, says in (
+        ({"mode": "idm"}, "unknown mode 'idm'; legal: policy, joint"),
+        ({"actions_see_future": True}, "only mode='joint'"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"replan": 33}, "replan must be 1 ... 32, the length of a chunk, got 33"),
+        ({"replan": 0}, "got 0"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            WorldActionPolicy(model, LIBERO, libero, **options)  # type: ignore[arg-type]
