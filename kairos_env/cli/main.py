@@ -52,7 +52,7 @@ def _play(parser: argparse.ArgumentParser) -> Run:
 
 
 def _train(parser: argparse.ArgumentParser) -> Run:
-    from kairos_env.training import data as train
+    from kairos_env.cli import train
 
     train.add_arguments(parser)
     return train.main

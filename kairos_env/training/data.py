@@ -1,28 +1,18 @@
-"""`kairos train`: recorded episodes in, a finished model folder out.
-
-The model's own training code knows neither file formats nor film strips; here the three are joined.
-"""
+"""What a training run reads: recordings of one or several robots, as the episodes of one."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
-from pathlib import Path
 
 from kairos_env.datasets.conform import conform, steps_per_decision
 from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.datasets.latents.cache import LatentCache
 from kairos_env.datasets.recordings import Recording, encoded_recording, open_recording
-from kairos_env.media import film_strip, write_png
-from kairos_env.options import compose, describe
-from kairos_env.records import Array, Episode, RobotSpec
-from kairos_env.training.trainer import TrainConfig, train
+from kairos_env.records import Episode, RobotSpec
 
 
 @dataclass(frozen=True)
@@ -47,13 +37,6 @@ class DataConfig:
     maps: tuple[str, ...] = ()
     limit: int | None = None
     labels: bool = True
-
-
-@dataclass(frozen=True)
-class TrainRun(TrainConfig):
-    """A training run and its data."""
-
-    data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass(frozen=True)
@@ -136,31 +119,3 @@ def instructions(episodes: Sequence[Episode]) -> dict[str, str]:
     for episode in episodes:
         found.setdefault(episode.task, episode.instruction)
     return dict(sorted(found.items()))
-
-
-def write_strip(imagined: Array, real: Array, path: Path) -> None:
-    """One validation rollout above what really happened: uint8 (T, H, W, 3) each."""
-    write_png(path, film_strip({"imagined": imagined, "real": real}))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares `kairos train`."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any of the keys below")
-    parser.add_argument("--show", action="store_true", help="print the resolved configuration and stop")
-    parser.epilog = f"{parser.epilog or ''}\n\nkeys and their defaults:\n{describe(TrainRun)}"
-
-
-def main(args: argparse.Namespace) -> int:
-    """Trains, or resumes, the run that the overrides describe."""
-    config = compose(TrainRun, args.overrides)
-    if args.show:
-        print(json.dumps(asdict(config), indent=2))
-        return 0
-    data = load_mixture(config.data)
-    tasks = instructions(data.episodes)
-    folder = train(
-        config, data.episodes, data.spec, tasks, write_strip, weights=data.odds, say=print, pictures=data.pictures
-    )
-    minutes = time.process_time() / 60
-    print(f"finished: {folder} ({minutes:.0f} minutes of processor time)\ntry it:   kairos demo --model {folder}")
-    return 0

@@ -81,8 +81,8 @@ def curve(folder: Path, stage: str) -> list[dict[str, float]]:
 def test_killed_run_resumes_to_the_identical_curve(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(whole)
-    code = f"from pathlib import Path; from tests.test_training import run; run(Path({str(killed)!r}))"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["", *sys.path])}
+    code = f"from pathlib import Path; from test_trainer import run; run(Path({str(killed)!r}))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     for stage, line in (("tokenizer", 6), ("model", 2), ("model", 8)):
         process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
         metrics = killed / f"{stage}.jsonl"

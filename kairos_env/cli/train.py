@@ -1,0 +1,50 @@
+"""`kairos train`: recorded episodes in, a finished model folder out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from kairos_env.media import film_strip, write_png
+from kairos_env.options import compose, describe
+from kairos_env.records import Array
+from kairos_env.training.data import DataConfig, instructions, load_mixture
+from kairos_env.training.trainer import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class TrainRun(TrainConfig):
+    """A training run and its data."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares `kairos train`."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any of the keys below")
+    parser.add_argument("--show", action="store_true", help="print the resolved configuration and stop")
+    parser.epilog = f"{parser.epilog or ''}\n\nkeys and their defaults:\n{describe(TrainRun)}"
+
+
+def main(args: argparse.Namespace) -> int:
+    """Trains, or resumes, the run that the overrides describe."""
+    config = compose(TrainRun, args.overrides)
+    if args.show:
+        print(json.dumps(asdict(config), indent=2))
+        return 0
+    data = load_mixture(config.data)
+    tasks = instructions(data.episodes)
+    folder = train(
+        config, data.episodes, data.spec, tasks, write_strip, weights=data.odds, say=print, pictures=data.pictures
+    )
+    minutes = time.process_time() / 60
+    print(f"finished: {folder} ({minutes:.0f} minutes of processor time)\ntry it:   kairos demo --model {folder}")
+    return 0
+
+
+def write_strip(imagined: Array, real: Array, path: Path) -> None:
+    """One validation rollout above what really happened: uint8 (T, H, W, 3) each."""
+    write_png(path, film_strip({"imagined": imagined, "real": real}))

@@ -1,0 +1,81 @@
+"""`kairos train` from files to a model folder that loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from two_robots import OTHER, write_other_recording, write_recording
+
+from kairos_env.cli import main as cli
+
+TINY = ["preset=debug", "precision=fp32", "validation=1", "starts=1", "batch=2", "tokenizer_batch=4"]
+SHORT = ["tokenizer.steps=2", "model.steps=2", "sample_every=2", "loss.frames=6"]
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recording(tmp_path_factory.mktemp("recording"))
+
+
+@pytest.fixture(scope="module")
+def other_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_other_recording(tmp_path_factory.mktemp("other"))
+
+
+def test_a_mixture_trains_and_goes_on_from_a_model(
+    recording: Path, other_recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kairos_env.world_model.model import WorldModel
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    mixed = [f"data.path={recording}", f"data.more=[{other_recording}]", "data.weights=[1,1]"]
+    assert cli.main(["train", *mixed, f"out={first}", *TINY, *SHORT]) == 0
+    rows = [json.loads(line) for line in (first / "model.jsonl").read_text().splitlines()]
+    for mode in ("video", "policy", "inverse", "future"):
+        assert np.isfinite(rows[-1][f"validation_{mode}"])
+    capsys.readouterr()
+    # the other robot, on the first one's weights: its own fields and cameras start anew, and that is said
+    words = [f"data.path={other_recording}", f"out={second}", f"init={first / 'model'}", *TINY, *SHORT]
+    assert cli.main(["train", *words]) == 0
+    said = capsys.readouterr().out
+    assert "start anew" in said and "twist" in said and "cameras ['scene'] -> ['scene', 'top']" in said
+    transfer = json.loads((second / "transfer.json").read_text())
+    assert any("action_encoder" in name for name in transfer["fresh"]) and transfer["kept"] > 100
+    before, after = WorldModel.from_pretrained(first / "model"), WorldModel.from_pretrained(second / "model")
+    assert after.spec == OTHER and after.statistics.latent_mean == before.statistics.latent_mean
+    for a, b in zip(before.tokenizer.parameters(), after.tokenizer.parameters(), strict=True):
+        np.testing.assert_allclose(a.detach(), b.detach())
+
+
+def test_command_trains_a_model_that_loads(recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert cli.main(["train", f"data.path={recording}", f"out={out}", *TINY, *SHORT]) == 0
+    assert str(out / "model") in capsys.readouterr().out
+    assert list((out / "strips").rglob("*.png"))
+
+    from kairos_env.world_model.model import WorldModel
+
+    model = WorldModel.from_pretrained(out / "model")
+    assert dict(model.tasks) == {"push": "please push", "reach": "please reach"}
+    assert len(model.starts) == 1
+
+
+def test_show_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--show", "model.steps=7", "data.path=somewhere"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["model"]["steps"] == 7 and shown["data"]["path"] == "somewhere"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.stesp=1"], "did you mean model.steps"),
+        (["data.path=nowhere/at/all"], "no such file or folder"),
+    ],
+)
+def test_wrong_requests_are_explained(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", *words]) == 2
+    assert message in capsys.readouterr().err
