@@ -8,25 +8,17 @@ import sys
 import torch
 
 from kairos_env.eval import statistics
-from kairos_env.eval.theory.hidden_places import (
-    DeltaFilter,
-    HiddenPlaces,
-    Predictor,
-    imagine,
-    theorem_2,
-    train,
-    visible,
-)
+from kairos_env.eval.theory import hidden_places as hp
 
 SHORT = "--short" in sys.argv
 seeds, steps, clips, horizons = (1, 10, 32, (1, 4)) if SHORT else (3, 2000, 1024, (2, 3, 5, 9, 17, 33))
 torch.set_num_threads(1)
-world, stacks = HiddenPlaces(), {"window": ("swa", "swa"), "hybrid": ("swa", "gdn"), "delta": ("gdn", "gdn")}
-window = visible(stacks["window"])
+world, stacks = hp.HiddenPlaces(), {"window": ("swa", "swa"), "hybrid": ("swa", "gdn"), "delta": ("gdn", "gdn")}
+window = hp.visible(stacks["window"])
 predictors = {"Bayes, all": [world.predict], "Bayes, window": [lambda seen, x: world.predict(seen, x, window)]}
 for name, kinds in stacks.items():
     torch.manual_seed(0)
-    predictors[name] = [train(world, Predictor(world.places, kinds), steps, seed) for seed in range(seeds)]
+    predictors[name] = [hp.train(world, hp.Predictor(world.places, kinds), steps, seed) for seed in range(seeds)]
 
 seen, values = test = world.watch(clips, 80, seed=-1)
 best, past = world.predict(seen, values[:, :-1]), slice(40, None)
@@ -41,14 +33,14 @@ for name, models in predictors.items():
 
 print("squared error of imagined frames, by horizon", *horizons)
 for name, models in predictors.items():
-    films = torch.stack([imagine(model, test, values.shape[1] - max(horizons)) for model in models])
+    films = torch.stack([hp.imagine(model, test, values.shape[1] - max(horizons)) for model in models])
     error = (films - values).square().mean(0)[:, -max(horizons) :].numpy()
     print(f"{name:14s}", *(statistics.mean(error[:, h - 1]).format(3) for h in horizons))
 
 print("filter: rho, mean-square rate, xi, xi by Lemma 4, epsilon, memory error | excess <= rate, Theorem 2, Lemma 4")
 for seed in range(seeds):
     torch.manual_seed(seed)
-    b = theorem_2(world, train(world, DeltaFilter(world.places), steps, seed, rate=3e-2), test)
+    b = hp.theorem_2(world, hp.train(world, hp.DeltaFilter(world.places), steps, seed, rate=3e-2), test)
     constants = (b.rho, b.rate, b.perturbation, b.lemma, b.readout, b.memory_error)
     bounds = b.of(b.rate, b.perturbation), b.of(b.rho, b.perturbation), b.of(b.rho, b.lemma)
     print(*(f"{x:.4f}" for x in constants), "|", f"{b.excess:.6f} <=", *(f"{x:.4f}" for x in bounds))

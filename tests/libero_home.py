@@ -61,7 +61,7 @@ def _build(home: Path, environment: Path) -> None:
 
 def _digest(environment: Path) -> str:
     parts = [f"{name} {(DATA / name).stat().st_size} {(DATA / name).stat().st_mtime_ns}" for name in ARCHIVES]
-    prepare = ROOT / "kairos_env" / "sims" / "libero_prepare.py"
+    prepare = ROOT / "kairos_env" / "sims" / "libero" / "prepare.py"
     sources = (Path(__file__), prepare, environment.parent / "installed.json")
     parts += [source.read_text(encoding="utf-8") for source in sources]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -55,7 +55,7 @@ def test_a_planted_upward_import_is_named(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "kairos_env", ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with (tmp_path / "kairos_env" / "records.py").open("a", encoding="utf-8") as file:
-        file.write("\nfrom kairos_env import doctor\n")
+        file.write("\nfrom kairos_env.cli import doctor\n")
     done = lint_imports(tmp_path)
     assert done.returncode != 0
     assert "kairos_env.records -> kairos_env.cli.doctor" in done.stdout

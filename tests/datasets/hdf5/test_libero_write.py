@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import pytest
 from libero_home import libero_home
-from paths import TESTS
+from paths import ROOT, TESTS
 
 from kairos_env.collect.demonstrations import DemoTask, RecordLiberoConfig, plan_attempt, record_libero
 from kairos_env.collect.export import ExportConfig, export
@@ -314,8 +314,9 @@ record(config(Path({out!r})), delay=0.03)
 
 def test_a_kill_costs_only_the_attempts_in_flight(tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    script = KILLED.format(tests=str(TESTS), out=str(out))
-    child = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(Path.cwd())})
+    script = KILLED.format(tests=str(TESTS / "datasets" / "hdf5"), out=str(out))
+    paths = os.pathsep.join([str(ROOT), str(TESTS)])
+    child = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths})
     parts: list[Path] = []
     deadline = time.monotonic() + 60
     while len(parts) < 3 and time.monotonic() < deadline and child.poll() is None:

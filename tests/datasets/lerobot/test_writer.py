@@ -437,14 +437,14 @@ def test_closed_writer(tmp_path: Path) -> None:
 def test_killed_export_is_started_afresh(tmp_path: Path) -> None:
     script = (
         "import os, sys; sys.path[:0] = sys.argv[1:3]\n"
-        "from test_datasets_lerobot_write import *\n"
+        "from test_writer import *\n"
         "writer = LeRobotWriter(sys.argv[3], SPEC)\n"
         "for seed in range(5): writer.add(episode(seed))\n"
         "os._exit(9)\n"
     )
-    here = TESTS
+    here = TESTS / "datasets" / "lerobot"
     run = subprocess.run(
-        [sys.executable, "-c", script, str(here.parent), str(here), str(tmp_path / "data")], check=False
+        [sys.executable, "-c", script, str(TESTS), str(here), str(tmp_path / "data")], check=False
     )
     assert run.returncode == 9
     assert [path.name for path in tmp_path.iterdir()] == ["data.part"]
