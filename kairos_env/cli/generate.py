@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from kairos_env.cli.options import add_options, read_options
 from kairos_env.media import write_mp4
-from kairos_env.options import add_options, read_options
 from kairos_env.records import Array
 from kairos_env.runs import describe_machine, open_run, write_text
 from kairos_env.world_model.config import TextConfig, WorldActionConfig, miniature

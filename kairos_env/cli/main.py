@@ -1,7 +1,8 @@
 """The command line, and the only place where every part of the package is joined.
 
 Nothing heavy is imported before the command is known, so that ``kairos --help`` answers at once. A command
-is a function ``build(parser) -> run`` that declares its options and returns what to call with them.
+is a module of this folder with ``add_arguments(parser)`` and ``main(args)``, or a function ``build(parser) -> run``
+there that declares its options and returns what to call with them.
 """
 
 from __future__ import annotations
@@ -9,23 +10,32 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 Run = Callable[[argparse.Namespace], int]
-Build = Callable[[argparse.ArgumentParser], Run]
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command: a line for the list, examples for its own help, and how to build it."""
+    """One command: a line for the list, examples for its own help, and its home: ``"demo"`` or ``"eval:table"``."""
 
     summary: str
     examples: str
-    build: Build
+    home: str
+
+    def build(self, parser: argparse.ArgumentParser) -> Run:
+        """Declares the options; what to call with them."""
+        module, _, name = self.home.partition(":")
+        home = importlib.import_module(f"kairos_env.cli.{module}")
+        if name:
+            run: Run = getattr(home, name)(parser)
+            return run
+        home.add_arguments(parser)
+        main: Run = home.main
+        return main
 
 
 @dataclass(frozen=True)
@@ -37,245 +47,26 @@ class Group:
     commands: Mapping[str, Command | Group]
 
 
-def _demo(parser: argparse.ArgumentParser) -> Run:
-    from kairos_env.cli import demo
-
-    demo.add_arguments(parser)
-    return demo.main
-
-
-def _play(parser: argparse.ArgumentParser) -> Run:
-    from kairos_env import play
-
-    play.add_arguments(parser)
-    return play.main
-
-
-def _train(parser: argparse.ArgumentParser) -> Run:
-    from kairos_env.cli import train
-
-    train.add_arguments(parser)
-    return train.main
-
-
-def _generate(parser: argparse.ArgumentParser) -> Run:
-    from kairos_env.cli import generate
-
-    generate.add_arguments(parser)
-    return generate.main
-
-
-def _convert(parser: argparse.ArgumentParser) -> Run:
-    from kairos_env.cli import convert
-
-    convert.add_arguments(parser)
-    return convert.main
-
-
-def _data(name: str) -> Build:
-    """A command of `kairos data`."""
-
-    def build(parser: argparse.ArgumentParser) -> Run:
-        from kairos_env.cli import data
-
-        getattr(data, f"add_{name}_arguments")(parser)
-        run: Run = getattr(data, name)
-        return run
-
-    return build
-
-
-def _data_encode(parser: argparse.ArgumentParser) -> Run:
-    from kairos_env.collect import encode
-
-    encode.add_arguments(parser)
-    return encode.main
-
-
-def _data_export(parser: argparse.ArgumentParser) -> Run:
-    from kairos_env.collect import export
-
-    export.add_arguments(parser)
-    return export.main
-
-
-def _sims(name: str, run_name: str) -> Build:
-    """A command of `kairos sims`."""
-
-    def build(parser: argparse.ArgumentParser) -> Run:
-        from kairos_env.cli import sims as simulators
-
-        getattr(simulators, f"add_{name}_arguments")(parser)
-        run: Run = getattr(simulators, run_name)
-        return run
-
-    return build
-
-
-def _data_replay(parser: argparse.ArgumentParser) -> Run:
-    from kairos_env.collect import replay as replay_libero
-
-    replay_libero.add_arguments(parser)
-    return replay_libero.main
-
-
-def _doctor(parser: argparse.ArgumentParser) -> Run:
-    from kairos_env.cli import doctor
-
-    doctor.add_arguments(parser)
-    return doctor.main
-
-
-def _record(parser: argparse.ArgumentParser) -> Run:
-    from kairos_env.collect.recorder import RecordConfig, record
-    from kairos_env.options import add_options, read_options
-
-    add_options(parser, RecordConfig)
-
-    def run(args: argparse.Namespace) -> int:
-        folder = record(read_options(args, RecordConfig))
-        print(f"recorded into {folder}")
-        return 0
-
-    return run
-
-
-def _record_libero(parser: argparse.ArgumentParser) -> Run:
-    from kairos_env.collect.demonstrations import RecordLiberoConfig, record_libero
-    from kairos_env.options import add_options, read_options
-
-    add_options(parser, RecordLiberoConfig)
-
-    def run(args: argparse.Namespace) -> int:
-        recorded = record_libero(read_options(args, RecordLiberoConfig))
-        print(recorded.table())
-        return int(bool(recorded.short))
-
-    return run
-
-
-def _measurement(module: str, config_name: str, run_name: str) -> Build:
-    """A command of `kairos eval`: a flat config, and a function of it whose result is printed as a table."""
-
-    def build(parser: argparse.ArgumentParser) -> Run:
-        from kairos_env.options import add_options, read_options
-
-        home = importlib.import_module(module)
-        config_class, measure = getattr(home, config_name), getattr(home, run_name)
-        add_options(parser, config_class, aliases={"policies": "--policy", "output": "--out"})
-
-        def run(args: argparse.Namespace) -> int:
-            config = read_options(args, config_class)
-            report = measure(config, progress=True)
-            print(f"{report.table()}\n\nwritten to {config.output}")
-            return int(bool(getattr(report, "errors", 0)))
-
-        return run
-
-    return build
-
-
-def _eval_benchmark(benchmark: str) -> Build:
-    """A command of `kairos eval` that runs a benchmark."""
-
-    def build(parser: argparse.ArgumentParser) -> Run:
-        import dataclasses
-
-        from kairos_env.eval.closed_loop.benchmark import describe, evaluate
-        from kairos_env.eval.closed_loop.benchmark_jobs import BenchmarkConfig
-        from kairos_env.options import add_options, read_options
-
-        add_options(parser, BenchmarkConfig, ["benchmark"], {"policies": "--policy", "output": "--out"})
-        parser.set_defaults(output=f"runs/{benchmark}")
-
-        def run(args: argparse.Namespace) -> int:
-            config = dataclasses.replace(read_options(args, BenchmarkConfig), benchmark=benchmark)
-            if config.dry_run:
-                print(describe(config))
-                return 0
-            report = evaluate(config, progress=True)
-            print(f"{report.table()}\n\n{report.timing()}\n\nwritten to {config.output}")
-            return int(bool(report.errors))
-
-        return run
-
-    return build
-
-
-def _eval_probe(parser: argparse.ArgumentParser) -> Run:
-    from kairos_env.eval.imagination.probe import ProbeConfig, train_probe
-    from kairos_env.options import add_options, read_options
-
-    add_options(parser, ProbeConfig, aliases={"output": "--out"})
-
-    def run(args: argparse.Namespace) -> int:
-        config = read_options(args, ProbeConfig)
-        probe = train_probe(config, progress=True)
-        print("on held-out real frames: " + ", ".join(f"{name} {value}" for name, value in probe.floor.items()))
-        print(f"written to {config.output}")
-        return 0
-
-    return run
-
-
-def _eval_table(parser: argparse.ArgumentParser) -> Run:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders with results.jsonl: shards, or several runs")
-    parser.add_argument("--out", help="where to write the report; the default is the folder, if there is only one")
-    parser.add_argument("--published", action="store_true", help="also print what others published")
-
-    def run(args: argparse.Namespace) -> int:
-        from kairos_env.eval.closed_loop.rows import read_runs
-        from kairos_env.eval.report.benchmark import make_benchmark_report
-
-        if args.out is None and len(args.runs) > 1:
-            raise ValueError(f"{len(args.runs)} runs become one report: say where with --out")
-        report = make_benchmark_report(read_runs(args.runs))
-        out = args.out or args.runs[0]
-        report.save(out, args.runs)
-        published = f"{report.published()}\n\n" if args.published else ""
-        print(f"{report.table()}\n\n{published}{report.timing()}\n\nwritten to {out}")
-        return 0
-
-    return run
-
-
-def _eval_compare(parser: argparse.ArgumentParser) -> Run:
-    parser.add_argument("first", metavar="RUN_A", help="folder with results.jsonl")
-    parser.add_argument("second", metavar="RUN_B", help="another one, or the same with other policies")
-    parser.add_argument("--policy-a", help="which policy of the first run, if it has several")
-    parser.add_argument("--policy-b", help="which policy of the second run")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-    def run(args: argparse.Namespace) -> int:
-        from kairos_env.eval.report.compare import compare_runs, comparison_dict, comparison_text
-
-        comparison = compare_runs(args.first, args.second, args.policy_a, args.policy_b)
-        print(json.dumps(comparison_dict(comparison), indent=1) if args.json else comparison_text(comparison))
-        return 0
-
-    return run
-
-
 _CONTINUED = "A run that was stopped goes on when the same command is given again."
 
 COMMANDS: Mapping[str, Command | Group] = {
-    "demo": Command("imagine beside reality, plan, act: the main job", "kairos demo\nkairos demo --help", _demo),
+    "demo": Command("imagine beside reality, plan, act: the main job", "kairos demo\nkairos demo --help", "demo"),
     "play": Command(
-        "drive the imagined robot in a browser page on this machine", "kairos play\nkairos play --port 8000", _play
+        "drive the imagined robot in a browser page on this machine", "kairos play\nkairos play --port 8000", "play"
     ),
     "record": Command(
         "record episodes of the simulator into a folder of HDF5 files",
         "kairos record --out runs/record --episodes 2000 --workers 2\n"
         "kairos record --out runs/heldout --episodes 100 --first-initial-state-id 1000000\n"
         "kairos record --out runs/push --tasks push --behaviours expert=0.5,random=0.5\n" + _CONTINUED,
-        _record,
+        "record:record",
     ),
     "record-libero": Command(
         "record demonstrations of LIBERO's tasks by the scripted expert, in LIBERO's own files",
         "kairos record-libero --out runs/libero --suites libero_object --states 0-39 --per-task 20\n"
         "kairos record-libero --out runs/full --action-repeat 1 --camera-size 128 --rendering official\n"
         "kairos record-libero --out runs/milk --suites libero_object --tasks 7 --noisy 1 --noise 0.3\n" + _CONTINUED,
-        _record_libero,
+        "record:record_libero",
     ),
     "data": Group(
         "Look at recorded datasets and prepare them for training.",
@@ -286,14 +77,14 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "kairos data inspect datasets/my-arm\n"
                 "kairos data inspect lerobot/pusht --save map.json\n"
                 "kairos data inspect lerobot/pusht --map map.json",
-                _data("inspect"),
+                "inspect",
             ),
             "encode": Command(
                 "pictures to latents, once: training then decodes none",
                 "kairos data encode --data runs/lerobot --model kairos-tiny --out runs/cache\n"
                 "kairos data encode --data lerobot/pusht --map map.json --out runs/pusht --workers 2\n"
                 "kairos data encode --data runs/lerobot --out runs/cache --verify\n" + _CONTINUED,
-                _data_encode,
+                "data:encode",
             ),
             "export": Command(
                 "recorded or imagined episodes as a LeRobot dataset",
@@ -301,12 +92,12 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "kairos data export --from runs/record --task push,lift --images png --out runs/exact\n"
                 "kairos data export --imagine 20 --task push --policy policy --out runs/imagined\n"
                 "kairos data export --imagine 50 --model runs/tiny/model --start runs/record --out runs/imagined",
-                _data_export,
+                "data:export",
             ),
             "replay": Command(
                 "play the actions of LIBERO demonstrations again in the simulator: do they still succeed?",
                 "kairos data replay runs/libero\nkairos data replay runs/libero --limit 20 --least 0.9",
-                _data_replay,
+                "data:replay",
             ),
         },
     ),
@@ -316,7 +107,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         "kairos train preset=debug model.steps=200 tokenizer.steps=200 data.path=runs/record out=runs/debug\n"
         "kairos train device=cuda preset=small data.path=runs/record data.more=[runs/push] out=runs/small\n"
         + _CONTINUED,
-        _train,
+        "train",
     ),
     "generate": Command(
         "generate video clips with a 4B model from a prompt, an image or a file of jobs",
@@ -325,7 +116,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         "kairos generate --model models/4b-robot --jobs jobs.json --steps 30 --out runs/clips\n"
         "kairos generate --miniature 4b-robot --prompt 'only to see the pipeline run'\n"
         "Jobs whose clips are there are not run again.",
-        _generate,
+        "generate",
     ),
     "convert": Command(
         "turn published 4B weights into a model folder that names its release, and back",
@@ -334,7 +125,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         "--text Qwen/Qwen2.5-VL-7B-Instruct\n"
         "kairos convert model.safetensors --release 4b-robot --dtype bf16 --out models/robot\n"
         "kairos convert models/robot --to-published --out robot.safetensors",
-        _convert,
+        "convert",
     ),
     "eval": Group(
         "Measure policies against the simulator, and imagination against reality.",
@@ -345,19 +136,19 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "kairos eval closed-loop --policy random,expert,policy --episodes 50 --workers 2\n"
                 "kairos eval closed-loop --policy best_of_n,'cem(horizon=8)' --tasks push --out runs/plan\n"
                 "kairos eval closed-loop --policy policy,policy+noise=0.5 --videos 3\n" + _CONTINUED,
-                _measurement("kairos_env.eval.closed_loop.episodes", "EvalConfig", "evaluate"),
+                "eval:closed_loop",
             ),
             "table": Command(
                 "the table of benchmark runs from their rows: coverage, intervals, failures, beside others",
                 "kairos eval table runs/libero-plus --published\n"
                 "kairos eval table runs/shard-1 runs/shard-2 --out runs/all",
-                _eval_table,
+                "eval:table",
             ),
             "compare": Command(
                 "two benchmark runs on their common jobs: difference with interval, exact McNemar test",
                 "kairos eval compare runs/base runs/tuned\n"
                 "kairos eval compare runs/both runs/both --policy-a expert --policy-b random --json",
-                _eval_compare,
+                "eval:compare",
             ),
             "libero-plus": Command(
                 "success rates on LIBERO-plus, by dimension of the perturbation; needs `kairos sims install`",
@@ -366,31 +157,31 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "kairos eval libero-plus --policy '4b(statistics=stats.json)' --model models/4b --device cuda "
                 "--slots 12 --batch 12 --protocol kairos-published\n"
                 "kairos eval libero-plus --policy mine:make --shard 3/8 --out runs/mine\n" + _CONTINUED,
-                _eval_benchmark("libero-plus"),
+                "eval:libero_plus",
             ),
             "libero": Command(
                 "success rates on LIBERO; needs `kairos sims install`",
                 "kairos eval libero --policy policy --model runs/libero/model --suites libero_object --trials 10\n"
                 "kairos eval libero --policy 'replay(path=runs/demos)' --trials 10 --workers 2\n" + _CONTINUED,
-                _eval_benchmark("libero"),
+                "eval:libero",
             ),
             "imagination": Command(
                 "imagined rollouts beside real ones under the same actions, with controls",
                 "kairos eval imagination --out runs/imagination\n"
                 "kairos eval imagination --model runs/tiny/model --data runs/heldout --horizons 1,5,10,20",
-                _measurement("kairos_env.eval.imagination.measure", "ImaginationConfig", "run_imagination"),
+                "eval:imagination",
             ),
             "correlation": Command(
                 "does success in imagination predict success in the simulator?",
                 "kairos eval correlation --workers 2\n"
                 "kairos eval correlation --policy policy,policy+noise=1.0,random --tasks push --episodes 50\n"
                 + _CONTINUED,
-                _measurement("kairos_env.eval.imagination.correlation", "CorrelationConfig", "success_correlation"),
+                "eval:correlation",
             ),
             "probe": Command(
                 "train the independent reader of positions that imagined frames are measured with",
                 "kairos eval probe --data runs/record --out runs/probe",
-                _eval_probe,
+                "eval:probe",
             ),
         },
     ),
@@ -401,7 +192,7 @@ COMMANDS: Mapping[str, Command | Group] = {
             "list": Command(
                 "which simulators there are, and which are installed",
                 "kairos sims list",
-                _sims("list", "list_simulators"),
+                "sims:list_simulators",
             ),
             "install": Command(
                 "build the environment of a simulator, with exact versions, and its task files",
@@ -409,19 +200,19 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "kairos sims install libero-plus --benchmark LIBERO-plus --assets assets.zip\n"
                 "kairos sims install libero --mujoco 3.3.2 --home sims/libero --dry-run\n"
                 "The same command again completes or repairs what is there.",
-                _sims("install", "install_simulator"),
+                "sims:install_simulator",
             ),
             "check": Command(
                 "interpreter, versions, drawing, which tasks can be run, which assets are missing",
                 "kairos sims check libero\nkairos sims check libero-plus --home sims/libero",
-                _sims("check", "check_simulator"),
+                "sims:check_simulator",
             ),
         },
     ),
     "doctor": Command(
         "what is installed, which off-screen renderer works, what each extra needs",
         "kairos doctor\nkairos doctor --json",
-        _doctor,
+        "doctor",
     ),
 }
 

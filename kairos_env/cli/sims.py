@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from kairos_env.sims.install import PACKAGES, Request, check, install
 from kairos_env.sims.libero.tasks import ASSETS_ADVICE, BENCHMARKS, Catalogue, home_folder
 
+Run = Callable[[argparse.Namespace], int]
+
 _MARKS = {"ok": "ok", "note": "--", "problem": "!!"}
 
 
-def add_install_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_install_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `kairos sims install`."""
     parser.add_argument("simulator", choices=BENCHMARKS, help="libero-plus is LIBERO and its 10,030 perturbed tasks")
     _add_home(parser)
@@ -22,7 +25,7 @@ def add_install_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
 
 
-def install_simulator(args: argparse.Namespace) -> int:
+def _install_simulator(args: argparse.Namespace) -> int:
     """`kairos sims install`."""
     python, source, assets = (_absolute(path) for path in (args.python, args.benchmark, args.assets))
     request = Request(args.simulator, _home(args), python, args.mujoco, source, assets)
@@ -38,13 +41,13 @@ def install_simulator(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_check_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `kairos sims check`."""
     parser.add_argument("simulator", choices=BENCHMARKS)
     _add_home(parser)
 
 
-def check_simulator(args: argparse.Namespace) -> int:
+def _check_simulator(args: argparse.Namespace) -> int:
     """`kairos sims check`; 1 if something is broken."""
     findings = check(_home(args), args.simulator)
     for finding in findings:
@@ -54,12 +57,12 @@ def check_simulator(args: argparse.Namespace) -> int:
     return int(any(finding.status == "problem" for finding in findings))
 
 
-def add_list_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_list_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `kairos sims list`."""
     _add_home(parser)
 
 
-def list_simulators(args: argparse.Namespace) -> int:
+def _list_simulators(args: argparse.Namespace) -> int:
     """`kairos sims list`."""
     home = _home(args)
     print(f"{'robosuite':<13}comes with Kairos: reach, push, lift, place")
@@ -86,3 +89,16 @@ def _home(args: argparse.Namespace) -> Path:
 
 def _absolute(path: Path | None) -> Path | None:
     return None if path is None else path.expanduser().absolute()
+
+
+def _command(declare: Callable[[argparse.ArgumentParser], None], run: Run) -> Callable[[argparse.ArgumentParser], Run]:
+    def build(parser: argparse.ArgumentParser) -> Run:
+        declare(parser)
+        return run
+
+    return build
+
+
+install_simulator = _command(_add_install_arguments, _install_simulator)
+check_simulator = _command(_add_check_arguments, _check_simulator)
+list_simulators = _command(_add_list_arguments, _list_simulators)

@@ -8,8 +8,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from kairos_env.cli.options import compose, describe
 from kairos_env.media import film_strip, write_png
-from kairos_env.options import compose, describe
 from kairos_env.records import Array
 from kairos_env.training.data import DataConfig, instructions, load_mixture
 from kairos_env.training.trainer import TrainConfig, train

@@ -5,7 +5,6 @@ Data and model meet here: the cache knows neither what made its latents, nor the
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -23,7 +22,6 @@ import numpy as np
 from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.datasets.latents.cache import CacheError, LatentCache, LatentCacheWriter, Origin, write_episode
 from kairos_env.datasets.recordings import Recording, fingerprint, open_recording
-from kairos_env.options import add_options, read_options
 from kairos_env.records import Array, Episode, RobotSpec
 
 if TYPE_CHECKING:
@@ -193,24 +191,3 @@ def _exit_with_parent() -> None:
 def _encode_number(number: int) -> str:
     config, recording, model = _worker
     return _encode_episode(config, number, recording, model)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `kairos data encode`."""
-    add_options(parser, EncodeConfig, aliases={"feature_map": "--map"})
-
-
-def main(args: argparse.Namespace) -> int:
-    """Encodes; 0.
-
-    Raises:
-        ValueError, OSError, RuntimeError: the request cannot be met.
-    """
-    config = read_options(args, EncodeConfig)
-    cache = encode(config)
-    print(
-        f"{len(cache)} episodes, {sum(cache.frames):,} frames, {cache.nbytes / 2**20:.1f} MiB of latents by "
-        f"{config.model}: {config.out}\n"
-        f"train:   kairos train init={config.model} data.path={config.out}"
-    )
-    return 0

@@ -6,7 +6,6 @@ each episode with what it can be imagined again from.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import itertools
@@ -19,7 +18,6 @@ import numpy as np
 
 from kairos_env.datasets.lerobot.writer import ImageFormat, LeRobotWriter
 from kairos_env.datasets.recordings import open_recording
-from kairos_env.options import add_options, read_options
 from kairos_env.policies import make as roster
 from kairos_env.policies.policy import Policy
 from kairos_env.records import Episode, Observation, RobotSpec
@@ -242,21 +240,3 @@ def weights_sha256(model: str) -> str:
 
     with open(resolve(model) / WEIGHTS, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `kairos data export`."""
-    add_options(parser, ExportConfig, aliases={"source": "--from", "tasks": "--task"})
-
-
-def main(args: argparse.Namespace) -> int:
-    """Exports; 0.
-
-    Raises:
-        ValueError, OSError: the request cannot be met.
-    """
-    config = read_options(args, ExportConfig)
-    writer = export(config)
-    kind = "imagined" if writer.imagined else "recorded"
-    print(f"{writer.episodes} {kind} episodes, {writer.frames} frames: {writer.folder}")
-    return 0

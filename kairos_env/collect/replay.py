@@ -6,7 +6,6 @@ same actions must bring the same outcome again, and the hand to the same places.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -149,32 +148,3 @@ def replay_all(
         for env in envs.values():
             env.close()
     return results
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares `kairos data replay`."""
-    add = parser.add_argument
-    add("paths", nargs="+", metavar="path", help="recordings of kairos record-libero, or <suite>_<index>.npz")
-    add("--limit", type=int, default=0, metavar="N", help="at most so many of each path (default: all)")
-    add("--least", type=float, default=0.95, metavar="SHARE", help="share that must end as recorded (default: 0.95)")
-    add("--home", default="", help="folder of the installed simulator; by default the usual one")
-
-
-def main(args: argparse.Namespace) -> int:
-    """Replays; 0, or 1 if fewer end as they were recorded than are wanted.
-
-    Raises:
-        ValueError, OSError, RuntimeError: a recording cannot be read, or the simulator does not work.
-    """
-    if args.limit < 0 or not 0 <= args.least <= 1:
-        raise ValueError(f"--limit must be at least 0 and --least in 0 ... 1, got {args.limit} and {args.least}")
-    results = replay_all(args.paths, args.limit, args.home)
-    if not results:
-        raise ValueError(f"{', '.join(args.paths)}: there is no demonstration")
-    for one in results:
-        if not one.agrees:
-            print(f"ended otherwise: {one.name} (the hand was up to {100 * one.apart:.1f} cm away)")
-    good = sum(one.agrees for one in results)
-    apart = 1000 * float(np.median([one.apart for one in results]))
-    print(f"{good} of {len(results)} demonstrations end as they did; at most {apart:.2g} mm away (median over them)")
-    return int(good < args.least * len(results))

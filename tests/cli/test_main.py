@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from kairos_env.cli import doctor
 from kairos_env.cli import main as cli
 
 
@@ -51,13 +52,11 @@ def test_typo_in_a_command_is_recognised(capsys: pytest.CaptureFixture[str]) -> 
 def test_unmet_request_is_one_readable_message(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(parser: object) -> cli.Run:
-        def run(args: object) -> int:
-            raise ValueError("episodes must be at least 1, got 0")
+    def run(args: object) -> int:
+        raise ValueError("episodes must be at least 1, got 0")
 
-        return run
-
-    monkeypatch.setattr(cli, "COMMANDS", {"fail": cli.Command("fails", "kairos fail", build)})
+    monkeypatch.setattr(doctor, "main", run)
+    monkeypatch.setattr(cli, "COMMANDS", {"fail": cli.Command("fails", "kairos fail", "doctor")})
     monkeypatch.setattr(cli, "ROOT", cli.Group("", "", cli.COMMANDS))
     assert cli.main(["fail"]) == 2
     error = capsys.readouterr().err

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kairos_env import play
+from kairos_env.cli import play
 from kairos_env.play import session as play_session
 from kairos_env.play.server import MAX_BODY, MAX_CONNECTIONS, PlayServer
 from kairos_env.play.session import FUTURE_LENGTH, FUTURES, PlaySession, StaleFork, key_map

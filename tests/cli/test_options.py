@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from kairos_env.options import add_options, compose, describe, field_help, keys, read_options
+from kairos_env.cli.options import add_options, compose, describe, field_help, keys, read_options
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,188 @@
+"""`kairos data inspect`: what a LeRobot dataset holds and what Kairos makes of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kairos_env.datasets.lerobot.reader import LeRobotData
+    from kairos_env.datasets.statistics import Statistics
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares `kairos data inspect`."""
+    add = parser.add_argument
+    add("path", help="folder of a LeRobot dataset (v2.0, v2.1, v3.x), or its hub name (owner/name)")
+    add("--map", type=Path, metavar="FILE", help="what its features mean (JSON); by default that is guessed")
+    add("--save", type=Path, metavar="FILE", help="write the map in use there, to be edited")
+    add("--revision", help="branch, tag or commit on the hub")
+    add(
+        "--quick",
+        action="store_true",
+        help="metadata and one episode only; without it all numbers are read, and two frames of every video",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Shows what a LeRobot dataset holds and what Kairos makes of it; 0, or 1 if it finds a problem.
+
+    Raises:
+        ValueError, OSError: the dataset or the map cannot be read at all.
+    """
+    from kairos_env.datasets.lerobot.reader import LeRobotData
+
+    if args.save is not None and args.save.exists():
+        raise FileExistsError(f"{args.save} exists; remove it, or name another file with --save")
+    data = LeRobotData(args.path, args.map, revision=args.revision, trust_statistics=args.quick)
+    print(_overview(args.path, data))
+    print(f"\nfeatures\n{_features(data)}")
+    guessed = "as Kairos described the robot when it exported" if data.meta.own else "guessed from the names"
+    print(f"\nmap {guessed if args.map is None else f'of {args.map}'}\n{data.mapping.table()}")
+    found = {} if args.quick else data.statistics()
+    if found:
+        print(f"\nstatistics of {next(iter(found.values())).count:,} frames\n{_statistics(data, found)}")
+    problems, notes = list(_problems(data, found, quick=args.quick)), list(_notes(data, found))
+    for title, lines in (("notes", notes), ("problems", problems)):
+        if lines:
+            print(f"\n{title}\n" + "\n".join(f"  {line}" for line in lines))
+    if not problems:
+        print("\nno problems")
+    if args.save is not None:
+        data.mapping.save(args.save)
+        print(f"\nmap saved: {args.save}")
+    return int(bool(problems))
+
+
+def _overview(path: str, data: LeRobotData) -> str:
+    meta = data.meta
+    frames = sum(episode.length for episode in data.stored)
+    texts = sorted(set(meta.tasks.values()))
+    shown = ", ".join(map(repr, texts[:3])) + (", ..." if len(texts) > 3 else "")
+    exported = "" if not meta.own else ", exported by Kairos" + (", IMAGINED" if meta.own.get("imagined") else "")
+    return (
+        f"dataset   {path}: LeRobot v{meta.version}, robot {meta.info.get('robot_type') or 'unnamed'}{exported}\n"
+        f"episodes  {len(data)}, {frames:,} frames at {meta.fps:g} Hz ({frames / meta.fps / 60:.1f} min), "
+        f"{data.total:,} decisions\n"
+        f"tasks     {len(texts)}" + (f": {shown}" if texts else "")
+    )
+
+
+def _features(data: LeRobotData) -> str:
+    from kairos_env.datasets.lerobot.mapping import table
+    from kairos_env.datasets.lerobot.meta import BOOKKEEPING, LABEL
+
+    mapping = data.mapping
+    used = {*mapping.number_features, *(c.feature for c in mapping.cameras), mapping.reward, mapping.success}
+    rows = []
+    for key, feature in data.meta.features.items():
+        if key in BOOKKEEPING:
+            continue
+        names = ", ".join(feature.names[:8]) + (", ..." if len(feature.names) > 8 else "")
+        use = "" if key in used else "label" if key.startswith(LABEL) else "not used"
+        use = "depth map, not read" if feature.is_depth else use
+        shape = " x ".join(map(str, feature.shape))
+        rows.append((key, feature.dtype, shape, names if feature.dim > 1 and use != "label" else "", use))
+    return table(("", "type", "shape", "names", ""), rows)
+
+
+def _statistics(data: LeRobotData, found: Mapping[str, Statistics]) -> str:
+    from kairos_env.datasets.lerobot.mapping import table
+
+    rows = []
+    for what, statistics in data.robot_statistics(found).items():
+        scalars = data.mapping.proprio if what == "proprio" else data.mapping.action
+        for i, scalar in enumerate(scalars):
+            assert statistics is not None, "there are scalars"
+            q = statistics.quantiles
+            values = [statistics.min, q["q01"], statistics.mean, statistics.std, q["q99"], statistics.max]
+            rows.append((what, scalar.name, *(f"{value[i]:.4g}" for value in values)))
+    return table(("", "name", "min", "q01", "mean", "std", "q99", "max"), rows)
+
+
+def _problems(data: LeRobotData, found: Mapping[str, Statistics], quick: bool) -> Iterator[str]:
+    """What is wrong with the dataset."""
+    info = data.meta.info
+    yield from _broken_frames(data, [0] if quick else range(len(data)))
+    whole = not data.broken
+    yield from (f"{name}: {why}" for name, why in data.broken.items())
+    have = {"total_episodes": len(data), "total_frames": sum(episode.length for episode in data.stored)}
+    for key, value in have.items():
+        if whole and key in info and info[key] != value:
+            yield f"info.json says {key} {info[key]}, but there are {value}"
+    try:
+        stored = data.meta.statistics()
+    except ValueError as error:
+        yield str(error)
+        return
+    for key, own in found.items():
+        if key in stored and whole:
+            yield from _contradictions(key, stored[key], own)
+    for what, scalars in (("proprio", data.mapping.proprio), ("action", data.mapping.action)):
+        for scalar in scalars:
+            if scalar.feature not in found or scalar.low is None or scalar.high is None:
+                continue
+            low, high = (float(end[scalar.index]) for end in (found[scalar.feature].min, found[scalar.feature].max))
+            if low < scalar.low or high > scalar.high:
+                yield (
+                    f"{what} {scalar.name!r} goes from {low:.4g} to {high:.4g}, out of the map's "
+                    f"{scalar.low:.4g} ... {scalar.high:.4g}"
+                )
+
+
+def _broken_frames(data: LeRobotData, episodes: range | list[int]) -> Iterator[str]:
+    """Decodes the first and the last frame of every camera in each episode."""
+    from tqdm import tqdm
+
+    from kairos_env.datasets.hdf5.files import BrokenEpisode
+
+    for index in tqdm(episodes, desc="frames", unit="episode", leave=False, disable=None):
+        if data.names[index] in data.broken:
+            continue
+        for camera in data.mapping.cameras:
+            try:
+                for start in (0, data.stored[index].length - 1):
+                    data.window(index, start, 1, [camera.name])
+            except BrokenEpisode as error:
+                yield f"camera {camera.name!r}: {error}"
+                break
+
+
+def _contradictions(key: str, stored: Statistics, own: Statistics) -> Iterator[str]:
+    if stored.count and stored.count != own.count:
+        yield f"the stored statistics of {key!r} count {stored.count} frames, but there are {own.count}"
+    for what in ("min", "max"):
+        theirs, ours = getattr(stored, what), getattr(own, what)
+        room = 1e-4 * (own.max - own.min) + 1e-6
+        for i in range(len(ours)):
+            if abs(theirs[i] - ours[i]) > room[i]:
+                yield f"the stored {what} of {key!r}[{i}] is {theirs[i]:.6g}, in the data it is {ours[i]:.6g}"
+
+
+def _notes(data: LeRobotData, found: Mapping[str, Statistics]) -> Iterator[str]:
+    """What a person should decide, or know."""
+    mapping = data.mapping
+    unknown = [s.name for s in mapping.scalars if not s.unit]
+    if unknown:
+        yield f"the dataset does not state the units of {len(unknown)} of {len(mapping.scalars)} scalars (? above)"
+    if not mapping.cameras:
+        yield "no colour camera"
+    if not mapping.proprio:
+        yield "no proprioception"
+    if mapping.reward is None and mapping.success is None:
+        yield "no outcomes: rewards are 0 and successes False"
+    if not any(data.meta.tasks.values()) and not mapping.instruction:
+        yield "no task text; give the map an instruction"
+    several = sum(len(episode.tasks) > 1 for episode in data.stored)
+    if several:
+        yield f"{several} episodes have several tasks; the first frame's is the episode's"
+    sizes = {(c.height, c.width) for c in data.spec.cameras}
+    if len(sizes) > 1:
+        yield "the cameras differ in size; a model wants one: give them height and width in the map"
+    for scalar in mapping.scalars:
+        if scalar.feature in found and found[scalar.feature].std[scalar.index] == 0:
+            yield f"{scalar.name!r} of {scalar.feature!r} never changes"
+    if found and not data.meta.stored_statistics():
+        yield "no statistics are stored; the ranges come from the data"
