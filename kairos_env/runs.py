@@ -7,11 +7,16 @@ that may differ between two launches of it (workers, versions, commit, machine) 
 
 from __future__ import annotations
 
+import ctypes
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from importlib import metadata
@@ -92,6 +97,27 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def exit_with_parent() -> None:
+    """Ends this worker process at once when its parent is gone, whatever it computes; to be called when it starts.
+
+    A killed parent cannot stop its workers. A thread waits for its end; where the kernel can (Linux), it also kills
+    this process, which helps against C code that never lets the thread run.
+    """
+    parent, number = multiprocessing.parent_process(), os.getppid()
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+    def watch() -> None:
+        if parent is not None:
+            multiprocessing.connection.wait([parent.sentinel])
+        while os.getppid() == number and parent is None:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="exit_with_parent", daemon=True).start()
 
 
 def _processor() -> str:

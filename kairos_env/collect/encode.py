@@ -6,9 +6,7 @@ Data and model meet here: the cache knows neither what made its latents, nor the
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
 import os
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +21,7 @@ from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.datasets.latents.cache import CacheError, LatentCache, LatentCacheWriter, Origin, write_episode
 from kairos_env.datasets.recordings import Recording, fingerprint, open_recording
 from kairos_env.records import Array, Episode, RobotSpec
+from kairos_env.runs import exit_with_parent
 
 if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
@@ -175,17 +174,9 @@ def _start_worker(config: EncodeConfig, workers: int) -> None:
     global _worker
     import torch
 
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    exit_with_parent()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     _worker = (config, *_load(config))
-
-
-def _exit_with_parent() -> None:
-    # a killed parent cannot stop its pool
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _encode_number(number: int) -> str:

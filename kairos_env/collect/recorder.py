@@ -17,11 +17,9 @@ import fcntl
 import importlib.metadata
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import platform
 import subprocess
-import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -35,6 +33,7 @@ import numpy as np
 
 from kairos_env.datasets.hdf5.shards import ShardFolder, write_part
 from kairos_env.records import Episode, Observation
+from kairos_env.runs import exit_with_parent
 from kairos_env.sims.tabletop.behaviours import BEHAVIOURS
 
 MakeEnv = Callable[["RecordConfig"], Any]
@@ -255,20 +254,12 @@ _worker: tuple[RecordConfig, Any] | str = "the pool's initializer has not run"
 
 def _start_worker(config: RecordConfig, make_env: MakeEnv) -> None:
     global _worker
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    exit_with_parent()
     try:
         _worker = (config, make_env(config))
     except Exception as error:  # noqa: BLE001 - whatever it is, the recording must name it
         # An initializer that raises breaks the pool and hides why; the first episode reports it instead.
         _worker = f"{type(error).__name__}: {error}"
-
-
-def _exit_with_parent() -> None:
-    # A killed parent cannot stop its pool, and idle workers would wait for it for ever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _record_part(index: int) -> None:

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
 
 from kairos_env.eval.closed_loop.rows import Job, Row
+from kairos_env.runs import exit_with_parent
 
 
 class Runner(Protocol):
@@ -319,6 +320,7 @@ class _Worker:
 
 def _serve(connection: Connection, make_runner: Callable[[], SlotRunner]) -> None:
     """A worker's life. It ends when the parent closes the pipe, also by dying."""
+    exit_with_parent()
     runner: SlotRunner | None = None
     busy = 0
     try:
