@@ -70,7 +70,7 @@ lerobot: $(LEROBOT_VENV)/.installed  ## LeRobot with both plugins, and their tes
 $(LEROBOT_VENV)/.installed: pyproject.toml plugins/constraints.txt $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv $(LEROBOT_VENV)
 	$(LEROBOT_VENV)/bin/python -m pip install --disable-pip-version-check -c plugins/constraints.txt \
-	  -e . -e plugins/lerobot_policy_kairos -e plugins/lerobot_env_kairos \
+	  -e '.[sim]' -e plugins/lerobot_policy_kairos -e plugins/lerobot_env_kairos \
 	  'lerobot[core-scripts,evaluation,async]' pytest pytest-timeout
 	@touch $@
 

@@ -94,8 +94,6 @@ def normalise(name: str) -> str:
 BROUGHT_ALONG = {"omegaconf": "hydra-core", "OpenGL": "mujoco"}
 # Imported only by what runs in a simulator's own interpreter, which `kairos sims install` builds.
 IN_A_SIMULATOR = {"libero", "scipy"}
-# Declared although the package never imports them.
-NEEDED_BY_OTHERS = {"mink": "robosuite imports it without asking for a version"}
 
 
 def test_every_third_party_import_is_declared() -> None:
@@ -115,7 +113,7 @@ def test_every_core_requirement_is_imported() -> None:
     owners = metadata.packages_distributions()
     used = {normalise(name) for module, _ in imported_modules() for name in owners.get(module, [])}
     core = {normalise(re.match(r"[A-Za-z0-9._-]+", line)[0]) for line in PROJECT["dependencies"]}  # type: ignore[index]
-    assert core - used - set(NEEDED_BY_OTHERS) == set()
+    assert core - used == set()
 
 
 def test_nothing_that_can_run_foreign_code_is_loaded() -> None:

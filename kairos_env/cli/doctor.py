@@ -8,6 +8,7 @@ their own: a GL library that is missing or wrong often ends the process instead 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -131,27 +132,33 @@ def check_extras() -> Iterator[Finding]:
 
 
 def check_rendering(backends: Iterable[str] = GL_BACKENDS, timeout: float = 60.0) -> list[Finding]:
-    """Renders a frame off-screen with each MuJoCo backend; a problem only if none of them works.
+    """One finding for each MuJoCo backend, which renders a frame off-screen; a problem only if none of them works.
+
+    Without MuJoCo, which comes with the extra ``sim``, one note says so.
 
     Args:
         backends: values of the variable ``MUJOCO_GL``.
         timeout: seconds for one backend.
     """
+    section = "Off-screen rendering"
+    if importlib.util.find_spec("mujoco") is None:
+        text = "not installed: the simulator is an extra"
+        return [Finding(section, "mujoco", "note", text, _pip(f"'{DISTRIBUTION}[sim]'"))]
     chosen = os.environ.get("MUJOCO_GL")
     results = [_render(backend, timeout) for backend in dict.fromkeys([*backends, *filter(None, [chosen])])]
     works = [backend for backend, error, _ in results if not error]
     findings = [
-        Finding("Off-screen rendering", backend, "note" if error else "ok", error or text)
+        Finding(section, backend, "note" if error else "ok", error or text)
         for backend, error, text in results
     ]
     if not works:
         remedy = f"sudo apt-get install -y {GL_PACKAGES}   (Debian, Ubuntu; elsewhere: Mesa's EGL or OSMesa)"
-        findings.append(Finding("Off-screen rendering", "any", "problem", "no backend renders a frame", remedy))
+        findings.append(Finding(section, "any", "problem", "no backend renders a frame", remedy))
     elif chosen and chosen not in works:
         text = f"MUJOCO_GL={chosen} is set, which does not render here; {' and '.join(works)} would"
-        findings.append(Finding("Off-screen rendering", "MUJOCO_GL", "problem", text, f"export MUJOCO_GL={works[0]}"))
+        findings.append(Finding(section, "MUJOCO_GL", "problem", text, f"export MUJOCO_GL={works[0]}"))
     elif chosen:
-        findings.append(Finding("Off-screen rendering", "MUJOCO_GL", "ok", f"{chosen} (set by you)"))
+        findings.append(Finding(section, "MUJOCO_GL", "ok", f"{chosen} (set by you)"))
     return findings
 
 
@@ -229,11 +236,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints the report. Returns 0 if everything that the bundled demo needs works, else 1."""
+    """Prints the report. Returns 0 if all that is installed works (``--gl-only``: if a frame is rendered), else 1."""
     findings: list[Finding] = []
     if not args.gl_only:
         findings += [*check_packages(), *check_device(), *check_engines(), *check_models()]
-    findings += check_rendering()
+    rendering = check_rendering()
+    renders = any(f.status == "ok" for f in rendering)
+    findings += rendering
     if not args.gl_only:
         findings += check_extras()
     if args.json:
@@ -241,9 +250,14 @@ def main(args: argparse.Namespace) -> int:
     else:
         _print_report(findings)
         problems = sum(f.status == "problem" for f in findings)
-        fine = "Off-screen rendering works." if args.gl_only else "Everything that the bundled demo needs works."
-        print(f"\n{problems} problem(s)." if problems else f"\n{fine}")
-    return int(any(f.status == "problem" for f in findings))
+        if problems:
+            verdict = f"{problems} problem(s)."
+        elif not renders:
+            verdict = "The model works; the simulator is not installed."
+        else:
+            verdict = "Off-screen rendering works." if args.gl_only else "Everything that the bundled demo needs works."
+        print(f"\n{verdict}")
+    return int(any(f.status == "problem" for f in findings) or (args.gl_only and not renders))
 
 
 def _print_report(findings: list[Finding]) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from kairos_env.extras import require
 from kairos_env.records import Array
 
-try:
+if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"{error}: this needs Stable-Baselines3; pip install 'kairos-env[rl]'") from error
+else:
+    VecEnv = require("stable_baselines3.common.vec_env", "rl").VecEnv
 
 
 class SB3VecEnv(VecEnv):

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from kairos_env.world_model.extras import require
+from kairos_env.extras import require
 
 Kind = Literal["attention", "gated_delta"]
 

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kairos_env.extras import require
 from kairos_env.world_model.engines import EngineError, choose
-from kairos_env.world_model.extras import require
 
 # Added to the sum of squares, so that a zero key stays zero instead of becoming NaN.
 L2_EPS = 1e-6

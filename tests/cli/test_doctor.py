@@ -22,7 +22,7 @@ def run(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
 
 def test_installed_core_packages_are_in_their_ranges() -> None:
     findings = list(doctor.check_packages())
-    assert {"torch", "robosuite", "mujoco", "gymnasium"} <= {f.name for f in findings}
+    assert {"torch", "gymnasium", "safetensors"} <= {f.name for f in findings}
     assert [f for f in findings if f.status == "problem"] == []
 
 
@@ -73,6 +73,18 @@ def test_broken_choice_of_backend_is_a_problem(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(doctor, "_render", lambda backend, timeout: (backend, "" if backend == "egl" else "fails", ""))
     finding = doctor.check_rendering()[-1]
     assert finding.status == "problem" and finding.remedy == "export MUJOCO_GL=egl"
+
+
+def test_without_the_simulator_the_model_works_and_the_extra_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    (finding,) = doctor.check_rendering()
+    assert finding.status == "note" and finding.remedy.endswith("'kairos-env[sim]'")
+    status, out = run(capsys)
+    assert status == 0 and out.splitlines()[-1] == "The model works; the simulator is not installed."
+    status, _ = run(capsys, "--gl-only")
+    assert status == 1
 
 
 def test_models_missing_truncated_and_whole(tmp_path: Path) -> None:

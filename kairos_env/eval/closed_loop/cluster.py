@@ -11,6 +11,7 @@ from typing import Any
 
 from kairos_env.eval.closed_loop.rows import Job, Row
 from kairos_env.eval.closed_loop.workers import JobQueue, SetupFailed, SlotRunner, error_row, run_in_slots
+from kairos_env.extras import require
 
 _MOST_JOBS = 32  # of a task: what a lost machine costs at most, and over how many the start of a worker is spread
 
@@ -34,13 +35,10 @@ def run_on_ray(
         gpus: that each task holds.
 
     Raises:
-        ModuleNotFoundError: Ray is not installed.
+        ImportError: Ray is not installed.
         SetupFailed: simulator or policy cannot be built.
     """
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("a cluster needs Ray; install it with: pip install 'kairos-env[cluster]'") from None
+    ray = require("ray", "cluster")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     mine = not ray.is_initialized()

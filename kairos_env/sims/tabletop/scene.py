@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from kairos_env.extras import require
 from kairos_env.sims.tabletop.tasks import CUBE_REST_HEIGHT, PUSH_RADIUS
 
 TABLE_HEIGHT = 0.8
@@ -24,7 +25,6 @@ ORIGIN = np.array([0.0, 0.0, TABLE_HEIGHT])
 FIELD_OF_VIEW = 25.0
 """Vertical opening of the scene camera [degrees]: a long lens keeps the cube's size nearly constant."""
 
-_INSTALL = 'the simulator needs robosuite and MuJoCo: pip install "robosuite==1.5.1" "mujoco>=3.3,<3.10" "mink>=1"'
 _VISIBLE_GROUP, _UNSEEN_GROUP, _UNDRAWN_GROUP = 1, 4, 5  # geom groups
 _TABLE_RGBA = "0.36 0.42 0.50 1"
 _DISC_RGBA = "0.10 0.62 0.25 1"
@@ -58,7 +58,7 @@ class Scene:
 
 
 def _import_parts() -> tuple[Any, ...]:
-    """Imports robosuite without its banner of warnings and without its change of ``MUJOCO_GL``."""
+    """robosuite's parts, imported without its banner of warnings and without its change of ``MUJOCO_GL``."""
     logger = logging.getLogger("robosuite_logs")
 
     def silent(record: logging.LogRecord) -> bool:
@@ -70,21 +70,23 @@ def _import_parts() -> tuple[Any, ...]:
         os.environ.pop("MUJOCO_GL", None)
     logger.addFilter(silent)
     try:
-        from robosuite.models.arenas import TableArena
-        from robosuite.models.bases import robot_base_factory
-        from robosuite.models.grippers import gripper_factory
-        from robosuite.models.objects import BoxObject
-        from robosuite.models.robots import Panda
-        from robosuite.models.tasks import ManipulationTask
-    except ImportError as error:
-        raise ImportError(f"{_INSTALL}\n({error})") from error
+        return tuple(
+            getattr(require(f"robosuite.models.{module}", "sim"), name)
+            for module, name in (
+                ("arenas", "TableArena"),
+                ("bases", "robot_base_factory"),
+                ("grippers", "gripper_factory"),
+                ("objects", "BoxObject"),
+                ("robots", "Panda"),
+                ("tasks", "ManipulationTask"),
+            )
+        )
     finally:
         logger.removeFilter(silent)
         if setting is None:
             os.environ.pop("MUJOCO_GL", None)
         else:
             os.environ["MUJOCO_GL"] = setting
-    return TableArena, robot_base_factory, gripper_factory, BoxObject, Panda, ManipulationTask
 
 
 def _draw(arena: Any) -> None:
@@ -147,7 +149,8 @@ def build_scene() -> Scene:
         found = mujoco.mj_name2id(model, getattr(mujoco.mjtObj, f"mjOBJ_{kind}"), name)
         if found < 0:
             raise RuntimeError(
-                f"robosuite's scene has no {kind.lower()} {name!r}; version 1.5.1 is supported. {_INSTALL}"
+                f"robosuite's scene has no {kind.lower()} {name!r}; version 1.5.1 is supported: "
+                "pip install 'kairos-env[sim]'"
             )
         return int(found)
 

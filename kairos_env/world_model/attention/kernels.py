@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kairos_env.extras import require
 from kairos_env.world_model.engines import EngineError
-from kairos_env.world_model.extras import require
 
 if TYPE_CHECKING:
     from kairos_env.world_model.attention.patterns import ClipPattern, Read

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from kairos_env.world_model.extras import require
+from kairos_env.extras import require
 from kairos_env.world_model.published.world_action import WorldActionModel
 
 Scheme = Literal["int8", "int4"]

@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kairos_env.extras import require
 from kairos_env.world_model.config import RELEASES, WorldActionConfig
-from kairos_env.world_model.extras import require
 
 Kind = Literal["qwen2.5-vl", "qwen3.5"]
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kairos_env.world_model.extras import require
+from kairos_env.extras import require
 from kairos_env.world_model.weights import CheckpointError, Source, load_weights, require_same, stored_tensors
 
 CHANNELS, SPATIAL, TEMPORAL = 16, 8, 4

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import Any, Literal
 
-Extra = Literal["vlm", "quantize", "gpu"]
+Extra = Literal["sim", "rl", "vlm", "quantize", "gpu", "cluster"]
 
 
 def require(module: str, extra: Extra) -> Any:
-    """Imports ``module`` or says what to install.
+    """The imported ``module``.
 
     Raises:
         ImportError: the module is missing or broken; the message names the command and the reason.
