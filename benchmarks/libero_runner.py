@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from kairos_env.eval.closed_loop.benchmark_jobs import BenchmarkConfig
-from kairos_env.eval.closed_loop.rows import Job
 from kairos_env.eval.closed_loop.slots import PlayConfig, SlotPlayer, episode_seed
 from kairos_env.eval.closed_loop.workers import JobQueue, run_in_slots
 from kairos_env.eval.report.published_results import Benchmark
+from kairos_env.eval.rows import Job
 from kairos_env.policies.make import make_policy, make_simulator
 from kairos_env.records import Observation
 from kairos_env.sims.libero.env import MAX_STEPS
@@ -65,7 +65,7 @@ def raw(options: dict[str, Any], episodes: int, steps: int) -> tuple[float, floa
             if number == 1:
                 began, cpu = time.perf_counter(), cpu_seconds()
             benchmark, suite, task = job.task.split("/")
-            where = {"benchmark": benchmark, "suite": suite, "task": task, "init_state": job.initial_state_id}
+            where = {"benchmark": benchmark, "suite": suite, "task": task, "init_state": job.initial_state}
             policy.reset(episode_seed(job))
             seen, info = env.reset(seed=episode_seed(job), options=where)
             while info["steps"] < steps:

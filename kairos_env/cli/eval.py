@@ -79,8 +79,8 @@ def table(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--published", action="store_true", help="also print what others published")
 
     def run(args: argparse.Namespace) -> int:
-        from kairos_env.eval.closed_loop.rows import read_runs
         from kairos_env.eval.report.benchmark import make_benchmark_report
+        from kairos_env.eval.rows import read_runs
 
         if args.out is None and len(args.runs) > 1:
             raise ValueError(f"{len(args.runs)} runs become one report: say where with --out")

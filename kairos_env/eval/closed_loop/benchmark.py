@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from kairos_env.eval.closed_loop.benchmark_jobs import BenchmarkConfig, Plan, choose_films, make_plan
-from kairos_env.eval.closed_loop.rows import Job, ResultsFile, Row, read_rows
 from kairos_env.eval.closed_loop.slots import PlayConfig, SlotPlayer, film_stem
 from kairos_env.eval.closed_loop.workers import JobQueue, SetupFailed, run_in_slots
 from kairos_env.eval.report.benchmark import BenchmarkReport, make_benchmark_report
 from kairos_env.eval.report.closed_loop import format_table
 from kairos_env.eval.report.published_results import Benchmark
+from kairos_env.eval.rows import Job, ResultsFile, Row, read_rows
 from kairos_env.policies import make as roster
 from kairos_env.policies.policy import Policy
 from kairos_env.runs import ConfigMismatch, open_run, write_text
@@ -175,7 +175,7 @@ def _prove(config: BenchmarkConfig, plan: Plan, to_start: Sequence[Job]) -> dict
         failed: list[Exception] = []
         for job in list({plan.scene(job): job for job in reversed(to_start)}.values())[::-1][:3]:
             benchmark, suite, task = job.task.split("/", 2)
-            options = {"benchmark": benchmark, "suite": suite, "task": task, "init_state": job.initial_state_id}
+            options = {"benchmark": benchmark, "suite": suite, "task": task, "init_state": job.initial_state}
             try:
                 env.send_reset(seed=0, options=options)
                 env.receive()

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kairos_env.eval.closed_loop.rows import Job
 from kairos_env.eval.report.published_results import Benchmark, keys_digest
+from kairos_env.eval.rows import Job
 from kairos_env.policies import make as roster
 from kairos_env.sims.libero.env import MAX_STEPS, Rendering
 from kairos_env.sims.libero.tasks import ASSETS_ADVICE, SUITES, Catalogue, LiberoTask, Prompt
@@ -255,7 +255,7 @@ class Plan:
         task = self.tasks[job.task]
         names = ("suite", "base_task", "dimension", "difficulty", "params")
         return {name: getattr(task, name) for name in names} | {
-            "init_state": job.initial_state_id,
+            "init_state": job.initial_state,
             "ours": bool(task.params.get("ours")),
             "assets": self.assets,
         }

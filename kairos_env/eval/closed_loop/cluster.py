@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from kairos_env.eval.closed_loop.rows import Job, Row
 from kairos_env.eval.closed_loop.workers import JobQueue, SetupFailed, SlotRunner, error_row, run_in_slots
+from kairos_env.eval.rows import Job, Row
 from kairos_env.extras import require
 
 _MOST_JOBS = 32  # of a task: what a lost machine costs at most, and over how many the start of a worker is spread

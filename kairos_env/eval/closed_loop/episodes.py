@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from kairos_env.eval.closed_loop.rows import Job, ResultsFile, Row, read_rows
 from kairos_env.eval.closed_loop.workers import run_jobs
 from kairos_env.eval.report.closed_loop import Report, make_report
+from kairos_env.eval.rows import Job, ResultsFile, Row, read_rows
 from kairos_env.media import film_strip, side_by_side, write_mp4, write_png
 from kairos_env.policies import make as roster
 from kairos_env.policies.policy import Policy
@@ -160,7 +160,7 @@ def evaluate(
 
 def episode_seed(job: Job) -> int:
     """The seed of simulator and policy. It leaves the policy's name out: policies are compared under the same luck."""
-    return int(np.random.SeedSequence([job.seed, job.initial_state_id]).generate_state(1)[0] >> 1)
+    return int(np.random.SeedSequence([job.seed, job.initial_state]).generate_state(1)[0] >> 1)
 
 
 @dataclass
@@ -187,7 +187,7 @@ class EpisodeRunner:
 
     def run(self, job: Job) -> Row:
         """One episode."""
-        filmed = job.initial_state_id < self.config.first_initial_state_id + self.config.videos
+        filmed = job.initial_state < self.config.first_initial_state_id + self.config.videos
         episode = play(self.env, self.policies[job.policy], job, self.config.max_decisions)
         if filmed:
             write_film(Path(self.config.output), job, episode)
@@ -230,7 +230,7 @@ def play(env: Any, policy: Policy, job: Job, max_decisions: int) -> Played:
     began = time.perf_counter()
     seed = episode_seed(job)
     policy.reset(seed)
-    raw, info = env.reset(seed=seed, options={"initial_state_id": job.initial_state_id, "task": job.task})
+    raw, info = env.reset(seed=seed, options={"initial_state_id": job.initial_state, "task": job.task})
     played = Played()
     observation = Observation.from_gym(raw, info.get("instruction", ""))
     for _ in range(max_decisions):
@@ -256,7 +256,7 @@ def play(env: Any, policy: Policy, job: Job, max_decisions: int) -> Played:
 
 def write_film(folder: Path, job: Job, played: Played) -> None:
     """Writes ``videos/<policy>_<task>_<id>.mp4`` and the same as a strip ``.png``."""
-    stem = re.sub(r"[^\w.=+-]+", "-", f"{job.policy}_{job.task}_{job.initial_state_id}")
+    stem = re.sub(r"[^\w.=+-]+", "-", f"{job.policy}_{job.task}_{job.initial_state}")
     caption = f"{job.policy}, {job.task}: {'success' if played.success else 'failure'}"
     frames = np.stack(played.frames)
     write_mp4(folder / "videos" / f"{stem}.mp4", side_by_side({caption: frames}))

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kairos_env.eval.closed_loop.failures import Watch
-from kairos_env.eval.closed_loop.rows import Job, Row
 from kairos_env.eval.closed_loop.workers import Event, error_row
+from kairos_env.eval.failures import Watch
+from kairos_env.eval.rows import Job, Row
 from kairos_env.media import film_strip, side_by_side, write_mp4, write_png
 from kairos_env.policies import make as roster
 from kairos_env.policies.policy import BatchedPolicy, Policy, begin
@@ -77,7 +77,7 @@ class PlayConfig:
 
 def episode_seed(job: Job) -> int:
     """The seed of simulator and policy. It leaves the policy's name out: policies are compared under the same luck."""
-    text = f"{job.task} {job.initial_state_id} {job.seed}"
+    text = f"{job.task} {job.initial_state} {job.seed}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
@@ -178,7 +178,7 @@ class SlotPlayer:
         policy = place.policies[job.policy]
         place.episode = _Episode(job, policy, self.config.max_steps[suite], job in self.config.films)
         self._events.append(Event(slot, None))
-        options = {"benchmark": benchmark, "suite": suite, "task": name, "init_state": job.initial_state_id}
+        options = {"benchmark": benchmark, "suite": suite, "task": name, "init_state": job.initial_state}
         try:
             seed = episode_seed(job)
             policy.reset(seed)
@@ -292,4 +292,4 @@ def write_film(folder: Path, job: Job, success: bool, frames: Array, rate: float
 
 def film_stem(job: Job) -> str:
     """The name of a job's film, without folder and ending."""
-    return re.sub(r"[^\w.=+-]+", "-", f"{job.policy}_{job.task}_{job.initial_state_id}_{job.seed}")[-180:]
+    return re.sub(r"[^\w.=+-]+", "-", f"{job.policy}_{job.task}_{job.initial_state}_{job.seed}")[-180:]

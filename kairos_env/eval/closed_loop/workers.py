@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
 
-from kairos_env.eval.closed_loop.rows import Job, Row
+from kairos_env.eval.rows import Job, Row
 from kairos_env.runs import exit_with_parent
 
 

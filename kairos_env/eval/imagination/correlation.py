@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from kairos_env.eval.closed_loop.episodes import EvalConfig, MakePolicy, evaluate, policy_from_roster
-from kairos_env.eval.closed_loop.rows import Row
 from kairos_env.eval.report.closed_loop import format_table, html_page, plain
+from kairos_env.eval.rows import Row
 from kairos_env.eval.statistics import Interval, paired_pearson, spearman, wilson
 from kairos_env.media import png_bytes
 from kairos_env.records import Array
@@ -192,7 +192,7 @@ def correlate(
     outcomes = []
     for rows in (real, imagined):
         outcomes.append({_key(row): float(row.status == "success") for row in rows if row.status != "error"})
-    starts = sorted({row.job.initial_state_id for row in real})
+    starts = sorted({row.job.initial_state for row in real})
     pairs: dict[tuple[str, str], Array] = {}
     for policy in policies:
         for task in tasks:
@@ -285,4 +285,4 @@ _HEADER = ["policy", "task", "n", "real success %", "imagined success %", "same 
 
 
 def _key(row: Row) -> tuple[str, str, int]:
-    return row.job.policy, row.job.task, row.job.initial_state_id
+    return row.job.policy, row.job.task, row.job.initial_state

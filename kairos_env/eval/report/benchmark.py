@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kairos_env.eval.closed_loop.failures import KINDS
-from kairos_env.eval.closed_loop.rows import Row
+from kairos_env.eval.failures import KINDS
 from kairos_env.eval.report.closed_loop import format_table, plain
 from kairos_env.eval.report.lines import (
     CELL_HEADER,
@@ -29,6 +28,7 @@ from kairos_env.eval.report.lines import (
 from kairos_env.eval.report.page import benchmark_page
 from kairos_env.eval.report.published_results import Benchmark, published_results
 from kairos_env.eval.report.table import Cell, Table, make_tables
+from kairos_env.eval.rows import Row
 from kairos_env.runs import write_text
 
 

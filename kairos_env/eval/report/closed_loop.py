@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kairos_env.eval.closed_loop.rows import Row
+from kairos_env.eval.rows import Row
 from kairos_env.eval.statistics import Interval, wilson
 from kairos_env.runs import describe_machine, write_text
 
@@ -87,7 +87,7 @@ class Report:
         strips = {path.stem: path.read_bytes() for path in sorted((folder / "videos").glob("*.png"))}
         tables = {"Success": (_HEADER, _lines(self.cells))}
         if self.errors:
-            lines = [[r.job.policy, r.job.task, str(r.job.initial_state_id), r.message] for r in self.errors]
+            lines = [[r.job.policy, r.job.task, str(r.job.initial_state), r.message] for r in self.errors]
             tables["Errors (not counted)"] = (["policy", "task", "start", "what happened"], lines)
         write_text(folder / "report.html", html_page("Closed-loop evaluation", tables, strips))
 

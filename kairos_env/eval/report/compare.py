@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kairos_env.eval.closed_loop.rows import Row, read_runs
 from kairos_env.eval.report.closed_loop import format_table, plain
 from kairos_env.eval.report.table import SETTINGS, is_ours, unique_rows
+from kairos_env.eval.rows import Row, read_runs
 from kairos_env.eval.statistics import Interval, mcnemar, paired_difference
 from kairos_env.sims.libero.tasks import DIMENSIONS, SUITES
 
@@ -122,7 +122,7 @@ def compare(first: Iterable[Row], second: Iterable[Row]) -> Comparison:
 
 
 def _place(row: Row) -> tuple[str, str, int, int, bool]:
-    return row.job.simulator, row.job.task, row.job.initial_state_id, row.job.seed, is_ours(row)
+    return row.job.simulator, row.job.task, row.job.initial_state, row.job.seed, is_ours(row)
 
 
 def compare_runs(

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kairos_env.eval.closed_loop.failures import KINDS, failure_kind
+from kairos_env.eval.failures import KINDS, failure_kind
 from kairos_env.eval.report.lines import (
     CELL_HEADER,
     ESTIMATE_HEADER,
@@ -169,7 +169,7 @@ def _films(table: Table, places: Sequence[Path]) -> str:
             continue
         shown[column, row.status] = shown.get((column, row.status), 0) + 1
         outcome = row.status if row.status == "success" else f"failure, {failure_kind(row.extra)}"
-        caption = f"{DIMENSIONS.get(column, column)}: {outcome}. {row.job.task}, start {row.job.initial_state_id}"
+        caption = f"{DIMENSIONS.get(column, column)}: {outcome}. {row.job.task}, start {row.job.initial_state}"
         video = strip.with_suffix(".mp4")
         link = f' <a href="{_e(_relative(video, places[0]))}">film</a>' if video.is_file() else ""
         data = base64.b64encode(_small(strip.read_bytes())).decode()

@@ -9,7 +9,7 @@ Everything is computed from rows, in any order. A row's job names its task as ``
     prompt, rendering, assets   under which the episode ran; "official", "official" and "original" (the benchmark's
                                 own files, no stand-ins) are what an official number needs
     protocol, mujoco            shown with the table
-    objects, other_lifted       of a failure, see `kairos_env.eval.closed_loop.failures`
+    objects, other_lifted       of a failure, see `kairos_env.eval.failures`
     film                        path without suffix of a ``.png`` strip and an ``.mp4``, from the folder of the run
 
 A task counts once, by its rate of success over its trials: the published average is the mean over tasks. Errors are
@@ -26,9 +26,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from kairos_env.eval.closed_loop.failures import KINDS, failure_kind
-from kairos_env.eval.closed_loop.rows import Job, Row
+from kairos_env.eval.failures import KINDS, failure_kind
 from kairos_env.eval.report.published_results import Benchmark, keys_digest
+from kairos_env.eval.rows import Job, Row
 from kairos_env.eval.statistics import Interval, effective_trials, weighted_wilson
 
 OFFICIAL = {"prompt": "official", "rendering": "official", "assets": "original"}

@@ -23,9 +23,9 @@ from split_env import SPEC, Points
 from kairos_env.cli.main import main
 from kairos_env.eval.closed_loop.benchmark import describe, summarize
 from kairos_env.eval.closed_loop.benchmark_jobs import PROTOCOLS, BenchmarkConfig, make_plan
-from kairos_env.eval.closed_loop.rows import Job, Row, read_rows
 from kairos_env.eval.closed_loop.slots import episode_seed
 from kairos_env.eval.closed_loop.workers import JobQueue, SetupFailed
+from kairos_env.eval.rows import Job, Row, read_rows
 from kairos_env.records import Camera, SpecMismatch
 from kairos_env.runs import ConfigMismatch
 
@@ -41,7 +41,7 @@ def test_rows_say_all_that_tables_need(tmp_path: Path) -> None:
     assert len(rows) == 4 and {row.status for row in rows} == {"success"}
     extra = rows[0].extra
     assert extra["suite"] == "libero_object" and extra["dimension"] == "camera" and extra["base_task"] == "base"
-    assert extra["init_state"] == rows[0].job.initial_state_id == 0 and extra["steps"] == rows[0].decisions
+    assert extra["init_state"] == rows[0].job.initial_state == 0 and extra["steps"] == rows[0].decisions
     assert extra["instruction"] == "do t0_camera" and extra["assets"] == "original" and extra["mujoco"] == "0.0"
     assert {"protocol": "published", "prompt": "official", "rendering": "official"}.items() <= extra.items()
     assert set(extra["objects"]) == {"cup"} and extra["ours"] is False
@@ -89,10 +89,10 @@ def test_a_start_follows_from_task_and_trial() -> None:
     settings = BenchmarkConfig(policies=("expert",), trials=5)
     plan = make_plan(settings, Points(1))  # type: ignore[arg-type]
     mine = [job for job in plan.jobs if job.task == "libero-plus/libero_object/t0_camera"]
-    assert [(job.initial_state_id, job.seed) for job in mine] == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1)]
+    assert [(job.initial_state, job.seed) for job in mine] == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1)]
     assert len({episode_seed(job) for job in plan.jobs}) == len(plan.jobs)
     later = make_plan(dataclasses.replace(settings, first_state=2, trials=2), Points(1))  # type: ignore[arg-type]
-    assert [job.initial_state_id for job in later.jobs[:2]] == [2, 0]
+    assert [job.initial_state for job in later.jobs[:2]] == [2, 0]
     assert episode_seed(mine[0]) == episode_seed(dataclasses.replace(mine[0], policy="random"))
 
 

@@ -15,8 +15,8 @@ from paths import ROOT, TESTS
 from point_simulator import SPEC, Point
 
 from kairos_env.eval.closed_loop.episodes import EvalConfig, episode_seed, evaluate, summarize
-from kairos_env.eval.closed_loop.rows import Row, read_rows
 from kairos_env.eval.closed_loop.workers import SetupFailed
+from kairos_env.eval.rows import Row, read_rows
 from kairos_env.policies.make import make_policy, model_digest, parse_name
 from kairos_env.policies.policy import check_policy
 from kairos_env.records import SpecMismatch
@@ -67,7 +67,7 @@ def test_the_result_does_not_depend_on_workers_or_order(tmp_path: Path) -> None:
 
 def test_policies_meet_the_same_starts_and_luck(tmp_path: Path) -> None:
     jobs = config(tmp_path).jobs()
-    assert len(set(jobs)) == 12 and {job.initial_state_id for job in jobs} == {300_000, 300_001, 300_002}
+    assert len(set(jobs)) == 12 and {job.initial_state for job in jobs} == {300_000, 300_001, 300_002}
     assert len({episode_seed(job) for job in jobs}) == 3
 
 
@@ -86,7 +86,7 @@ def test_a_crash_is_an_error_and_not_a_failure(tmp_path: Path, workers: int) -> 
     report = evaluate(config(tmp_path, workers=workers, simulator_options={"trouble": trouble}))
     cell = report.cell("expert", "near")
     assert (cell.successes, cell.failures, cell.errors) == (3 - len(trouble), 0, len(trouble))
-    messages = {row.job.initial_state_id: row.message for row in report.errors}
+    messages = {row.job.initial_state: row.message for row in report.errors}
     assert messages[300_001] == "FloatingPointError: the physics exploded"
     if workers:
         assert messages[300_002] == "the worker process died (exit code 3)"

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kairos_env.eval.closed_loop.rows import Job, Row
 from kairos_env.eval.imagination.correlation import CorrelationConfig, correlate, scatter, success_correlation
+from kairos_env.eval.rows import Job, Row
 
 
 def rows(world: dict[tuple[str, str], str]) -> list[Row]:

@@ -21,11 +21,11 @@ import pytest
 from libero_home import ARCHIVES, DATA
 
 from kairos_env.cli import main as cli
-from kairos_env.eval.closed_loop.rows import Job, ResultsFile, Row
 from kairos_env.eval.report.benchmark import make_benchmark_report
 from kairos_env.eval.report.compare import compare
 from kairos_env.eval.report.published_results import Benchmark, keys_digest, published_results
 from kairos_env.eval.report.table import OFFICIAL, Table, make_tables
+from kairos_env.eval.rows import Job, ResultsFile, Row
 from kairos_env.eval.statistics import paired_difference, wilson
 from kairos_env.media import write_png
 from kairos_env.sims.libero.tasks import DIMENSIONS

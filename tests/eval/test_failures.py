@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from kairos_env.eval.closed_loop.failures import KINDS, Watch, failure_kind
+from kairos_env.eval.failures import KINDS, Watch, failure_kind
 
 Point = tuple[float, float, float]
 

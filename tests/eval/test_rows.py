@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kairos_env.eval.closed_loop.rows import DamagedResults, Job, ResultsFile, Row, read_rows
+from kairos_env.eval.rows import DamagedResults, Job, ResultsFile, Row, read_rows
 from kairos_env.runs import ConfigMismatch, open_run, write_text
 
 
@@ -68,6 +68,11 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
     with ResultsFile(tmp_path / "r"), pytest.raises(RuntimeError, match="written by another process"):
         ResultsFile(tmp_path / "r")
     ResultsFile(tmp_path / "r").close()
+
+
+def test_rows_of_the_old_spelling_are_read() -> None:
+    old = row(7).to_json().replace('"initial_state"', '"initial_state_id"')
+    assert "initial_state_id" in old and Row.from_json(old) == row(7)
 
 
 def test_an_unknown_status_is_refused() -> None:

@@ -7,13 +7,14 @@ does not depend on how many workers there were.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
+
+import filelock
 
 STATUSES = ("success", "failure", "error")
 
@@ -25,7 +26,7 @@ class Job:
     policy: str
     simulator: str
     task: str
-    initial_state_id: int
+    initial_state: int
     seed: int
 
 
@@ -66,6 +67,8 @@ class Row:
     @classmethod
     def from_json(cls, line: str) -> Row:
         data = json.loads(line)
+        if "initial_state_id" in data:  # the spelling of older runs
+            data["initial_state"] = data.pop("initial_state_id")
         return cls(Job(**{f.name: data.pop(f.name) for f in fields(Job)}), **data)
 
 
@@ -139,14 +142,14 @@ class ResultsFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[bytes] = open(self.path, "ab+")
+        self._lock = filelock.FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
             raise RuntimeError(
                 f"{self.path} is being written by another process; wait for it or choose another output folder"
             ) from None
+        self._file: IO[bytes] = open(self.path, "ab+")
         self._file.seek(0)
         whole, newline, torn = self._file.read().rpartition(b"\n")
         if torn:
@@ -173,6 +176,7 @@ class ResultsFile:
 
     def close(self) -> None:
         self._file.close()
+        self._lock.release()
 
     def __enter__(self) -> ResultsFile:
         return self
