@@ -23,9 +23,10 @@ from kairos_env.eval.closed_loop.slots import PlayConfig, SlotPlayer, episode_se
 from kairos_env.eval.closed_loop.workers import JobQueue, run_in_slots
 from kairos_env.eval.report.published_results import Benchmark
 from kairos_env.eval.rows import Job
-from kairos_env.policies.make import make_policy, make_simulator
+from kairos_env.policies.make import make_policy
 from kairos_env.records import Observation
 from kairos_env.sims.libero.env import MAX_STEPS
+from kairos_env.sims.make import make_simulator
 
 TASK = "libero/libero_object/pick_up_the_alphabet_soup_and_place_it_in_the_basket"
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -65,10 +66,10 @@ def raw(options: dict[str, Any], episodes: int, steps: int) -> tuple[float, floa
             if number == 1:
                 began, cpu = time.perf_counter(), cpu_seconds()
             benchmark, suite, task = job.task.split("/")
-            where = {"benchmark": benchmark, "suite": suite, "task": task, "init_state": job.initial_state}
+            where = {"benchmark": benchmark, "suite": suite, "task": task, "initial_state": job.initial_state}
             policy.reset(episode_seed(job))
             seen, info = env.reset(seed=episode_seed(job), options=where)
-            while info["steps"] < steps:
+            while info["simulator_steps"] < steps:
                 seen, _, _, _, info = env.step(policy.act(Observation.from_gym(seen, info["instruction"])))
         driving, simulating = (b - a for a, b in zip(cpu, cpu_seconds(), strict=True))
         return driving / episodes, simulating / episodes, (time.perf_counter() - began) / episodes

@@ -45,7 +45,7 @@ def step_cost(env: RobosuiteEnv, repeats: int) -> tuple[float, float, float]:
     rng = np.random.default_rng(0)
     spent = []
     for i in range(max(1, repeats // 24)):
-        _, info = env.reset(options={"initial_state_id": i})
+        _, info = env.reset(options={"initial_state": i})
         behaviour = BEHAVIOURS["attracted"](env, "push", rng)
         for _ in range(24):
             action = behaviour.act(info)
@@ -113,7 +113,7 @@ def measure_experts(episodes: int) -> None:
             skipped, lengths = 0, []
             for i in range(episodes):
                 rng = np.random.default_rng(i)
-                _, info = env.reset(options={"initial_state_id": 10_000 + i, "task": task})
+                _, info = env.reset(options={"initial_state": 10_000 + i, "task": task})
                 if start.startswith("after"):
                     kind, other_task = str(rng.choice(["noisy_expert", "attracted"])), str(rng.choice(list(TASKS)))
                     other = BEHAVIOURS[kind](env, other_task, rng)

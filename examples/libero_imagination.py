@@ -24,7 +24,7 @@ arguments = parser.parse_args()
 model = kairos_env.WorldModel.from_pretrained(arguments.model)
 options = {"suite": arguments.suite, "task": arguments.task, "camera_size": 64, "action_repeat": 4}
 env = gym.make("Kairos-LIBERO-v0", rendering="fast", **options)
-raw, info = env.reset(seed=0, options={"init_state": arguments.init_state})
+raw, info = env.reset(seed=0, options={"initial_state": arguments.init_state})
 first, frames, actions, done = Observation.from_gym(raw, info["instruction"]), [], [], False
 while not done and len(actions) < (3 if arguments.short else 25):
     actions.append(env.unwrapped.expert_action())

@@ -36,7 +36,7 @@ class Point(gym.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
         assert options is not None and not self.broken
-        self.id, self.task = options["initial_state_id"], options["task"]
+        self.id, self.task = options["initial_state"], options["task"]
         self.at = np.random.default_rng(self.id).uniform(-1, 1, 2)
         self.goal = np.zeros(2) if self.task == "near" else np.ones(2)
         return self._observe()

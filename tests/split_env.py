@@ -28,7 +28,7 @@ sys.stdout.write("{}\\n")
 for line in sys.stdin:
     request = json.loads(line)
     if "task" in request:
-        task, state, seed = request["task"], request["init_state"], request["seed"]
+        task, state, seed = request["task"], request["initial_state"], request["seed"]
         chance = random.Random(f"{task} {state} {seed}")
         x, steps = 3 if task.endswith("_trouble") else chance.uniform(-1, 1), 0
     else:
@@ -69,7 +69,7 @@ class SplitPoint:
             )
             self.process.stdout.readline()
         self.waits, self.seed = "reset", seed
-        self._send({"task": self.now["task"], "init_state": self.now["init_state"], "seed": seed})
+        self._send({"task": self.now["task"], "initial_state": self.now["initial_state"], "seed": seed})
 
     def send_step(self, action: Any) -> None:
         self.waits = "step"
@@ -98,7 +98,7 @@ class SplitPoint:
             "instruction": f"do {task}",
             "suite": self.now["suite"],
             "base_task": task,
-            "init_state": self.now["init_state"],
+            "initial_state": self.now["initial_state"],
             "privileged": {
                 "eef_position": np.array([self.x, 0, 0]),
                 "objects": {"cup": {"position": np.zeros(3)}},

@@ -125,7 +125,7 @@ def open_simulator(model: WorldModel) -> RobosuiteEnv:
     simulator = RobosuiteEnv(cameras=[c.name for c in cameras], image_size=cameras[0].height)
     try:
         model.spec.require_same(simulator.robot_spec, "model", "simulator")
-        simulator.reset(options={"initial_state_id": FIRST_START})
+        simulator.reset(options={"initial_state": FIRST_START})
     except BaseException:
         simulator.close()
         raise
@@ -176,7 +176,7 @@ def plan_blindly(
     for task in model.tasks:
         successes = 0
         for i in range(settings.plans):
-            raw, info = simulator.reset(options={"initial_state_id": FIRST_START + i, "task": task})
+            raw, info = simulator.reset(options={"initial_state": FIRST_START + i, "task": task})
             first = Observation.from_gym(raw, info["instruction"])
             began = time.perf_counter()
             actions, imagined, expected = plan_episode(model, first, planner, seed=i)
@@ -290,7 +290,7 @@ def expert_drive(simulator: RobosuiteEnv, start: int) -> tuple[Observation, Arra
     Returns:
         The first observation, actions (T, A), real frames uint8 (T + 1, H, W, 3).
     """
-    raw, info = simulator.reset(options={"initial_state_id": start, "task": "push"})
+    raw, info = simulator.reset(options={"initial_state": start, "task": "push"})
     first, task = Observation.from_gym(raw, info["instruction"]), "push"
     actions, frames = [], [frame(raw)]
     for _ in range(DECISIONS):

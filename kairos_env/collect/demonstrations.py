@@ -181,7 +181,7 @@ def demonstrate(
         "benchmark": "libero",
         "suite": task.suite,
         "task": task.name,
-        "init_state": plan.initial_state_id,
+        "initial_state": plan.initial_state_id,
     }
     raw, info = env.reset(seed=plan.seed, options=options)
     seen = [Observation.from_gym(raw, task.instruction)]
@@ -370,7 +370,7 @@ def make_simulator(config: RecordLiberoConfig) -> Any:
         camera_size=config.camera_size,
         action_repeat=config.action_repeat,
         rendering=config.rendering,
-        max_episode_steps=config.max_steps,
+        max_episode_steps=-(-config.max_steps // config.action_repeat),
         home=config.home or None,
     )
 

@@ -178,7 +178,7 @@ def imagine(env: WorldModelEnv, policy: Policy, seed: int, options: dict[str, An
         task=info["task"],
         instruction=info["instruction"],
         seed=seed,
-        initial_state_id=options.get("initial_state_id", -1),
+        initial_state_id=options.get("initial_state", -1),
         labels={
             "imagined": np.arange(len(seen)) > 0,
             "uncertainty": np.array([i["uncertainty"] for i in infos], np.float32),
@@ -229,7 +229,7 @@ def _starts(config: ExportConfig, model: WorldModel) -> tuple[Any, WhereFrom]:
 
     def simulated(number: int, seed: int) -> tuple[dict[str, Any], str]:
         chosen = config.first_initial_state_id + number
-        return {"initial_state_id": chosen}, f"{config.start}: initial state {chosen}"
+        return {"initial_state": chosen}, f"{config.start}: initial state {chosen}"
 
     return config.start, simulated
 

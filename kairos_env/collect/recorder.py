@@ -129,7 +129,7 @@ def record_episode(env: Any, plan: EpisodePlan, decisions: int) -> Episode:
     """
     rng = np.random.default_rng([plan.seed, 1])
     observation, info = env.reset(
-        seed=plan.seed, options={"initial_state_id": plan.initial_state_id, "task": plan.task}
+        seed=plan.seed, options={"initial_state": plan.initial_state_id, "task": plan.task}
     )
     tasks = tuple(info["task_success"])
     behaviour = BEHAVIOURS[plan.behaviour](env, plan.task, rng)
@@ -161,8 +161,8 @@ def record_episode(env: Any, plan: EpisodePlan, decisions: int) -> Episode:
             "expert_actions": np.array(experts, np.float32),
             "task_rewards": rewards,
             "task_success": success,
-            "object_position": np.array([i["privileged"]["object_position"] for i in infos], np.float32),
-            "goal_position": np.array([i["privileged"]["goal_position"] for i in infos], np.float32),
+            "object_position": np.array([i["privileged"]["objects"]["cube"]["position"] for i in infos], np.float32),
+            "goal_position": np.array([i["privileged"]["objects"]["goal"]["position"] for i in infos], np.float32),
         },
         label_tasks=tasks,
     )

@@ -104,7 +104,7 @@ def replay(env: Any, demonstration: Demonstration) -> Replayed:
         "benchmark": "libero",
         "suite": demonstration.suite,
         "task": demonstration.task,
-        "init_state": demonstration.initial_state_id,
+        "initial_state": demonstration.initial_state_id,
     }
     seen, info = env.reset(seed=demonstration.seed, options=options)
     hands = [seen["proprio"][:3]]

@@ -72,7 +72,7 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
         Args:
             seed: of the episode, and of the sequence from which later resets without one draw theirs.
             options: ``observation`` (`Observation`, or the dict of a Gymnasium environment of this robot),
-                ``start`` (index of a recorded start) or ``initial_state_id`` (of a simulator) say where;
+                ``start`` (index of a recorded start) or ``initial_state`` (of a simulator) say where;
                 ``task`` (name) or ``instruction`` (words) say what for.
 
         Raises:

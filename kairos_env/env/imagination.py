@@ -20,12 +20,13 @@ import torch
 from kairos_env.env.initial_observations import Start, Starts
 from kairos_env.env.reward import RewardChoice, make_reward
 from kairos_env.records import Array, Observation
+from kairos_env.sims.simulator import check_names
 from kairos_env.world_model.model import LATENT_LIMIT, WorldModel
 
 if TYPE_CHECKING:
     from kairos_env.world_model.state import WorldState
 
-RESET_OPTIONS = ("observation", "instruction", "task", "start", "initial_state_id")
+RESET_OPTIONS = ("observation", "instruction", "task", "start", "initial_state")
 RENDER_HEIGHT = 256  # pixels; what a model sees is often too small to look at
 
 
@@ -225,15 +226,13 @@ class Imagination:
 
     def _first_observation(self, seed: int, options: Mapping[str, Any]) -> tuple[Observation, str]:
         """The observation from which an episode starts, with its instruction, and the task's name."""
-        unknown = sorted(set(options) - set(RESET_OPTIONS))
-        if unknown:
-            raise ValueError(f"reset options {unknown} are unknown; legal are {list(RESET_OPTIONS)}")
+        check_names(options, RESET_OPTIONS, "reset option")
         task = self._check_task(options.get("task")) or self.task
         given = options.get("observation")
         if given is None:
             observation = self.starts.draw(seed, task, options)
         else:
-            if options.get("start") is not None or options.get("initial_state_id") is not None:
+            if options.get("start") is not None or options.get("initial_state") is not None:
                 raise ValueError("reset got both an observation and a start; pass one of them")
             observation = given if isinstance(given, Observation) else Observation.from_gym(given)
             observation.check(self.spec)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
-from kairos_env.records import Observation
+from kairos_env.records import Observation, SpecMismatch
+from kairos_env.sims.make import make_simulator
 
 if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
@@ -74,18 +75,18 @@ class Starts:
         Args:
             seed: picks the start.
             task: what a simulator is asked to set up; None is its own default.
-            options: ``start`` (int) picks one of the observations instead, ``initial_state_id`` (int) one
+            options: ``start`` (int) picks one of the observations instead, ``initial_state`` (int) one
                 of the simulator's starts.
         """
-        index, state_id = options.get("start"), options.get("initial_state_id")
+        index, state_id = options.get("start"), options.get("initial_state")
         if self.simulator is not None:
             if index is not None:
-                raise ValueError("reset got start=..., but starts come from a simulator; pass initial_state_id=...")
-            wish = {"task": task or self._simulator_task, "initial_state_id": state_id}
+                raise ValueError("reset got start=..., but starts come from a simulator; pass initial_state=...")
+            wish = {"task": task or self._simulator_task, "initial_state": state_id}
             observed, info = self.simulator.reset(seed=seed, options={k: v for k, v in wish.items() if v is not None})
             return Observation.from_gym(observed, info.get("instruction", ""))
         if state_id is not None:
-            raise ValueError("reset got initial_state_id=..., but starts are recorded; pass start=... (their index)")
+            raise ValueError("reset got initial_state=..., but starts are recorded; pass start=... (their index)")
         count = len(self.observations)
         if index is None:
             # A generator of its own: the start depends on the episode's seed alone, not on what ran before.
@@ -101,14 +102,9 @@ class Starts:
             self._made_simulator = False
 
     def _make(self, environment_id: str) -> gym.Env[Any, Any]:
-        cameras = self.spec.cameras
         try:
-            return gym.make(
-                environment_id,
-                cameras=tuple(camera.name for camera in cameras),
-                image_size=cameras[0].height,
-            )
-        except gym.error.UnregisteredEnv as error:
-            raise ValueError(
-                f"start {environment_id!r} is neither 'dataset' nor a known environment: {error}"
-            ) from None
+            return make_simulator(environment_id, self.spec)
+        except SpecMismatch:
+            raise
+        except ValueError as error:
+            raise ValueError(f"start {environment_id!r} is neither 'dataset' nor a simulator: {error}") from None

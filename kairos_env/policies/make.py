@@ -1,4 +1,4 @@
-"""Policies and simulators by name, as the command line, result rows and worker processes know them.
+"""Policies by name, as the command line, result rows and worker processes know them.
 
     random, expert, policy            smooth play; the simulator's own expert; the model's action-only policy
     best_of_n, cem, mppi, random_shooting     planners over the model
@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import numpy as np
 
 from kairos_env.policies.policy import Policy, begin, follow
 from kairos_env.records import ActionChunk, Array, Observation, RobotSpec
+from kairos_env.sims.make import load_factory, spec_of
 
 PLANNER_NAMES = ("best_of_n", "cem", "mppi", "random_shooting")
 NAMES = ("random", "expert", "policy", *PLANNER_NAMES, "state_cem", "4b", "replay")
@@ -91,50 +91,6 @@ def make_policy(
         options.setdefault(_CHUNKS[base], execute)
     policy = _make_base(base, options, env, model, device, state_model)
     return ActionNoise(policy, spec, noise) if noise else policy
-
-
-def make_simulator(name: str, **options: Any) -> Any:
-    """Builds the environment of a Gymnasium id, or of ``module:factory`` with ``factory(**options) -> env``.
-
-    The bare environment, without Gymnasium's wrappers: the evaluation has its own time limit, and
-    ``gym.make`` would keep the option ``max_episode_steps`` from the simulator.
-
-    Raises:
-        ValueError: an unknown id or factory.
-    """
-    if ":" in name and not re.search(r"-v\d+$", name):
-        return load_factory(name)(**options)
-    from gymnasium import error, spec
-    from gymnasium.envs.registration import load_env_creator
-
-    importlib.import_module("kairos_env")  # registers the ids
-    try:
-        found = spec(name)
-    except error.Error as problem:
-        raise ValueError(f"unknown simulator {name!r}: {problem}") from None
-    entry = found.entry_point
-    return (load_env_creator(entry) if isinstance(entry, str) else entry)(**found.kwargs | options)  # type: ignore[misc]
-
-
-def spec_of(env: Any) -> RobotSpec:
-    """The robot of an environment: of a simulator its own, of an imagined one the model's."""
-    inner = env.unwrapped
-    found = getattr(inner, "robot_spec", None) or getattr(getattr(inner, "model", None), "spec", None)
-    if not isinstance(found, RobotSpec):
-        raise TypeError(f"{type(inner).__name__} has no robot_spec (a RobotSpec), which policies are matched with")
-    return found
-
-
-def load_factory(name: str) -> Callable[..., Any]:
-    """The attribute that ``module:attribute`` names."""
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot load {name!r} (expected an importable module:function): {error}") from error
-    if not callable(found):
-        raise ValueError(f"{name!r} is a {type(found).__name__}, expected a function or class")
-    return found
 
 
 @lru_cache(maxsize=2)

@@ -38,13 +38,13 @@ class DemonstrationPolicy:
         self._replay: ReplayPolicy | None = None
 
     def begin(self, info: Mapping[str, Any]) -> None:
-        """Takes ``suite``, ``base_task`` and ``init_state`` of the simulator's reset.
+        """Takes ``suite``, ``base_task`` and ``initial_state`` of the simulator's reset.
 
         Raises:
             NoDemonstration: there is none for them.
             ValueError: it was recorded at another rate.
         """
-        suite, task, state = info["suite"], info["base_task"], int(info["init_state"])
+        suite, task, state = info["suite"], info["base_task"], int(info["initial_state"])
         recorded: list[int] = []
         for path in sorted([*self.path.rglob(f"{task}_demo.hdf5"), *self.path.rglob(f"{suite}_*.npz")]):
             demonstrations, rate = _read_hdf5(path) if path.suffix == ".hdf5" else _read_npz(path, task)

@@ -104,7 +104,7 @@ def test_the_experts_drive_is_real_and_repeatable(simulator: RobosuiteEnv) -> No
     assert actions.shape == (demo.DECISIONS, 4) and frames.shape == (demo.DECISIONS + 1, 64, 64, 3)
     assert np.array_equal(first.images["scene"], frames[0])
     assert (frames[1:] != frames[:-1]).any(axis=(1, 2, 3)).all(), "the arm moves at every decision"
-    raw, info = simulator.reset(options={"initial_state_id": demo.FIRST_START, "task": "push"})
+    raw, info = simulator.reset(options={"initial_state": demo.FIRST_START, "task": "push"})
     pushed = False
     for action in actions:
         raw, _, _, _, info = simulator.step(action)

@@ -46,9 +46,9 @@ class StandIn:
         self.pause, self.fails_at = pause, fails_at
 
     def reset(self, seed: int, options: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Any]]:
-        if options["initial_state_id"] == self.fails_at:
+        if options["initial_state"] == self.fails_at:
             raise ArithmeticError("the simulation diverged")
-        rng = np.random.default_rng(options["initial_state_id"])
+        rng = np.random.default_rng(options["initial_state"])
         self.task = options["task"]
         self.eef, self.width = np.array([0.0, 0.0, 0.1]), 0.08
         self.object = np.array([*rng.uniform(-0.1, 0.1, 2), 0.02])
@@ -82,10 +82,9 @@ class StandIn:
             "task_success": success,
             "task_rewards": {task: float(np.exp(-10 * np.linalg.norm(d))) for task, d in away.items()},
             "privileged": {
-                "object_position": self.object.copy(),
-                "goal_position": self.goal.copy(),
+                "objects": {"cube": {"position": self.object.copy()}, "goal": {"position": self.goal.copy()}},
                 "eef_position": self.eef.copy(),
-                "gripper_width": self.width,
+                "gripper_opening": self.width,
             },
         }
         return {"image_scene": image, "proprio": np.float32([*self.eef, self.width])}, info

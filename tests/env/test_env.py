@@ -16,7 +16,7 @@ from gymnasium.utils.env_checker import check_env
 import kairos_env  # noqa: F401  (registers the environments)
 from kairos_env.env.env import WorldModelEnv
 from kairos_env.env.imagination import Imagination
-from kairos_env.records import Observation, SpecMismatch
+from kairos_env.records import Observation, RobotSpec, SpecMismatch
 from kairos_env.sims.tabletop.env import TASKS, make_spec
 from kairos_env.world_model.model import WorldModel
 
@@ -166,18 +166,23 @@ def test_what_the_robot_is_asked_to_do(task: str | None, options: dict[str, Any]
 class Simulator(gym.Env[dict[str, Any], Any]):
     """Stands in for a simulator: its observations say how it was reset."""
 
-    robot_spec = SPEC
     observation_space, action_space = SPEC.observation_space, SPEC.action_space
     task, closed = "count", False
 
-    def __init__(self, cameras: tuple[str, ...] = ("scene",), image_size: int = 36) -> None:
-        self.made_with = (cameras, image_size)
+    robot_spec = SPEC
+
+    def __init__(self, image_size: int = 64) -> None:
+        self.made_with = image_size
+
+    @classmethod
+    def arguments_for(cls, spec: RobotSpec) -> dict[str, Any]:
+        return {"image_size": spec.cameras[0].height}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.options = options or {}
         self.task = self.options.get("task", self.task)
-        moved = self.options.get("initial_state_id", self.np_random.integers(50))
+        moved = self.options.get("initial_state", self.np_random.integers(50))
         return observation(float(moved)).to_gym(), {"instruction": f"simulated {self.task}"}
 
     def close(self) -> None:
@@ -188,11 +193,11 @@ def test_starts_from_a_simulator() -> None:
     gym.register("KairosTest-Simulator-v0", Simulator)
     env = counting_env(start="KairosTest-Simulator-v0")
     simulator = env.imagination.starts.simulator.unwrapped  # type: ignore[union-attr]
-    assert simulator.made_with == (("scene",), 36)
+    assert simulator.made_with == 36
     first, info = env.reset(seed=1)
     assert info["instruction"] == "simulated count"
     again, _ = env.reset(seed=1)
-    other, info = env.reset(seed=2, options={"initial_state_id": 17, "task": "wait"})
+    other, info = env.reset(seed=2, options={"initial_state": 17, "task": "wait"})
     assert_same(first, again)
     assert other["proprio"][1] == 17.0
     assert info["instruction"] == "do nothing"
@@ -214,8 +219,8 @@ def test_a_simulator_that_was_passed_in_stays_open() -> None:
 def test_starts_from_the_real_simulator(model: WorldModel) -> None:
     env = gym.make(WORLD, model=model, start="Kairos-Robosuite-v0", task="push")
     simulator = gym.make("Kairos-Robosuite-v0")
-    expected, _ = simulator.reset(options={"initial_state_id": 3})
-    observed, info = env.reset(options={"initial_state_id": 3})
+    expected, _ = simulator.reset(options={"initial_state": 3})
+    observed, info = env.reset(options={"initial_state": 3})
     assert info["instruction"] == TASKS["push"]
     assert_same(expected, observed)
     assert_same(env.reset(seed=5), env.reset(seed=5))
@@ -449,11 +454,11 @@ def test_starts_that_are_none(start: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"instuction": "lift"}, r"\['instuction'\] are unknown; legal are"),
+        ({"instuction": "lift"}, "unknown reset option 'instuction'; did you mean 'instruction'"),
         ({"task": "dance"}, "the model knows"),
         ({"start": 10}, "there are 10: 0 ... 9"),
         ({"start": -1}, "start -1 does not exist"),
-        ({"initial_state_id": 3}, "starts are recorded"),
+        ({"initial_state": 3}, "starts are recorded"),
         ({"start": 1, "observation": observation()}, "pass one of them"),
     ],
 )

@@ -21,6 +21,7 @@ from kairos_env.policies import make as roster
 from kairos_env.policies.policy import Policy
 from kairos_env.runs import ConfigMismatch, open_run, write_text
 from kairos_env.sims.libero.tasks import Catalogue
+from kairos_env.sims.make import make_simulator, spec_of
 
 # seconds on one core: of a simulator step with two pictures of 256 x 256, and of building a scene
 _STEP_S = {"official": 0.2, "fast": 0.08}
@@ -163,19 +164,19 @@ def _prove(config: BenchmarkConfig, plan: Plan, to_start: Sequence[Job]) -> dict
         SetupFailed: it does not start, in any of three scenes.
     """
     try:
-        env = roster.make_simulator(config.simulator, **config.simulator_options())
+        env = make_simulator(config.simulator, **config.simulator_options())
     except (ImportError, RuntimeError) as error:
         raise SetupFailed(f"cannot build the simulator {config.simulator!r}: {error}") from error
     try:
         for name in config.policies:
             robot = roster.robot_of(name, config.model)
             if robot is not None:
-                robot.require_same(roster.spec_of(env), f"policy {name!r}", "simulator")
+                robot.require_same(spec_of(env), f"policy {name!r}", "simulator")
         versions: dict[str, str] = dict(env.versions())
         failed: list[Exception] = []
         for job in list({plan.scene(job): job for job in reversed(to_start)}.values())[::-1][:3]:
             benchmark, suite, task = job.task.split("/", 2)
-            options = {"benchmark": benchmark, "suite": suite, "task": task, "init_state": job.initial_state}
+            options = {"benchmark": benchmark, "suite": suite, "task": task, "initial_state": job.initial_state}
             try:
                 env.send_reset(seed=0, options=options)
                 env.receive()

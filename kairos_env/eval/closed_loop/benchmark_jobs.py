@@ -300,7 +300,7 @@ def make_plan(config: BenchmarkConfig, catalogue: Catalogue) -> Plan:
 
 def task_name(task: LiberoTask) -> str:
     """A task as jobs name it: ``<benchmark>/<suite>/<name>``."""
-    return f"{task.benchmark}/{task.key}"
+    return task.qualified_name
 
 
 def starts(config: BenchmarkConfig, catalogue: Catalogue, task: LiberoTask) -> list[tuple[int, int]]:

@@ -21,6 +21,7 @@ from kairos_env.policies import make as roster
 from kairos_env.policies.policy import Policy
 from kairos_env.records import Array, Observation
 from kairos_env.runs import open_run
+from kairos_env.sims.make import make_simulator
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class EpisodeRunner:
     def prepare(self, job: Job) -> None:
         """Builds simulator and policy if they are not there yet."""
         if self.env is None:
-            self.env = roster.make_simulator(job.simulator, **self.config.simulator_options)
+            self.env = make_simulator(job.simulator, **self.config.simulator_options)
             limit = getattr(self.env.unwrapped, "max_episode_steps", None)
             if limit is not None and limit < self.config.max_decisions:
                 raise ValueError(
@@ -230,7 +231,7 @@ def play(env: Any, policy: Policy, job: Job, max_decisions: int) -> Played:
     began = time.perf_counter()
     seed = episode_seed(job)
     policy.reset(seed)
-    raw, info = env.reset(seed=seed, options={"initial_state_id": job.initial_state, "task": job.task})
+    raw, info = env.reset(seed=seed, options={"initial_state": job.initial_state, "task": job.task})
     played = Played()
     observation = Observation.from_gym(raw, info.get("instruction", ""))
     for _ in range(max_decisions):

@@ -22,9 +22,9 @@ from kairos_env.eval.closed_loop.workers import Event, error_row
 from kairos_env.eval.failures import Watch
 from kairos_env.eval.rows import Job, Row
 from kairos_env.media import film_strip, side_by_side, write_mp4, write_png
-from kairos_env.policies import make as roster
 from kairos_env.policies.policy import BatchedPolicy, Policy, begin
 from kairos_env.records import Array, Observation
+from kairos_env.sims.make import make_simulator, spec_of
 
 MakePolicy = Callable[[str, Any], Policy]
 """``make_policy(name, env) -> Policy``: a function at the top level of a module, or a `functools.partial` of one."""
@@ -114,7 +114,7 @@ class _Episode:
         else:
             self.rewards.append(float(reward))
         self.ended = before is not None and (
-            self.success or terminated or truncated or int(info["steps"]) >= self.max_steps
+            self.success or terminated or truncated or _simulator_steps(info) >= self.max_steps
         )
         if "privileged" in info:
             self.watch.see(info["privileged"])
@@ -131,7 +131,7 @@ class _Episode:
             episode_return=round(sum(self.rewards), 6),
             decision_ms=round(1000 * self.thought_s / len(self.rewards), 2),
             seconds=round(time.monotonic() - self.began, 3),
-            extra=extra | {"steps": int(self.info["steps"])} | self.watch.extra(),
+            extra=extra | {"steps": _simulator_steps(self.info)} | self.watch.extra(),
         )
 
 
@@ -165,7 +165,7 @@ class SlotPlayer:
         place = self._slots.setdefault(slot, _Slot())
         try:
             if place.env is None:
-                place.env = roster.make_simulator(job.simulator, **self.config.simulator_options)
+                place.env = make_simulator(job.simulator, **self.config.simulator_options)
             if job.policy not in place.policies:
                 place.policies[job.policy] = self.config.make_policy(job.policy, place.env)
         except Exception as error:
@@ -178,7 +178,7 @@ class SlotPlayer:
         policy = place.policies[job.policy]
         place.episode = _Episode(job, policy, self.config.max_steps[suite], job in self.config.films)
         self._events.append(Event(slot, None))
-        options = {"benchmark": benchmark, "suite": suite, "task": name, "init_state": job.initial_state}
+        options = {"benchmark": benchmark, "suite": suite, "task": name, "initial_state": job.initial_state}
         try:
             seed = episode_seed(job)
             policy.reset(seed)
@@ -225,7 +225,7 @@ class SlotPlayer:
         try:
             episode.take(place.env.receive())
             if episode.ended and episode.filmed:
-                rate = roster.spec_of(place.env).control_rate_hz
+                rate = spec_of(place.env).control_rate_hz
                 write_film(Path(self.config.folder), episode.job, episode.success, np.stack(episode.frames), rate)
         except Exception as error:  # noqa: BLE001 (anything a simulator or policy raises is this job's error)
             self._fail(slot, episode.job, error)
@@ -272,6 +272,11 @@ class SlotPlayer:
         place.episode = None
         place.empty()
         self._events.append(Event(slot, error_row(job, error)))
+
+
+def _simulator_steps(info: Mapping[str, Any]) -> int:
+    """Steps of the simulator, in which published evaluations count; decisions where it makes one of each."""
+    return int(info.get("simulator_steps", info["steps"]))
 
 
 def act_together(policies: Sequence[Policy], observations: Sequence[Observation], size: int) -> list[Array]:

@@ -223,9 +223,9 @@ class StateModel(nn.Module):
             if not hasattr(env.unwrapped, "state"):
                 raise TypeError(f"{type(env.unwrapped).__name__} does not tell its true state (state.cube, state.goal)")
 
-        def read() -> list[Mapping[str, Array]]:
+        def read() -> list[Mapping[str, Any]]:
             states = [env.unwrapped.state for env in envs]
-            return [{"object_position": s.cube, "goal_position": s.goal} for s in states]
+            return [{"objects": {"cube": {"position": s.cube}, "goal": {"position": s.goal}}} for s in states]
 
         attached = StateModel(self.spec, self.tasks, self.config)
         attached.load_state_dict(self.state_dict())
@@ -239,7 +239,7 @@ class StateModel(nn.Module):
         state: TrueState | None = None,
         action: Any = None,
         seeds: Sequence[int] | None = None,
-        privileged: Sequence[Mapping[str, Array]] | None = None,
+        privileged: Sequence[Mapping[str, Any]] | None = None,
     ) -> TrueState:
         """Real observations (B of them) -> state.
 
@@ -248,7 +248,7 @@ class StateModel(nn.Module):
             state: the state before, for the motion since then.
             action: not needed.
             seeds: not needed.
-            privileged: ``object_position`` and ``goal_position`` (3,) of each element; by default read
+            privileged: ``info["privileged"]`` of each element: positions of ``cube`` and ``goal``; by default read
                 from the environments given to `reading`.
         """
         observations = [observation] if isinstance(observation, Observation) else list(observation)
@@ -269,8 +269,8 @@ class StateModel(nn.Module):
             return torch.from_numpy(np.stack(values).astype(np.float32))
 
         proprio = stacked([o.proprio for o in observations])
-        now = torch.cat([proprio, stacked([p["object_position"] for p in privileged])], -1)
-        goal = stacked([p["goal_position"] for p in privileged])
+        now = torch.cat([proprio, stacked([p["objects"]["cube"]["position"] for p in privileged])], -1)
+        goal = stacked([p["objects"]["goal"]["position"] for p in privileged])
         task = torch.tensor([instructions[o.instruction] for o in observations])
         motion = torch.zeros_like(now)
         if state is not None:

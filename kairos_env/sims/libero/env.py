@@ -16,44 +16,41 @@ import gymnasium as gym
 import numpy as np
 
 from kairos_env.embodiments import libero_panda
-from kairos_env.records import Array
+from kairos_env.records import Array, RobotSpec
 from kairos_env.sims.libero.tasks import Catalogue, LiberoTask, Prompt
 from kairos_env.sims.process import Reply, SimulatorCrashed, SimulatorProcess
+from kairos_env.sims.simulator import Simulator, StepResult, as_initial_state
 
 Rendering = Literal["official", "fast"]
 
 MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 """Simulator steps (0.05 s each) of an episode, as published evaluations allow them."""
 
-TASK_OPTIONS = ("benchmark", "suite", "task", "perturbation", "init_state")
-"""Options of `LiberoEnv.reset`: which episode."""
 
-
-class LiberoEnv(gym.Env[dict[str, Array], Array]):
+class LiberoEnv(Simulator):
     """A Panda arm in one task of LIBERO or LIBERO-plus; see `embodiments.LIBERO_PANDA`.
 
+    A task is named ``benchmark/suite/name``; `reset` also takes its index in the suite, or its name alone.
     Pictures are turned by 180 degrees against what the renderer draws, as published models expect them: the scene
-    stands upright and is mirrored. ``info`` of reset and step holds ``success`` (the simulator's own predicate),
-    ``benchmark``, ``suite``, ``task``, ``base_task``, ``instruction``, ``prompt``, ``dimension``, ``difficulty``,
-    ``params`` of the perturbation, ``init_state``, ``seed``, ``steps`` (of the simulator) and ``privileged``, the true
-    state: ``eef_position`` (3,), ``eef_rotation`` (3, 3), ``gripper_opening`` [m], ``objects`` (name -> ``position``
-    (3,), ``rotation`` (3, 3)) and ``interest``, the objects that the task is about.
+    stands upright and is mirrored. ``info`` is that of every `Simulator`, with ``benchmark``, ``suite``, ``name``,
+    ``base_task``, ``prompt``, ``dimension``, ``difficulty``, ``params`` of the perturbation, ``simulator_steps`` (of
+    0.05 s) and, within ``privileged``, ``eef_rotation`` (3, 3).
 
     An episode depends on task, initial state, seed and actions alone, not on what was simulated before.
 
     Args:
         suite: such as ``"libero_object"``.
-        task: index in the suite, or name.
+        task: index in the suite, its name in it, or ``benchmark/suite/name``.
         benchmark: ``"libero"`` or ``"libero-plus"``.
         perturbation: of LIBERO-plus, the end of its task names; ``task`` is then a task of LIBERO.
-        init_state: which of the benchmark's initial states; None draws one at each reset.
+        initial_state: which of the benchmark's initial states; None draws one at each reset.
         camera_size: height and width of both pictures [pixels].
         action_repeat: simulator steps for which an action is held; a decision lasts as many times 0.05 s.
         prompt: which instruction: ``"official"`` as the benchmark makes it (in LIBERO-plus mostly with the name of
             the perturbation at its end), ``"bddl"`` of the task definition, ``"base"`` of the unperturbed task.
         rendering: ``"official"`` as the benchmark draws, or ``"fast"``, without shadows and multisampling.
         wait_steps: steps at the start in which objects come to rest.
-        max_episode_steps: simulator steps until truncation; None is the suite's published limit.
+        max_episode_steps: decisions until truncation; None is the suite's published limit, in simulator steps.
         render_mode: None or ``"rgb_array"``.
         observe_images: False leaves the pictures out and draws nothing.
         home: folder of the installation, or its catalogue to share; None is the default folder.
@@ -64,7 +61,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         FileNotFoundError: no installation, or assets that this task needs are missing; it says how to get them.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 - Gymnasium declares it so
+    reset_options = ("task", "initial_state", "benchmark", "suite", "perturbation")
 
     def __init__(
         self,
@@ -72,7 +69,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         task: int | str = 0,
         benchmark: str = "libero",
         perturbation: str | None = None,
-        init_state: int | None = None,
+        initial_state: int | None = None,
         camera_size: int = 256,
         action_repeat: int = 1,
         prompt: Prompt = "official",
@@ -84,8 +81,6 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         home: str | Path | Catalogue | None = None,
         time_limit_s: float = 300.0,
     ) -> None:
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode={render_mode!r}: give None or 'rgb_array'")
         if rendering not in ("official", "fast"):
             raise ValueError(f"rendering={rendering!r}: give 'official' or 'fast'")
         if prompt not in ("official", "bddl", "base"):
@@ -97,37 +92,49 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
                 f"action_repeat={action_repeat}, wait_steps={wait_steps}, max_episode_steps={max_episode_steps}: "
                 "the first and last must be at least 1, the other at least 0"
             )
+        super().__init__(libero_panda(camera_size, action_repeat), render_mode, observe_images)
         self.catalogue = home if isinstance(home, Catalogue) else Catalogue.open(None if home is None else Path(home))
-        self.robot_spec = libero_panda(camera_size, action_repeat)
         self.camera_size, self.action_repeat, self.wait_steps = camera_size, action_repeat, wait_steps
         self.prompt: Prompt = prompt
         self.rendering: Rendering = rendering
-        self.render_mode, self.observe_images = render_mode, observe_images
         self.time_limit_s = time_limit_s
         self._limit = max_episode_steps
-        self.action_space = self.robot_spec.action_space
-        spaces = dict(self.robot_spec.observation_space.spaces)
-        if not observe_images:
-            spaces = {"proprio": spaces["proprio"]}
-        self.observation_space: gym.spaces.Dict = gym.spaces.Dict(spaces)  # type: ignore[assignment]
-        self._fixed_init_state = init_state
+        self._fixed_initial_state = initial_state
         self.task_info = self._find(benchmark, suite, task, perturbation)
         self._process: SimulatorProcess | None = None
         self._expert: Any = None
-        self._seed, self._init_state = -1, -1
+        self._seed, self._initial_state, self._steps = -1, -1, 0
         self._begun = False  # whether the process holds an episode
         self._waits_for = ""
         self._objects: list[str] = []
         self._interest: list[str] = []
         self._privileged: dict[str, Any] = {}
-        self._closed = False
 
     # -- tasks ---------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def arguments_for(cls, spec: RobotSpec) -> dict[str, Any]:
+        """``camera_size`` and ``action_repeat`` of this robot."""
+        size = spec.cameras[0].height if spec.cameras else 256
+        repeat = max(1, round(20 / spec.control_rate_hz))
+        spec.require_same(libero_panda(size, repeat), "wanted robot", "LIBERO")
+        return {"camera_size": size, "action_repeat": repeat}
+
+    def tasks(self) -> Mapping[str, str]:
+        """Every task of the present benchmark whose assets are there."""
+        tasks = self.catalogue.tasks(self.task_info.benchmark)
+        there = (task for task in tasks if not self.catalogue.missing(task))
+        return {task.qualified_name: task.instructions[self.prompt] for task in there}
+
     @property
-    def max_episode_steps(self) -> int:
-        """Simulator steps until truncation."""
-        return self._limit or MAX_STEPS[self.task_info.suite]
+    def task(self) -> str:  # type: ignore[override]
+        """Qualified name of the present task."""
+        return self.task_info.qualified_name
+
+    @property
+    def max_episode_steps(self) -> int:  # type: ignore[override]
+        """Decisions until truncation."""
+        return self._limit or -(-MAX_STEPS[self.task_info.suite] // self.action_repeat)
 
     def _find(self, benchmark: str, suite: str, task: int | str, perturbation: str | None) -> LiberoTask:
         chosen = self.catalogue.task(benchmark, suite, task, perturbation)
@@ -136,14 +143,24 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
             raise FileNotFoundError(
                 f"{chosen.key} needs files that {self.catalogue.assets} does not have: {', '.join(missing[:5])}"
                 f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}. "
-                "`kairos sims check libero-plus` says where they come from"
+                f"`kairos sims check {chosen.benchmark}` says where they come from"
             )
         return chosen
 
-    @property
-    def init_states(self) -> int:
-        """How many initial states the benchmark has for the present task."""
-        return len(self.catalogue.init_states(self.task_info))
+    def _chosen(self, options: Mapping[str, Any]) -> LiberoTask:
+        """The task that a reset names; what its options leave out stays, but a perturbation ends with its task."""
+        now = self.task_info
+        if not set(options) & {"benchmark", "suite", "task", "perturbation"}:
+            return now
+        benchmark, suite = options.get("benchmark", now.benchmark), options.get("suite", now.suite)
+        task = options.get("task", now.name)
+        if isinstance(task, str) and "suite" not in options:
+            suite = self.catalogue.suite_of(benchmark, task) or suite
+        return self._find(benchmark, suite, task, options.get("perturbation"))
+
+    def initial_states(self, task: str | None = None) -> int:
+        chosen = self.task_info if task is None else self._chosen({"task": task})
+        return len(self.catalogue.init_states(chosen))
 
     # -- gymnasium, in two halves so that one caller can drive many -----------------------------------------------
 
@@ -155,13 +172,13 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         Args:
             seed: seeds the draw of the initial state, and what the initial state does not hold.
             options: any of ``benchmark``, ``suite``, ``task``, ``perturbation`` (what is left out stays as it is; a
-                perturbation ends with the task) and ``init_state``.
+                perturbation ends with the task) and ``initial_state``.
         """
         self.send_reset(seed=seed, options=options)
         observation, _, _, _, info = self.receive()
         return observation, info
 
-    def step(self, action: Array) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+    def step(self, action: Array) -> StepResult:
         """Simulates one decision; ``action`` is float32 (7,), see `robot_spec`. The reward is 1 on success, else 0."""
         self.send_step(action)
         return self.receive()
@@ -169,27 +186,16 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
     def send_reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> None:
         """The first half of `reset`: does not wait for the simulator, and gives up an answer that was not received."""
         super().reset(seed=seed)
-        self._require_open()
-        options = dict(options or {})
-        unknown = sorted(set(options) - set(TASK_OPTIONS))
-        if unknown:
-            raise ValueError(f"unknown reset options {unknown}; legal are {list(TASK_OPTIONS)}")
-        task = self.task_info
-        if set(options) & {"benchmark", "suite", "task", "perturbation"}:
-            task = self._find(
-                options.get("benchmark", task.benchmark),
-                options.get("suite", task.suite),
-                options.get("task", task.name),
-                options.get("perturbation"),
-            )
+        self.require_open()
+        options = self.check_options(options)
+        task = self._chosen(options)
         states = self.catalogue.init_states(task)
-        chosen = options.get("init_state", self._fixed_init_state)
-        chosen = int(self.np_random.integers(len(states))) if chosen is None else int(chosen)
-        if not 0 <= chosen < len(states):
-            raise ValueError(f"init_state={chosen}: {task.key} has {len(states)}, 0 ... {len(states) - 1}")
+        wanted = options.get("initial_state", self._fixed_initial_state)
+        drawn = int(self.np_random.integers(len(states))) if wanted is None else wanted
+        chosen = as_initial_state(drawn, len(states), task.key)
         if self._waits_for:
             self._drop()
-        self.task_info, self._init_state = task, chosen
+        self.task_info, self._initial_state, self._steps = task, chosen, 0
         # Without a seed the rest of the start follows from the initial state, so that it can be named again.
         self._seed = int(seed) if seed is not None else chosen
         self._begun = True
@@ -217,31 +223,31 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
 
     def send_step(self, action: Array) -> None:
         """The first half of `step`: does not wait for the simulator."""
-        self._require_open()
+        self.require_open()
         if not self._begun:
             raise gym.error.ResetNeeded("call reset() before step()")
-        wanted = self.robot_spec.check_action(action)
-        if wanted.shape != (7,):
-            raise ValueError(f"action has shape {wanted.shape}, one environment takes (7,)")
+        wanted = self.check_action(action)
         self._send("step", action=wanted.tolist(), repeat=self.action_repeat, observe=self.observe_images)
 
     def fileno(self) -> int:
         """Readable when `receive` will not wait, for `selectors`."""
-        self._require_open()
+        self.require_open()
         if self._process is None:
             raise gym.error.ResetNeeded("call reset() first: the simulator has not been started")
         return self._process.fileno()
 
-    def receive(self) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+    def receive(self) -> StepResult:
         """The second half of `reset` (reward 0, nothing ended) and of `step`.
 
         Raises:
             SimulatorError, SimulatorCrashed, SimulatorTimeout: see `process`; the next `reset` starts a new process.
         """
         start = self._waits_for == "reset"
-        return self._result(self._receive(), start)
+        reply = self._receive()
+        self._steps += not start
+        return self._result(reply, start)
 
-    def _result(self, reply: Reply, start: bool) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+    def _result(self, reply: Reply, start: bool) -> StepResult:
         values, arrays = reply
         if "interest" in values:
             self._objects, self._interest = values["objects"], values["interest"]
@@ -257,11 +263,12 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
             },
             "interest": list(self._interest),
         }
-        success, steps = values["success"], values["steps"]
-        info = {"success": success} | self.labels | {"steps": steps, "privileged": self._privileged}
+        success = values["success"]
+        steps = {"steps": self._steps, "simulator_steps": values["steps"]}
+        info = {"success": success} | self.labels | steps | {"privileged": self._privileged}
         if start:
             return observation, 0.0, False, False, info
-        truncated = not success and steps >= self.max_episode_steps
+        truncated = not success and self._steps >= self.max_episode_steps
         return observation, float(success), success, truncated, info
 
     @property
@@ -271,14 +278,15 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         return {
             "benchmark": task.benchmark,
             "suite": task.suite,
-            "task": task.name,
+            "task": task.qualified_name,
+            "name": task.name,
             "base_task": task.base_task,
             "instruction": self.instruction,
             "prompt": self.prompt,
             "dimension": task.dimension,
             "difficulty": task.difficulty,
             "params": copy.deepcopy(task.params),
-            "init_state": self._init_state,
+            "initial_state": self._initial_state,
             "seed": self._seed,
         }
 
@@ -305,14 +313,14 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
 
     def get_state(self) -> dict[str, Array]:
         """Everything that decides what comes next, for `set_state` of an environment with the same task."""
-        steps = np.array([self._seed, self._init_state], np.int64)
-        return self._call("get_state").arrays | {"episode": steps}
+        episode = np.array([self._steps, self._seed, self._initial_state], np.int64)
+        return self._call("get_state").arrays | {"episode": episode}
 
     def set_state(self, state: Mapping[str, Array]) -> dict[str, Array]:
         """Restores a state of `get_state` and returns its observation."""
         lists = {k: np.asarray(v).tolist() for k, v in state.items() if k != "episode"}
         reply = self._call("set_state", state=lists, observe=self.observe_images)
-        self._seed, self._init_state = (int(x) for x in state["episode"])
+        self._steps, self._seed, self._initial_state = (int(x) for x in state["episode"])
         return self._result(reply, True)[0]
 
     def versions(self) -> dict[str, str]:
@@ -336,7 +344,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
     # -- the process ---------------------------------------------------------------------------------------------
 
     def _call(self, method: str, **arguments: Any) -> Reply:
-        self._require_open()
+        self.require_open()
         if not self._begun:
             raise gym.error.ResetNeeded("call reset() first")
         self._send(method, **arguments)
@@ -363,7 +371,7 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
             raise
 
     def _start(self) -> SimulatorProcess:
-        self._require_open()
+        self.require_open()
         if self._process is None:
             home = self.catalogue.home
             # resolved, because numba compiles anew for every path by which its caller is reached
@@ -385,10 +393,6 @@ class LiberoEnv(gym.Env[dict[str, Array], Array]):
         process, self._process, self._waits_for, self._begun = self._process, None, "", False
         if process is not None:
             process.close()
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise gym.error.ClosedEnvironmentError("this environment was closed; make a new one")
 
     def close(self) -> None:
         """Ends the simulator's process; safe to call twice."""

@@ -99,6 +99,11 @@ class LiberoTask:
         return f"{self.suite}/{self.name}"
 
     @property
+    def qualified_name(self) -> str:
+        """``benchmark/suite/name``: how resets, results and jobs name a task."""
+        return f"{self.benchmark}/{self.key}"
+
+    @property
     def perturbation(self) -> str:
         """What the name says beyond the unperturbed task: ``"table_1"``; "" for an unperturbed task."""
         return self.name.removeprefix(self.base_task).removeprefix("_")
@@ -180,7 +185,8 @@ class Catalogue:
         Args:
             benchmark: ``"libero"`` or ``"libero-plus"``.
             suite: one of `SUITES`.
-            task: name, or index within the suite. With a perturbation, that of the unperturbed task: 0 ... 9.
+            task: name, or index within the suite; or ``benchmark/suite/name``, which overrides both. With a
+                perturbation, that of the unperturbed task: 0 ... 9.
             perturbation: what LIBERO-plus appends to that task's name: ``"table_1"``,
                 ``"view_0_0_100_2_352_initstate_0"``, ``"language_3_view_0_0_100_0_0_initstate_0"``. For LIBERO, the
                 name of one of `our_scenes`.
@@ -189,6 +195,8 @@ class Catalogue:
             ValueError: there is no such task; it says what was probably meant.
             FileNotFoundError: the benchmark is not installed.
         """
+        if isinstance(task, str) and task.count("/") == 2:
+            benchmark, suite, task = task.split("/")
         suite = self._suite(benchmark, suite)
         if not perturbation:
             return self._one(benchmark, suite, task)
@@ -258,6 +266,10 @@ class Catalogue:
                 "LIBERO-plus`"
             )
         return _read_tasks("libero-plus", path)
+
+    def suite_of(self, benchmark: str, name: str) -> str | None:
+        """The suite that has a task of this name; None if none has."""
+        return next((task.suite for task in self._tasks(benchmark) if task.name == name), None)
 
     def _suite(self, benchmark: str, suite: str) -> str:
         known = list(dict.fromkeys(task.suite for task in self._tasks(benchmark)))

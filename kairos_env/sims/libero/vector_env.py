@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from kairos_env.records import Array
-from kairos_env.sims.libero.env import TASK_OPTIONS, LiberoEnv
+from kairos_env.sims.libero.env import LiberoEnv
 from kairos_env.sims.libero.tasks import Catalogue, LiberoTask
 from kairos_env.sims.process import SimulatorCrashed, SimulatorError, SimulatorTimeout
 
@@ -52,7 +52,7 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Array], Array, Array]):
     Args:
         num_envs: number of sub-environments.
         tasks: what each of them starts with, if not all the same: an index or name as `LiberoEnv` takes it, a
-            `LiberoTask`, or a mapping with any of ``benchmark``, ``suite``, ``task``, ``perturbation``, ``init_state``.
+            `LiberoTask`, or a mapping with any of `LiberoEnv.reset_options`.
         autoreset_mode: what happens to a sub-environment that has finished. ``"NextStep"``: the next step resets it,
             ignoring its action. ``"SameStep"``: it is reset at once, and its last observation and info are in
             ``info["final_obs"]`` and ``info["final_info"]``, the latter with ``is_success``, the name that LeRobot
@@ -317,7 +317,7 @@ def _task_arguments(task: int | str | LiberoTask | Mapping[str, Any]) -> Mapping
         return {"benchmark": task.benchmark, "suite": task.suite, "task": task.name}
     if not isinstance(task, Mapping):
         return {"task": task}
-    unknown = sorted(set(task) - set(TASK_OPTIONS))
+    unknown = sorted(set(task) - set(LiberoEnv.reset_options))
     if unknown:
-        raise ValueError(f"a task has the unknown entries {unknown}; legal are {list(TASK_OPTIONS)}")
+        raise ValueError(f"a task has the unknown entries {unknown}; legal are {list(LiberoEnv.reset_options)}")
     return task

@@ -52,7 +52,8 @@ class Wander:
             low, high = (np.array([getattr(f, side) for f in self.spec.proprio[:3]]) for side in ("low", "high"))
             self.waypoint = self.rng.uniform(low, high)
             if self.near_object:
-                near = np.asarray(info["privileged"]["object_position"]) + self.rng.normal(0, [0.06, 0.06, 0.03])
+                cube = np.asarray(info["privileged"]["objects"]["cube"]["position"])
+                near = cube + self.rng.normal(0, [0.06, 0.06, 0.03])
                 self.waypoint = np.clip(near, low, high)
             self.gripper = float(self.rng.choice([-1.0, 1.0, self.rng.uniform(-1, 1)]))
             self.pace = self.rng.uniform(0.4, 1.0)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from kairos_env.records import Array, Camera, Field, RobotSpec
-from kairos_env.sims.tabletop.tasks import CUBE_REST_HEIGHT, TASKS, TaskState, measure
+from kairos_env.sims.simulator import Simulator, StepResult, as_initial_state, did_you_mean
+from kairos_env.sims.tabletop.tasks import CUBE_REST_HEIGHT, INTEREST, TASKS, TaskState, measure
 
 __all__ = ["CAMERAS", "TASKS", "RobosuiteEnv", "make_spec"]
 
@@ -58,21 +61,19 @@ def make_spec(cameras: Sequence[str] = ("scene",), image_size: int = 64) -> Robo
 
 def check_task(task: str) -> str:
     """Returns ``task``, or raises ValueError with the legal names."""
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; the table-top scene has {list(TASKS)}")
+    if not isinstance(task, str) or task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; {did_you_mean(str(task), TASKS)}")
     return task
 
 
-class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
+class RobosuiteEnv(Simulator):
     """A Panda, a red cube and a green disc on a table; one step is one decision of 0.2 s.
 
-    All tasks share the scene and differ in instruction, reward and success only. ``info`` of reset and step
-    holds ``success``, ``task``, ``instruction``, ``seed``, ``initial_state_id``, ``privileged`` (the true
-    ``object_position``, ``goal_position``, ``eef_position`` (3,) and ``gripper_width``), ``task_rewards`` and
-    ``task_success`` of every task.
+    All tasks share the scene and differ in instruction, reward and success only. ``info`` is that of every
+    `Simulator`, with the objects ``cube`` and ``goal`` (the disc), and with ``task_rewards`` and ``task_success``.
 
     Args:
-        task: ``"reach"``, ``"push"`` or ``"lift"``.
+        task: a key of `TASKS`.
         cameras: which images are observed, from `CAMERAS`.
         image_size: height and width of the observed images [pixels].
         max_episode_steps: decisions until truncation.
@@ -80,8 +81,6 @@ class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
         observe_images: False leaves the images out of the observation and draws nothing.
         render_size: height and width of the frames of `render` [pixels].
     """
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012 - Gymnasium declares it so
 
     def __init__(
         self,
@@ -93,21 +92,12 @@ class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
         observe_images: bool = True,
         render_size: int = 256,
     ) -> None:
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode={render_mode!r}: give None or 'rgb_array'")
+        super().__init__(make_spec(cameras, image_size), render_mode, observe_images)
         if max_episode_steps < 1:
             raise ValueError(f"max_episode_steps={max_episode_steps}: give at least 1")
         self.task = check_task(task)
-        self.robot_spec = make_spec(cameras, image_size)
         self.max_episode_steps = max_episode_steps
-        self.render_mode = render_mode
         self.render_size = render_size
-        self.observe_images = observe_images
-        self.action_space = self.robot_spec.action_space
-        spaces = dict(self.robot_spec.observation_space.spaces)
-        if not observe_images:
-            spaces = {"proprio": spaces["proprio"]}
-        self.observation_space: gym.spaces.Dict = gym.spaces.Dict(spaces)  # type: ignore[assignment]
 
         from kairos_env.sims.tabletop.scene import build_scene
 
@@ -122,9 +112,25 @@ class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
         self._arm = Arm(scene, self._data)
         self._renderer: Any = None
         self._seed = -1
-        self._initial_state_id = -1
+        self._initial_state = -1
         self._steps = 0
-        self._closed = False
+
+    # -- the contract ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def arguments_for(cls, spec: RobotSpec) -> dict[str, Any]:
+        """``cameras`` and ``image_size`` of this robot."""
+        cameras = [camera.name for camera in spec.cameras if camera.name in CAMERAS]
+        size = spec.cameras[0].height if spec.cameras else 64
+        spec.require_same(make_spec(cameras or CAMERAS[:1], min(max(size, 16), 1024)), "wanted robot", "table top")
+        return {"cameras": tuple(cameras), "image_size": size}
+
+    def tasks(self) -> Mapping[str, str]:
+        return dict(TASKS)
+
+    def versions(self) -> dict[str, str]:
+        names = ("mujoco", "robosuite", "numpy")
+        return {name: version(name) for name in names} | {"python": platform.python_version()}
 
     # -- state ---------------------------------------------------------------------------------------------
 
@@ -147,7 +153,7 @@ class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
         kind = self._mujoco.mjtState.mjSTATE_INTEGRATION.value
         physics = np.empty(self._mujoco.mj_stateSize(self._scene.model, kind))
         self._mujoco.mj_getState(self._scene.model, self._data, physics, kind)
-        episode = np.array([self._steps, self._seed, self._initial_state_id, list(TASKS).index(self.task)], np.int64)
+        episode = np.array([self._steps, self._seed, self._initial_state, list(TASKS).index(self.task)], np.int64)
         return {"physics": physics, "episode": episode}
 
     def set_state(self, state: Mapping[str, Array]) -> None:
@@ -159,18 +165,18 @@ class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
             raise ValueError(
                 f"state has physics of shape {physics.shape}, this scene needs ({mujoco.mj_stateSize(model, kind)},)"
             )
-        self._steps, self._seed, self._initial_state_id, task = (int(x) for x in state["episode"])
+        self._steps, self._seed, self._initial_state, task = (int(x) for x in state["episode"])
         self.task = list(TASKS)[task]
         # The forward pass derives positions but overwrites the solver's warm start, which is part of the state.
         mujoco.mj_setState(model, data, physics, kind)
         mujoco.mj_forward(model, data)
         mujoco.mj_setState(model, data, physics, kind)
 
-    def _place(self, initial_state_id: int) -> None:
+    def _place(self, initial_state: int) -> None:
         """Puts cube, disc and arm at the start that the id stands for."""
         from kairos_env.sims.tabletop.scene import ORIGIN
 
-        rng = np.random.default_rng([_STATE_STREAM, initial_state_id])
+        rng = np.random.default_rng([_STATE_STREAM, initial_state])
         cube = _CUBE_CENTRE + rng.uniform(-_CUBE_SPREAD, _CUBE_SPREAD, 2)
         yaw = rng.uniform(-np.pi, np.pi)
         goal = _GOAL_CENTRE + rng.uniform(-_GOAL_SPREAD, _GOAL_SPREAD, 2)
@@ -197,35 +203,25 @@ class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
 
         Args:
             seed: seeds the draw of the initial state.
-            options: ``initial_state_id`` (int >= 0; the start is a function of it alone) and ``task``.
+            options: ``initial_state`` (int >= 0; the start is a function of it alone) and ``task``.
         """
         super().reset(seed=seed)
-        options = dict(options or {})
-        unknown = set(options) - {"initial_state_id", "task"}
-        if unknown:
-            raise ValueError(f"unknown reset options {sorted(unknown)}; legal are 'initial_state_id' and 'task'")
-        self._require_open()
-        if "task" in options:
-            self.task = check_task(options["task"])
+        self.require_open()
+        options = self.check_options(options)
+        task, chosen = check_task(options.get("task", self.task)), options.get("initial_state")
+        drawn = int(self.np_random.integers(2**31)) if chosen is None else as_initial_state(chosen, None, task)
         if seed is not None:
             self._seed = int(seed)
-        chosen = options.get("initial_state_id")
-        state_id = int(self.np_random.integers(2**31)) if chosen is None else int(chosen)
-        if state_id < 0:
-            raise ValueError(f"initial_state_id={state_id}: give an integer >= 0")
-        self._initial_state_id = state_id
-        self._steps = 0
-        self._place(state_id)
+        self.task, self._initial_state, self._steps = task, drawn, 0
+        self._place(drawn)
         return self.observe(), self._info(*measure(self.state))
 
-    def step(self, action: Array) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+    def step(self, action: Array) -> StepResult:
         """Simulates one decision; ``action`` is float32 (4,), see `robot_spec`."""
-        self._require_open()
-        if self._initial_state_id < 0:
+        self.require_open()
+        if self._initial_state < 0:
             raise gym.error.ResetNeeded("call reset() before step()")
-        wanted = self.robot_spec.check_action(action)
-        if wanted.shape != (4,):
-            raise ValueError(f"action has shape {wanted.shape}, one environment takes (4,)")
+        wanted = self.check_action(action)
         self._arm.move(wanted[:3].astype(np.float64), float(wanted[3]))
         self._steps += 1
         rewards, success = measure(self.state)
@@ -247,12 +243,19 @@ class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
             "task": self.task,
             "instruction": TASKS[self.task],
             "seed": self._seed,
-            "initial_state_id": self._initial_state_id,
+            "initial_state": self._initial_state,
+            "steps": self._steps,
             "privileged": {
-                "object_position": state.cube.astype(np.float32),
-                "goal_position": state.goal.astype(np.float32),
                 "eef_position": state.eef.astype(np.float32),
-                "gripper_width": state.opening,
+                "gripper_opening": state.opening,
+                "objects": {
+                    "cube": {
+                        "position": state.cube.astype(np.float32),
+                        "rotation": np.array(self._data.xmat[self._scene.cube_body], np.float32).reshape(3, 3),
+                    },
+                    "goal": {"position": state.goal.astype(np.float32), "rotation": np.eye(3, dtype=np.float32)},
+                },
+                "interest": list(INTEREST[self.task]),
             },
             "task_rewards": rewards,
             "task_success": success,
@@ -277,7 +280,7 @@ class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
         Returns:
             uint8 (size, size, 3) RGB.
         """
-        self._require_open()
+        self.require_open()
         if camera not in CAMERAS:
             raise ValueError(f"unknown camera {camera!r}; there are {list(CAMERAS)}")
         if self._renderer is None:
@@ -295,10 +298,6 @@ class RobosuiteEnv(gym.Env[dict[str, Array], Array]):
         if self.render_mode is None:
             return None
         return self.draw("scene", self.render_size)
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise gym.error.ClosedEnvironmentError("this environment was closed; make a new one")
 
     def close(self) -> None:
         """Frees the GL context and the simulation; safe to call twice."""

@@ -17,6 +17,9 @@ TASKS: dict[str, str] = {
 }
 """Task name -> instruction. `place` is in no recording of the bundled model: it is there to be learned."""
 
+INTEREST = {"reach": ("cube",), "push": ("cube", "goal"), "lift": ("cube",), "place": ("cube", "goal")}
+"""Task name -> the objects that it is about, the one to be moved first."""
+
 REACH_RADIUS = 0.03
 """`reach` succeeds with the gripper's grasp centre this close to the cube's centre [m]."""
 PUSH_RADIUS = 0.045

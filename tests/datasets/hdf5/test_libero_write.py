@@ -167,9 +167,9 @@ class Table:
 
     def reset(self, seed: int, options: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         self.threads.add(threading.get_ident())
-        self.rng = np.random.default_rng([seed, options["init_state"]])
+        self.rng = np.random.default_rng([seed, options["initial_state"]])
         self.position, self.steps = self.rng.uniform(-0.5, 0.5, 3), 0
-        self.goal = np.full(3, 9.0 if options["init_state"] in self.hopeless else 0.3)
+        self.goal = np.full(3, 9.0 if options["initial_state"] in self.hopeless else 0.3)
         return self._seen(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
@@ -333,7 +333,7 @@ def test_a_kill_costs_only_the_attempts_in_flight(tmp_path: Path) -> None:
 
     class Watched(Table):
         def reset(self, seed: int, options: dict[str, Any]) -> Any:
-            played.append((options["task"], options["init_state"]))
+            played.append((options["task"], options["initial_state"]))
             return super().reset(seed, options)
 
     record_libero(config(out), lambda _: Watched(), [MILK, BUTTER], progress=False)

@@ -369,12 +369,12 @@ def test_demonstrations_are_replayed_by_task_and_start(tmp_path: Path) -> None:
     actions = np.array([[0.1], [0.2]], np.float32)
     np.savez(tmp_path / "libero_object_0.npz", instruction="pick up the cup", actions_4=actions)
     policy = DemonstrationPolicy(tmp_path, SPEC)
-    info = {"suite": "libero_object", "base_task": "pick_up_the_cup", "init_state": 4}
+    info = {"suite": "libero_object", "base_task": "pick_up_the_cup", "initial_state": 4}
     with pytest.raises(RuntimeError, match="begin"):
         policy.act(None)  # type: ignore[arg-type]
     policy.begin(info)
     assert [float(policy.act(None)[0]) for _ in range(2)] == pytest.approx([0.1, 0.2])  # type: ignore[arg-type]
-    for change in ({"init_state": 5}, {"base_task": "other"}, {"suite": "libero_goal"}):
+    for change in ({"initial_state": 5}, {"base_task": "other"}, {"suite": "libero_goal"}):
         with pytest.raises(NoDemonstration, match="initial state"):
             policy.begin(info | change)
     with pytest.raises(ValueError, match="needs action_repeat 1"):

@@ -168,7 +168,7 @@ def test_names_take_options_and_noise() -> None:
 
 def test_factories_and_noise_make_sound_policies(tmp_path: Path) -> None:
     env = Point()
-    env.reset(seed=0, options={"initial_state_id": 0, "task": "far"})
+    env.reset(seed=0, options={"initial_state": 0, "task": "far"})
     for name in ("random", "random+noise=0.3", "point_simulator:half_blind(skill=0.2)"):
         check_policy(make_policy(name, env), SPEC)
     report = evaluate(config(tmp_path, policies=("expert", "expert+noise=3"), episodes=8))

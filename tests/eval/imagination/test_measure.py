@@ -160,12 +160,12 @@ def test_the_bundled_probe_reads_the_simulators_pictures() -> None:
         pytest.skip(f"no simulator here: {error}")
     errors = []
     for state_id in range(300_000, 300_010):
-        observation, info = env.reset(seed=0, options={"initial_state_id": state_id, "task": "push"})
+        observation, info = env.reset(seed=0, options={"initial_state": state_id, "task": "push"})
         if red_pixels(observation["image_scene"]) >= 10:
             reading = probe.read(observation["image_scene"])
             true = info["privileged"]
             errors.append([np.linalg.norm(reading.gripper - true["eef_position"])])
-            errors[-1].append(np.linalg.norm(reading.cube - true["object_position"]))
+            errors[-1].append(np.linalg.norm(reading.cube - true["objects"]["cube"]["position"]))
     env.close()
     assert np.median(errors, 0).max() < 0.012
 

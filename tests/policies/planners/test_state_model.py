@@ -53,7 +53,8 @@ def trained() -> tuple[StateModel, dict]:
 
 def begin(model: StateModel, cube: tuple[float, float, float], task: str = "near") -> TrueState:
     seen = Observation({}, np.zeros(3, np.float32), NEAR_TASKS[task])
-    return model.observe(seen, privileged=[{"object_position": np.array(cube), "goal_position": np.zeros(3)}])
+    objects = {"cube": {"position": np.array(cube)}, "goal": {"position": np.zeros(3)}}
+    return model.observe(seen, privileged=[{"objects": objects}])
 
 
 def test_it_learns_the_motion_and_the_rewards(trained: tuple[StateModel, dict]) -> None:
@@ -153,7 +154,8 @@ def test_the_bundled_state_model_plans_a_reach() -> None:
     model = StateModel.load("state-model")
     seen = example_observation(make_spec())
     seen = Observation(seen.images, np.array([0.0, 0.0, 0.15, 0.08], np.float32), TASKS["reach"])
-    truth = {"object_position": np.array([0.0, 0.0, 0.02]), "goal_position": np.array([0.13, 0.0, 0.0])}
+    cube, goal = ({"position": np.array(where)} for where in ([0.0, 0.0, 0.02], [0.13, 0.0, 0.0]))
+    truth = {"objects": {"cube": cube, "goal": goal}}
     plan = cem(model, model.observe(seen, privileged=[truth]), horizon=6, rollout=True)
     end = plan.rollout.proprio[0, :, :3]
     assert np.linalg.norm(end.numpy() - np.array([0.0, 0.0, 0.02]), axis=1).min() < 0.035

@@ -156,23 +156,25 @@ def test_gymnasium_checker_passes(env: LiberoEnv) -> None:
 
 
 def test_an_episode_says_everything_about_itself(env: LiberoEnv, catalogue: Catalogue) -> None:
-    observation, info = env.reset(seed=4, options={"task": 0, "init_state": 12})
+    observation, info = env.reset(seed=4, options={"task": 0, "initial_state": 12})
     assert env.observation_space.contains(observation)
     assert list(observation) == ["image_agentview", "image_eye_in_hand", "proprio"]
     assert {k: info[k] for k in info if k != "privileged"} == {
         "success": False,
         "benchmark": "libero",
         "suite": "libero_object",
-        "task": SOUP,
+        "task": f"libero/libero_object/{SOUP}",
+        "name": SOUP,
         "base_task": SOUP,
         "instruction": "pick up the alphabet soup and place it in the basket",
         "prompt": "official",
         "dimension": "",
         "difficulty": None,
         "params": {},
-        "init_state": 12,
+        "initial_state": 12,
         "seed": 4,
         "steps": 0,
+        "simulator_steps": 0,
     }
     observation, reward, terminated, truncated, info = env.step(STILL)
     assert (reward, terminated, truncated, info["steps"]) == (0.0, False, False, 1)
@@ -193,7 +195,7 @@ def test_an_episode_says_everything_about_itself(env: LiberoEnv, catalogue: Cata
 
 
 def test_what_the_robot_feels_is_the_true_state(blind: LiberoEnv) -> None:
-    blind.reset(seed=0, options={"suite": "libero_object", "task": 0, "init_state": 1})
+    blind.reset(seed=0, options={"suite": "libero_object", "task": 0, "initial_state": 1})
     for action in actions(1, 12):
         observation, *_, info = blind.step(action)
         true, felt = info["privileged"], observation["proprio"]
@@ -212,7 +214,7 @@ def rotation(axis_angle: Array) -> Array:
 
 
 def test_minus_one_opens_the_gripper_and_plus_one_closes_it(blind: LiberoEnv) -> None:
-    blind.reset(seed=0, options={"suite": "libero_object", "task": 0, "init_state": 0})
+    blind.reset(seed=0, options={"suite": "libero_object", "task": 0, "initial_state": 0})
     opening = {}
     for sign in (1, -1):
         for _ in range(15):
@@ -222,7 +224,7 @@ def test_minus_one_opens_the_gripper_and_plus_one_closes_it(blind: LiberoEnv) ->
 
 
 def test_the_hand_moves_along_the_axes_of_the_world(blind: LiberoEnv) -> None:
-    _, info = blind.reset(seed=0, options={"suite": "libero_object", "task": 0, "init_state": 0})
+    _, info = blind.reset(seed=0, options={"suite": "libero_object", "task": 0, "initial_state": 0})
     for axis in range(3):
         before = info["privileged"]["eef_position"]
         for _ in range(6):
@@ -235,22 +237,22 @@ def test_the_same_start_and_actions_give_the_same_bits(env: LiberoEnv) -> None:
     """After episodes of other states in between, and whatever the seed of the draw was."""
     runs = []
     for other in (3, 8):
-        start = env.reset(seed=5, options={"init_state": 7})
+        start = env.reset(seed=5, options={"initial_state": 7})
         runs.append([start, *(env.step(a) for a in actions(0, 3))])
-        env.reset(seed=other, options={"init_state": other})
+        env.reset(seed=other, options={"initial_state": other})
         env.step(actions(other, 1)[0])
     for one, another in zip(*runs, strict=True):
         assert all(same(a, b) for a, b in zip(one, another, strict=True))
-    drawn = [env.reset(seed=21)[1]["init_state"] for _ in range(2)]
+    drawn = [env.reset(seed=21)[1]["initial_state"] for _ in range(2)]
     assert drawn[0] == drawn[1]
 
 
 def test_a_state_is_exact(env: LiberoEnv) -> None:
-    env.reset(seed=5, options={"init_state": 2})
+    env.reset(seed=5, options={"initial_state": 2})
     first = [env.step(a) for a in actions(3, 2)][-1]
     state = env.get_state()
     expected = [env.step(a) for a in actions(4, 2)]
-    env.reset(seed=6, options={"init_state": 3})
+    env.reset(seed=6, options={"initial_state": 3})
     assert same(env.set_state(state), first[0])
     for action, wanted in zip(actions(4, 2), expected, strict=True):
         assert all(same(a, b) for a, b in zip(env.step(action), wanted, strict=True))
@@ -266,7 +268,7 @@ def test_a_state_is_exact(env: LiberoEnv) -> None:
     ],
 )
 def test_bad_actions_are_never_sent(blind: LiberoEnv, action: Any, message: str) -> None:
-    blind.reset(seed=0, options={"suite": "libero_object", "task": 0, "init_state": 0})
+    blind.reset(seed=0, options={"suite": "libero_object", "task": 0, "initial_state": 0})
     before = blind.get_state()
     with pytest.raises(ValueError, match=message):
         blind.step(action)
@@ -274,18 +276,19 @@ def test_bad_actions_are_never_sent(blind: LiberoEnv, action: Any, message: str)
 
 
 def test_a_wrong_reset_leaves_the_episode_as_it_is(blind: LiberoEnv) -> None:
-    blind.reset(seed=0, options={"suite": "libero_object", "task": 0, "init_state": 4})
+    blind.reset(seed=0, options={"suite": "libero_object", "task": 0, "initial_state": 4})
     blind.step(STILL)
     for options, said in (
-        ({"init_state": 50}, "init_state=50: .* has 50, 0 ... 49"),
-        ({"task": 3, "init_state": -1}, "init_state=-1"),
+        ({"initial_state": 50}, "initial_state=50: .* has 50, 0 ... 49"),
+        ({"task": 3, "initial_state": -1}, "initial_state=-1"),
         ({"suite": "libero_spacial"}, "libero_spatial"),
-        ({"initial_state": 3}, r"unknown reset options \['initial_state'\]; legal are"),
+        ({"init_state": 3}, "the reset option 'init_state' is called 'initial_state' now"),
+        ({"suit": "libero_goal"}, "unknown reset option 'suit'; did you mean 'suite'"),
     ):
         with pytest.raises(ValueError, match=said):
             blind.reset(options=options)
     *_, info = blind.step(STILL)
-    assert (info["task"], info["init_state"], info["steps"]) == (SOUP, 4, 2)
+    assert (info["name"], info["initial_state"], info["steps"]) == (SOUP, 4, 2)
 
 
 # -- recorded demonstrations -----------------------------------------------------------------------------------
@@ -295,7 +298,7 @@ def test_a_wrong_reset_leaves_the_episode_as_it_is(blind: LiberoEnv) -> None:
 def test_a_demonstration_succeeds_again_and_moves_alike(blind: LiberoEnv, suite: str, task: int, number: int) -> None:
     """They were recorded after 10 steps of waiting from the initial state of the same number."""
     recorded, eef = demonstration(f"{suite}_{task}", number)
-    observation, info = blind.reset(seed=0, options={"suite": suite, "task": task, "init_state": number})
+    observation, info = blind.reset(seed=0, options={"suite": suite, "task": task, "initial_state": number})
     for step, action in enumerate(recorded):
         felt, true = observation["proprio"], info["privileged"]
         np.testing.assert_allclose(felt[:3], eef[step, :3], atol=1e-3)
@@ -323,8 +326,8 @@ def test_pictures_are_those_of_the_recording(env: LiberoEnv, blind: LiberoEnv) -
     """
     recorded, frames = demonstration("libero_object_0", 0)[0], film()
     assert len(frames) == len(recorded)
-    _, info = blind.reset(seed=0, options={"suite": "libero_object", "task": 0, "init_state": 0})
-    env.reset(seed=0, options={"init_state": 0})
+    _, info = blind.reset(seed=0, options={"suite": "libero_object", "task": 0, "initial_state": 0})
+    env.reset(seed=0, options={"initial_state": 0})
     pictures, hands = [], []
     for step, action in enumerate(recorded[:101]):
         if step in (0, 60, 100):
@@ -349,7 +352,7 @@ def test_pictures_are_those_of_the_recording(env: LiberoEnv, blind: LiberoEnv) -
 
 @pytest.mark.slow
 def test_fast_pictures_and_other_benchmarks_beside_it(env: LiberoEnv, catalogue: Catalogue) -> None:
-    start = {"init_state": 9}
+    start = {"initial_state": 9}
     with_shadows, info = env.reset(seed=1, options=start)
     fast = LiberoEnv(home=catalogue, rendering="fast", **PATIENT)
     try:
@@ -377,7 +380,7 @@ def test_fast_pictures_and_other_benchmarks_beside_it(env: LiberoEnv, catalogue:
 
 @pytest.mark.slow
 def test_a_simulator_that_dies_or_hangs_is_replaced(blind: LiberoEnv) -> None:
-    start = {"suite": "libero_object", "task": 0, "init_state": 0}
+    start = {"suite": "libero_object", "task": 0, "initial_state": 0}
     first = blind.reset(seed=3, options=start)
     process = blind._process
     assert process is not None

@@ -268,7 +268,7 @@ def test_solves_tasks_of_the_real_simulator(suite: str, task: str) -> None:
 
     # Another class of observation would need pictures; the expert reads the true state.
     (name,) = (t.name for t in LiberoEnv(home=home).catalogue.tasks("libero", [suite]) if task in t.name)
-    env = LiberoEnv(suite, name, init_state=3, action_repeat=4, camera_size=16, rendering="fast", home=home)
+    env = LiberoEnv(suite, name, initial_state=3, action_repeat=4, camera_size=16, rendering="fast", home=home)
     try:
         observed, info = env.reset(seed=0)
         policy = ExpertPolicy(env)

@@ -317,7 +317,7 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiberoEnv]:
 
 def run(env: LiberoEnv, benchmark: str, task: str | int, perturbation: str | None = None, seed: int = 0) -> Run:
     options = {"benchmark": benchmark, "suite": "libero_object", "task": task, "perturbation": perturbation}
-    start, info = env.reset(seed=seed, options=options | {"init_state": 0})
+    start, info = env.reset(seed=seed, options=options | {"initial_state": 0})
     joints = env.simulator_state()["joints"]
     places = {k: v["position"].copy() for k, v in info["privileged"]["objects"].items()}
     for action in ACTIONS:

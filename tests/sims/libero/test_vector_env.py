@@ -58,9 +58,9 @@ class Counter(gym.Env[Any, Any]):
 
     def send_reset(self, *, seed: int | None = None, options: Any = None) -> None:
         super().reset(seed=seed)
-        if (options or {}).get("init_state", 0) < 0:
-            raise ValueError("init_state must not be negative")
-        self.init_state = (options or {}).get("init_state", int(self.np_random.integers(50)))
+        if (options or {}).get("initial_state", 0) < 0:
+            raise ValueError("initial_state must not be negative")
+        self.init_state = (options or {}).get("initial_state", int(self.np_random.integers(50)))
         self.steps, self.start, self.alive = 0, True, True
         self._send()
 
@@ -99,7 +99,7 @@ class Counter(gym.Env[Any, Any]):
 
     @property
     def labels(self) -> dict[str, Any]:
-        return {"task": f"task {self.task}", "difficulty": self.task or None, "init_state": self.init_state}
+        return {"task": f"task {self.task}", "difficulty": self.task or None, "initial_state": self.init_state}
 
     def render(self) -> Any:
         if not self.alive:
@@ -173,22 +173,22 @@ def test_disabled_leaves_the_reset_to_the_caller(count: Any) -> None:
     with pytest.raises(gym.error.ResetNeeded, match=r"sub-environments \[0\] have finished"):
         envs.step(still(envs))
     observed["proprio"][:] = 9.0  # what the caller does with his arrays is his business
-    again, info = envs.reset(options={"reset_mask": ended, "init_state": [7, 8, 9]})
+    again, info = envs.reset(options={"reset_mask": ended, "initial_state": [7, 8, 9]})
     assert again["proprio"][:, 0].tolist() == pytest.approx([0.0, 0.002, 0.002])
-    assert info["init_state"].tolist() == [7, 0, 0] and info["_init_state"].tolist() == [True, False, False]
+    assert info["initial_state"].tolist() == [7, 0, 0] and info["_initial_state"].tolist() == [True, False, False]
     assert envs.step(still(envs))[0]["proprio"][:, 0].tolist() == pytest.approx([0.001, 0.003, 0.003])
 
 
 def test_seeds_and_options_are_for_all_or_for_each(count: Any) -> None:
     envs = count(3)
-    first = envs.reset(seed=5)[1]["init_state"].tolist()
-    assert envs.reset(seed=[7, 6, 5])[1]["init_state"].tolist() == first[::-1]
-    assert envs.reset(options={"init_state": 4})[1]["init_state"].tolist() == [4, 4, 4]
-    assert envs.reset(options={"init_state": [4, 5, 6]})[1]["init_state"].tolist() == [4, 5, 6]
+    first = envs.reset(seed=5)[1]["initial_state"].tolist()
+    assert envs.reset(seed=[7, 6, 5])[1]["initial_state"].tolist() == first[::-1]
+    assert envs.reset(options={"initial_state": 4})[1]["initial_state"].tolist() == [4, 4, 4]
+    assert envs.reset(options={"initial_state": [4, 5, 6]})[1]["initial_state"].tolist() == [4, 5, 6]
     with pytest.raises(ValueError, match="2 seeds for 3"):
         envs.reset(seed=[1, 2])
-    with pytest.raises(ValueError, match="'init_state' has 2 values, expected 1 or 3"):
-        envs.reset(options={"init_state": [1, 2]})
+    with pytest.raises(ValueError, match="'initial_state' has 2 values, expected 1 or 3"):
+        envs.reset(options={"initial_state": [1, 2]})
     with pytest.raises(ValueError, match=r"expected bool with shape \(3,\)"):
         envs.reset(options={"reset_mask": np.zeros(3, bool)})
 
@@ -198,7 +198,7 @@ def test_an_illegal_option_leaves_no_half_episode(count: Any, mode: str) -> None
     envs = count(3, autoreset_mode=mode)
     envs.reset(seed=0)
     with pytest.raises(ValueError, match="must not be negative"):
-        envs.reset(options={"init_state": [2, 2, -1]})
+        envs.reset(options={"initial_state": [2, 2, -1]})
     if mode == "NextStep":
         assert (envs.step(still(envs))[-1]["steps"] == 0).all()
     else:
@@ -226,7 +226,7 @@ def test_misuse_is_reported(count: Any, tmp_path: Path) -> None:
         ({"num_envs": 0}, "num_envs is 0"),
         ({"num_envs": 3, "tasks": [1, 2]}, "2 tasks for num_envs=3"),
         ({"num_envs": 1, "autoreset_mode": "Sometimes"}, "'Sometimes' is unknown.*SameStep"),
-        ({"num_envs": 1, "tasks": [{"tusk": 3}]}, r"unknown entries \['tusk'\]; legal are.*init_state"),
+        ({"num_envs": 1, "tasks": [{"tusk": 3}]}, r"unknown entries \['tusk'\]; legal are.*initial_state"),
     ):
         with pytest.raises(ValueError, match=message):
             LiberoVectorEnv(home=Catalogue(tmp_path), **settings)  # type: ignore[arg-type]
@@ -375,7 +375,7 @@ def test_results_are_those_of_single_environments_bit_for_bit(real: LiberoVector
             for key, value in theirs[0].items():
                 np.testing.assert_array_equal(mine[0][key][row], value)
             assert [part[row] for part in mine[1:4]] == list(theirs[1:4])
-            for key in ("success", "suite", "task", "instruction", "init_state", "seed", "steps"):
+            for key in ("success", "suite", "task", "instruction", "initial_state", "seed", "steps"):
                 assert mine[4][key][row] == theirs[4][key], key
             hand = mine[4]["privileged"]["eef_position"][row]
             np.testing.assert_array_equal(hand, theirs[4]["privileged"]["eef_position"])

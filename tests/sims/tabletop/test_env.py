@@ -147,29 +147,31 @@ def test_is_made_by_its_id() -> None:
 
 
 def test_info_has_every_task(env: RobosuiteEnv) -> None:
-    _, info = env.reset(seed=4, options={"task": "push", "initial_state_id": 12})
-    assert (info["task"], info["instruction"], info["seed"], info["initial_state_id"]) == (
+    _, info = env.reset(seed=4, options={"task": "push", "initial_state": 12})
+    assert (info["task"], info["instruction"], info["seed"], info["initial_state"]) == (
         "push",
         TASKS["push"],
         4,
         12,
     )
     assert set(info["task_rewards"]) == set(info["task_success"]) == set(TASKS)
-    privileged = info["privileged"]
-    assert all(privileged[k].shape == (3,) for k in ("object_position", "goal_position", "eef_position"))
+    true = info["privileged"]
+    assert list(true["objects"]) == true["interest"] == ["cube", "goal"]
+    assert all(o["position"].shape == (3,) and o["rotation"].shape == (3, 3) for o in true["objects"].values())
+    assert true["eef_position"].shape == (3,) and 0 <= true["gripper_opening"] <= 0.085
     _, reward, terminated, truncated, info = env.step(np.zeros(4, np.float32))
     assert reward == info["task_rewards"]["push"] < 1.0
     assert not terminated and not truncated and not info["success"]
 
 
 def test_start_is_a_function_of_its_id_alone(env: RobosuiteEnv) -> None:
-    first, info = env.reset(seed=1, options={"initial_state_id": 7, "task": "lift"})
+    first, info = env.reset(seed=1, options={"initial_state": 7, "task": "lift"})
     env.step(np.full(4, 0.05, np.float32))
-    again, again_info = env.reset(seed=2, options={"initial_state_id": 7, "task": "reach"})
-    other, _ = env.reset(seed=2, options={"initial_state_id": 8})
+    again, again_info = env.reset(seed=2, options={"initial_state": 7, "task": "reach"})
+    other, _ = env.reset(seed=2, options={"initial_state": 8})
     assert same(first, again)
     assert not same(first, other)
-    assert info["initial_state_id"] == again_info["initial_state_id"] == 7
+    assert info["initial_state"] == again_info["initial_state"] == 7
 
 
 def test_seed_draws_the_start_and_repeats_the_trajectory(env: RobosuiteEnv) -> None:
@@ -178,16 +180,16 @@ def test_seed_draws_the_start_and_repeats_the_trajectory(env: RobosuiteEnv) -> N
     for _ in range(2):
         observation, info = env.reset(seed=33)
         rows = [observation] + [env.step(a)[0] for a in actions]
-        runs.append((info["initial_state_id"], rows))
+        runs.append((info["initial_state"], rows))
     assert runs[0][0] == runs[1][0]
     assert all(same(a, b) for a, b in zip(runs[0][1], runs[1][1], strict=True))
-    assert env.reset()[1]["initial_state_id"] != runs[0][0], "without a seed the next start is drawn"
+    assert env.reset()[1]["initial_state"] != runs[0][0], "without a seed the next start is drawn"
 
 
 def test_starts_are_legal_and_varied(blind: RobosuiteEnv) -> None:
     cubes, goals = [], []
     for i in range(40):
-        observation, info = blind.reset(options={"initial_state_id": i})
+        observation, info = blind.reset(options={"initial_state": i})
         state = blind.state
         cubes.append(state.cube)
         goals.append(state.goal)
@@ -201,7 +203,7 @@ def test_starts_are_legal_and_varied(blind: RobosuiteEnv) -> None:
 
 @pytest.mark.parametrize("axis", range(3))
 def test_a_decision_moves_the_gripper_by_the_commanded_distance(blind: RobosuiteEnv, axis: int) -> None:
-    blind.reset(options={"initial_state_id": 3})
+    blind.reset(options={"initial_state": 3})
     for sign in (1, -1):
         before = blind.state.eef
         action = np.zeros(4, np.float32)
@@ -213,7 +215,7 @@ def test_a_decision_moves_the_gripper_by_the_commanded_distance(blind: Robosuite
 
 
 def test_gripper_stays_in_the_workspace_and_still_when_told(blind: RobosuiteEnv) -> None:
-    blind.reset(options={"initial_state_id": 3})
+    blind.reset(options={"initial_state": 3})
     for direction in ([0.05, 0.05, -0.05], [-0.05, -0.05, 0.05]):
         for _ in range(12):
             observation = blind.step(np.array([*direction, 1.0], np.float32))[0]
@@ -261,7 +263,7 @@ def test_truncates_at_the_limit() -> None:
     ],
 )
 def test_bad_actions_move_nothing(blind: RobosuiteEnv, action: object, message: str) -> None:
-    blind.reset(options={"initial_state_id": 0})
+    blind.reset(options={"initial_state": 0})
     before = blind.get_state()
     with pytest.raises(ValueError, match=message):
         blind.step(action)  # type: ignore[arg-type]
@@ -271,8 +273,10 @@ def test_bad_actions_move_nothing(blind: RobosuiteEnv, action: object, message: 
 def test_misuse_is_reported(blind: RobosuiteEnv) -> None:
     for options, message in (
         ({"task": "juggle"}, "juggle"),
-        ({"goal": 1}, "initial_state_id"),
-        ({"initial_state_id": -3}, ">= 0"),
+        ({"goal": 1}, "did you mean|there are task, initial_state"),
+        ({"initial_state_id": 1}, "the reset option 'initial_state_id' is called 'initial_state' now"),
+        ({"initial_state": 1.5}, "initial_state=1.5: give an integer"),
+        ({"initial_state": -3}, ">= 0"),
     ):
         with pytest.raises(ValueError, match=message):
             blind.reset(options=options)
@@ -300,7 +304,7 @@ def greenish(image: np.ndarray) -> np.ndarray:
 
 def test_cube_disc_and_gripper_are_several_pixels_wide(env: RobosuiteEnv) -> None:
     for i in range(8):
-        observation, _ = env.reset(options={"initial_state_id": i})
+        observation, _ = env.reset(options={"initial_state": i})
         env.step(np.array([0, 0, 0.05, -1], np.float32))
         image = env.step(np.array([-0.05, 0, 0.05, -1], np.float32))[0]["image_scene"]
         columns = np.flatnonzero(reddish(image).any(axis=0))
@@ -312,7 +316,7 @@ def test_cube_disc_and_gripper_are_several_pixels_wide(env: RobosuiteEnv) -> Non
 
 
 def test_frames_show_what_moves_and_are_never_blank(env: RobosuiteEnv) -> None:
-    env.reset(options={"initial_state_id": 2, "task": "push"})
+    env.reset(options={"initial_state": 2, "task": "push"})
     previous = env.observe()["image_scene"]
     for _ in range(8):
         image = env.step(env.expert_action())[0]["image_scene"]
@@ -324,7 +328,7 @@ def test_frames_show_what_moves_and_are_never_blank(env: RobosuiteEnv) -> None:
 def test_leaving_out_unseen_meshes_changes_no_pixel(env: RobosuiteEnv) -> None:
     rng = np.random.default_rng(0)
     for i in range(4):
-        env.reset(options={"initial_state_id": i})
+        env.reset(options={"initial_state": i})
         corner = np.sign(rng.normal(size=3)) * 0.05
         for step in range(9):
             observation = env.step(np.array([*corner, -1], np.float32))[0]
@@ -334,7 +338,7 @@ def test_leaving_out_unseen_meshes_changes_no_pixel(env: RobosuiteEnv) -> None:
 
 
 def test_render_is_a_larger_picture_of_the_same_scene(env: RobosuiteEnv) -> None:
-    observation, _ = env.reset(options={"initial_state_id": 1})
+    observation, _ = env.reset(options={"initial_state": 1})
     frame = env.render()
     assert frame is not None
     assert (frame.shape, frame.dtype) == ((256, 256, 3), np.uint8)
@@ -392,7 +396,7 @@ def solve(env: RobosuiteEnv, steps: int = 24) -> bool:
 def test_expert_solves_its_task(blind: RobosuiteEnv, task: str) -> None:
     solved = []
     for i in range(6):
-        blind.reset(options={"initial_state_id": 500 + i, "task": task})
+        blind.reset(options={"initial_state": 500 + i, "task": task})
         solved.append(solve(blind))
     assert all(solved)
 
@@ -402,7 +406,7 @@ def test_expert_recovers_from_anywhere(blind: RobosuiteEnv, task: str) -> None:
     """From states that play left behind: gripper closed, cube moved or between the fingers of another task."""
     solved = []
     for i, kind in enumerate(("attracted", "random", "noisy_expert", "noisy_expert")):
-        _, info = blind.reset(options={"initial_state_id": 600 + i, "task": "lift"})
+        _, info = blind.reset(options={"initial_state": 600 + i, "task": "lift"})
         play = BEHAVIOURS[kind](blind, "lift", np.random.default_rng(i))
         for _ in range(10):
             info = blind.step(play.act(info))[-1]
@@ -454,7 +458,7 @@ def test_expert_changes_smoothly_with_the_state() -> None:
 def test_behaviours_repeat_under_their_seed(blind: RobosuiteEnv, kind: str) -> None:
     runs = []
     for _ in range(2):
-        _, info = blind.reset(options={"initial_state_id": 9, "task": "push"})
+        _, info = blind.reset(options={"initial_state": 9, "task": "push"})
         behaviour = BEHAVIOURS[kind](blind, "push", np.random.default_rng(4))
         actions = []
         for _ in range(8):
@@ -470,7 +474,7 @@ def test_play_is_smooth_and_attraction_makes_contact(blind: RobosuiteEnv) -> Non
     for kind in ("random", "attracted"):
         moved[kind] = 0
         for i in range(6):
-            _, info = blind.reset(options={"initial_state_id": 700 + i})
+            _, info = blind.reset(options={"initial_state": 700 + i})
             start = blind.state.cube
             behaviour = BEHAVIOURS[kind](blind, "push", np.random.default_rng(i))
             actions = []

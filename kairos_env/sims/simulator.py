@@ -1,0 +1,178 @@
+"""The contract of every simulator, real robots included: a `gymnasium.Env` that recorder, evaluation, planners and the
+starts of imagination use without knowing which one it is.
+
+How to add a simulator
+    1. One folder, ``kairos_env/sims/<name>/``, with nothing of the simulator elsewhere. ``env.py`` holds a subclass of
+       `Simulator`; beside it stand its tasks, experts and, if its packages clash with Kairos's, the side that runs in
+       an interpreter of its own (`process.SimulatorProcess`, `process.serve`).
+    2. Implement ``tasks``, ``reset``, ``step``, ``versions``, ``arguments_for`` and ``close``; ``initial_states`` where
+       the simulator has a fixed number of them; ``expert_action``, ``get_state`` and ``set_state`` where it can.
+    3. Register an id in ``kairos_env/__init__.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import gymnasium as gym
+import numpy as np
+
+from kairos_env.records import Array, RobotSpec
+
+StepResult = tuple[dict[str, Array], float, bool, bool, dict[str, Any]]
+
+INFO_KEYS = ("success", "task", "instruction", "seed", "initial_state", "steps", "privileged")
+"""What ``info`` of every reset and step holds, see `Simulator`."""
+
+_RENAMED = {"initial_state_id": "initial_state", "init_state": "initial_state"}
+
+
+class Simulator(gym.Env[dict[str, Array], Array]):
+    """A robot and its tasks.
+
+    ``info`` of reset and step holds at least `INFO_KEYS`:
+        success: bool, the simulator's own predicate.
+        task, instruction: the present task, a key of `tasks`, and its words.
+        seed, initial_state: int; a reset with both of them and the task starts the same episode again.
+        steps: int, decisions (actions of `step`) since the reset.
+        privileged: the true state: ``eef_position`` (3,) [m], ``gripper_opening`` [m], ``objects``: name ->
+            ``position`` (3,) [m] and ``rotation`` (3, 3); and ``interest``: names of the objects that the task is
+            about, the one to be moved first. A simulator adds what else it knows.
+    A simulator that judges all its tasks in every state adds ``task_rewards`` and ``task_success``: task -> value.
+
+    Args:
+        spec: the robot.
+        render_mode: None or ``"rgb_array"``.
+        observe_images: False leaves the images out of the observation.
+
+    Attributes:
+        robot_spec: the robot; spaces follow from it.
+        task: name of the present task.
+        max_episode_steps: decisions until an episode is truncated.
+        reset_options: names that ``reset(options=...)`` takes.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 - Gymnasium declares it so
+    reset_options: ClassVar[tuple[str, ...]] = ("task", "initial_state")
+    max_episode_steps: int
+    task: str
+
+    def __init__(self, spec: RobotSpec, render_mode: str | None = None, observe_images: bool = True) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode={render_mode!r}: give None or 'rgb_array'")
+        self.robot_spec, self.render_mode, self.observe_images = spec, render_mode, observe_images
+        self.metadata = {**self.metadata, "render_fps": spec.control_rate_hz}
+        self.action_space = spec.action_space
+        spaces = spec.observation_space.spaces
+        seen = spaces if observe_images else {"proprio": spaces["proprio"]}
+        self.observation_space: gym.spaces.Dict = gym.spaces.Dict(dict(seen))  # type: ignore[assignment]
+        self._closed = False
+
+    @classmethod
+    def arguments_for(cls, spec: RobotSpec) -> dict[str, Any]:
+        """Arguments of the constructor that make a simulator of this robot: cameras, their sizes, the rate.
+
+        Raises:
+            SpecMismatch: no arguments do; the message prints the difference.
+        """
+        raise NotImplementedError
+
+    def tasks(self) -> Mapping[str, str]:
+        """Name of every task that `reset` takes -> its instruction."""
+        raise NotImplementedError
+
+    def initial_states(self, task: str | None = None) -> int | None:
+        """The number n of initial states of a task (default: the present one), which are 0 ... n - 1.
+
+        None: a state is drawn from its number, which may be any integer >= 0.
+        """
+        return None
+
+    def versions(self) -> dict[str, str]:
+        """Package -> version, of everything that could change a result."""
+        raise NotImplementedError
+
+    def check_options(self, options: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The options of a reset as a dict.
+
+        Raises:
+            ValueError: one is unknown, or had this name before.
+        """
+        return check_names(options or {}, self.reset_options, "reset option")
+
+    def check_action(self, action: Any) -> Array:
+        """``action`` as float32 (A,), clipped to the robot's range.
+
+        Raises:
+            ValueError: not numeric, not finite, or of another shape.
+        """
+        wanted = self.robot_spec.check_action(action)
+        if wanted.ndim != 1:
+            raise ValueError(f"action has shape {wanted.shape}, one environment takes ({self.robot_spec.action_dim},)")
+        return wanted
+
+    def require_open(self) -> None:
+        """Raises ClosedEnvironmentError after `close`."""
+        if self._closed:
+            raise gym.error.ClosedEnvironmentError("this environment was closed; make a new one")
+
+
+@runtime_checkable
+class AsyncSimulator(Protocol):
+    """A simulator in a process of its own, which may also be asked in halves: one caller can drive many at once."""
+
+    def send_reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> None:
+        """The first half of a reset."""
+
+    def send_step(self, action: Array) -> None:
+        """The first half of a step."""
+
+    def fileno(self) -> int:
+        """Readable once `receive` will not wait, for `selectors`."""
+
+    def receive(self) -> StepResult:
+        """What `send_reset` (reward 0, nothing ended) or `send_step` came to."""
+
+    def close(self) -> None:
+        """Ends the process."""
+
+
+def check_names(given: Mapping[str, Any], legal: Iterable[str], what: str) -> dict[str, Any]:
+    """``given`` as a dict.
+
+    Raises:
+        ValueError: a key of it is not ``legal``; the message has the new or the nearest name.
+    """
+    legal = list(legal)
+    for name in given:
+        if name in legal:
+            continue
+        if _RENAMED.get(name) in legal:
+            raise ValueError(f"the {what} {name!r} is called {_RENAMED[name]!r} now")
+        raise ValueError(f"unknown {what} {name!r}; {did_you_mean(name, legal)}")
+    return dict(given)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word: what was probably meant, or what there is."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return f"there are {', '.join(known[:12])}{f' and {len(known) - 12} more' if len(known) > 12 else ''}"
+
+
+def as_initial_state(chosen: Any, count: int | None, task: str) -> int:
+    """``chosen`` as the number of an initial state.
+
+    Raises:
+        ValueError: not an integer, negative, or not below ``count``.
+    """
+    if isinstance(chosen, bool) or not isinstance(chosen, int | np.integer):
+        raise ValueError(f"initial_state={chosen!r}: give an integer")
+    if chosen < 0 or (count is not None and chosen >= count):
+        legal = "give an integer >= 0" if count is None else f"{task} has {count}, 0 ... {count - 1}"
+        raise ValueError(f"initial_state={chosen}: {legal}")
+    return int(chosen)
