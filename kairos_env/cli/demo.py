@@ -261,7 +261,7 @@ def plan_episode(model: WorldModel, first: Observation, planner: str, seed: int)
         Actions (T, A), imagined frames uint8 (T + 1, H, W, 3) with the real one first, and the last success
         probability.
     """
-    from kairos_env.policies.planners.search import best_of_n, cem
+    from kairos_env.policies.planners import best_of_n, cem
 
     state = model.observe([first], seeds=[seed])
     actions: list[Array] = []

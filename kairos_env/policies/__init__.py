@@ -15,15 +15,16 @@ _HOME = {
     "RandomPolicy": "scripted",
     "ReplayPolicy": "scripted",
     "ExpertPolicy": "scripted",
+    "ChunkPolicy": "chunking",
     "ChunkExecution": "chunking",
     "TemporalEnsembling": "chunking",
-    "Plan": "planners.planning",
+    "ActionPlan": "planners.planning",
     "Objective": "planners.planning",
-    "PLANNERS": "planners.search",
-    "cem": "planners.search",
-    "mppi": "planners.search",
-    "random_shooting": "planners.search",
-    "best_of_n": "planners.search",
+    "PLANNERS": "planners",
+    "cem": "planners",
+    "mppi": "planners",
+    "random_shooting": "planners",
+    "best_of_n": "planners",
 }
 
 __all__ = list(_HOME)

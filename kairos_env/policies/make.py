@@ -203,8 +203,8 @@ def _make_base(base: str, options: dict[str, Any], env: Any, model: str, device:
 
         return ExpertPolicy(env, **options)
     if base == "state_cem":
+        from kairos_env.policies.planners import cem
         from kairos_env.policies.planners.policy import PlannerPolicy
-        from kairos_env.policies.planners.search import cem
         from kairos_env.policies.planners.state_model import StateModel
 
         return PlannerPolicy(StateModel.load(state_model).reading(env), cem, **options)
@@ -222,8 +222,8 @@ def _make_base(base: str, options: dict[str, Any], env: Any, model: str, device:
         from kairos_env.policies.world_model import WorldModelPolicy
 
         return WorldModelPolicy(loaded, **options)
+    from kairos_env.policies.planners import PLANNERS
     from kairos_env.policies.planners.policy import PlannerPolicy
-    from kairos_env.policies.planners.search import PLANNERS
 
     return PlannerPolicy(loaded, PLANNERS[base], **options)
 

@@ -6,46 +6,34 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kairos_env.policies.chunking import ChunkPolicy
 from kairos_env.policies.planners.action_sampling import ActionDistribution, stay
 from kairos_env.records import ActionChunk, Array, Observation, RobotSpec
 
 
-class RandomPolicy:
+class RandomPolicy(ChunkPolicy):
     """Smooth random play: actions correlated over time, a gripper that opens and closes now and then.
 
     Args:
+        spec: the robot.
         seed: of the sequence from which `reset` without a seed draws.
         spread, smoothness: see `ActionDistribution.around`.
     """
 
-    _LENGTH = 24  # steps drawn at once; the noise is correlated inside such a piece
+    _LENGTH = 24  # steps drawn at once; the noise is correlated inside such a chunk
 
     def __init__(self, spec: RobotSpec, seed: int = 0, spread: float = 0.6, smoothness: float = 0.8) -> None:
+        super().__init__(execute=self._LENGTH)
         self._distribution = ActionDistribution.around(spec, self._LENGTH, None, spread, smoothness)
         self._sequence = np.random.default_rng(seed)
         self.reset(seed)
 
     def reset(self, seed: int | None = None) -> None:
+        super().reset(seed)
         self._rng = np.random.default_rng(int(self._sequence.integers(2**31)) if seed is None else seed)
-        self._queue: list[Array] = []
-
-    def act(self, observation: Observation) -> Array:
-        self._fill()
-        return self._queue.pop(0)
 
     def chunk(self, observation: Observation) -> ActionChunk:
-        """What is going to be played; looking does not change it."""
-        self._fill()
-        return ActionChunk(np.stack(self._queue))
-
-    def follow(self, observation: Observation, action: Array) -> None:
-        """One piece of the sequence is over, whatever was executed."""
-        self._fill()
-        self._queue.pop(0)
-
-    def _fill(self) -> None:
-        if not self._queue:
-            self._queue = list(self._distribution.sample(1, self._rng)[0])
+        return ActionChunk(self._distribution.sample(1, self._rng)[0])
 
 
 class ReplayPolicy:
@@ -63,14 +51,16 @@ class ReplayPolicy:
         self._actions = np.atleast_2d(spec.check_action(actions))
         self._spec = spec
         self._after = after
-        self._step = 0
+        self.reset()
 
     def reset(self, seed: int | None = None) -> None:
         self._step = 0
+        self._acted_from: Observation | None = None
 
     def act(self, observation: Observation) -> Array:
         action = self.chunk(observation).actions[0]
         self._step += 1
+        self._acted_from = observation
         return action
 
     def chunk(self, observation: Observation) -> ActionChunk:
@@ -85,7 +75,9 @@ class ReplayPolicy:
         return ActionChunk(stay(self._spec, self._actions[-1])[None])
 
     def follow(self, observation: Observation, action: Array) -> None:
-        self._step += 1
+        if observation is not self._acted_from:  # else a wrapper corrects what `act` has counted
+            self._step += 1
+            self._acted_from = observation
 
 
 class ExpertPolicy:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kairos_env.policies.world_model import pad_rows
+from kairos_env.policies.chunking import ChunkPolicy, pad_rows
 from kairos_env.records import ActionChunk, Array, Observation
 from kairos_env.world_model.normalisation import Normaliser
 from kairos_env.world_model.published.robot_settings import RobotSettings, compose
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kairos_env.world_model.published.world_action import WorldActionModel
 
 
-class WorldActionPolicy:
+class WorldActionPolicy(ChunkPolicy):
     """Decides from the present observation alone and executes part of each chunk; it remembers nothing.
 
     Args:
@@ -60,11 +60,12 @@ class WorldActionPolicy:
         if actions_see_future and mode != "joint":
             raise ValueError("only mode='joint' has a future that actions could see")
         self.steps = settings.steps if steps is None else steps
-        self.replan = settings.replan if replan is None else replan
+        replan = settings.replan if replan is None else replan
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        if not 1 <= self.replan <= settings.horizon:
+        if not 1 <= replan <= settings.horizon:
             raise ValueError(f"replan must be 1 ... {settings.horizon}, the length of a chunk, got {replan}")
+        super().__init__(execute=replan)
         self.model, self.settings, self.normaliser = model, settings, normaliser
         self.mode, self.actions_see_future = mode, actions_see_future
         self._fixed_seed = settings.seed if seed is None else seed
@@ -72,28 +73,17 @@ class WorldActionPolicy:
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
-        """Forgets the actions still to be executed; see `Policy.reset`."""
         drawn = int(self._sequence.integers(2**31)) if seed is None else int(seed)
         self.seed = drawn if self._fixed_seed is None else self._fixed_seed
-        self._queue: list[Array] = []
+        super().reset()
 
-    def act(self, observation: Observation) -> Array:
-        if not self._queue:
-            self._queue = list(self.chunk(observation).actions[: self.replan])
-        return self._queue.pop(0)
-
-    @staticmethod
-    def act_together(
-        policies: Sequence[WorldActionPolicy], observations: Sequence[Observation], size: int
-    ) -> list[Array]:
-        """`act` for different episodes of policies with one model, in passes of exactly ``size`` rows."""
-        deciding = [(p, o) for p, o in zip(policies, observations, strict=True) if not p._queue]
-        if deciding:
-            rows = [deciding[row] for row in pad_rows(len(deciding), size)]
-            chunks = deciding[0][0].chunks([o for _, o in rows], [p.seed for p, _ in rows])
-            for (policy, _), chunk in zip(deciding, chunks, strict=False):
-                policy._queue = list(chunk.actions[: policy.replan])
-        return [policy._queue.pop(0) for policy in policies]
+    @classmethod
+    def chunk_together(
+        cls, policies: Sequence[WorldActionPolicy], observations: Sequence[Observation], size: int
+    ) -> list[ActionChunk]:
+        rows = pad_rows(len(policies), size)
+        chunks = policies[0].chunks([observations[row] for row in rows], [policies[row].seed for row in rows])
+        return chunks[: len(policies)]
 
     def chunk(self, observation: Observation) -> ActionChunk:
         return self.chunks([observation])[0]

@@ -1,37 +1,25 @@
 """What planners share: the plan, the objective, the clock, and imagining many candidates at once.
 
-A planner is a function ``plan(model, state, ...) -> Plan`` over the verbs of a world model. The model is
+A planner is a function ``(model, state, *, initial, ...) -> ActionPlan`` over the verbs of a world model. The model is
 whatever has them: the video world model, the state model, a simulator behind the same verbs.
 """
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
-from kairos_env.records import Array, Observation, RobotSpec
+from kairos_env.policies.memory import ObservingModel
+from kairos_env.records import Array
 
 
-class PlanningModel(Protocol):
-    """The verbs that planners use. States are values: forked freely, never changed."""
-
-    @property
-    def spec(self) -> RobotSpec: ...
-
-    @property
-    def tasks(self) -> Mapping[str, str]: ...
-
-    def observe(
-        self,
-        observation: Observation | Sequence[Observation],
-        state: Any = None,
-        action: Any = None,
-        seeds: Sequence[int] | None = None,
-    ) -> Any: ...
+class PlanningModel(ObservingModel, Protocol):
+    """The verbs that planners use."""
 
     def imagine(self, state: Any, actions: Any, steps: int | None = None) -> Any:
         """Actions (B, Hor, A) -> an object with reward, success, uncertainty (B, Hor) and state."""
@@ -45,7 +33,7 @@ class ProposingModel(PlanningModel, Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class ActionPlan:
     """What a planner returns.
 
     Args:
@@ -70,23 +58,29 @@ class Plan:
 
 @dataclass(frozen=True)
 class Objective:
-    """Scores imagined futures.
+    """The discounted sum of an imagined future's rewards.
 
-    The value is the discounted sum of rewards, where success is absorbing: after it, every step counts
-    as reward 1, whatever the model imagines next, because the real episode ends there.
+    Success is absorbing in the model's own reward: after it, every step counts as reward 1, whatever the model
+    imagines next, because the real episode ends there. A ``reward`` of one's own replaces all of that: only what it
+    says counts, and what `success_value` and `uncertainty_penalty` ask for.
 
     Args:
         discount: weight of a reward one step later.
-        success_value: added, discounted, for the probability of having succeeded within the horizon.
+        success_value: added, discounted, for the probability of having succeeded within the horizon; None is 1 for
+            the model's own reward, 0 for another one.
         terminal_weight: the last step's reward counts this many times more, standing for all the steps
             behind the horizon.
         uncertainty_penalty: subtracted per unit of predicted uncertainty and step: do not trust plans
             that lead where the model does not know.
-        reward: computes (B, Hor) rewards from the rollout instead of the model's own.
+        reward: computes (B, Hor) rewards from the rollout (a cost: minus it) in place of the model's own.
+
+    Example:
+        >>> def near(rollout): return -(rollout.proprio[..., :3] - target).norm(dim=-1)
+        >>> PlannerPolicy(model, cem, objective=Objective(reward=near))  # doctest: +SKIP
     """
 
     discount: float = 0.95
-    success_value: float = 1.0
+    success_value: float | None = None
     terminal_weight: float = 0.0
     uncertainty_penalty: float = 0.0
     reward: Callable[[Any], Any] | None = None
@@ -105,13 +99,19 @@ class Objective:
 
     def value(self, reward: Array, success: Array, uncertainty: Array) -> Array:
         """Arrays (K, Hor) -> values (K,)."""
-        reward, success = np.asarray(reward, np.float64), np.clip(np.asarray(success, np.float64), 0, 1)
+        earned, success = np.asarray(reward, np.float64), np.clip(np.asarray(success, np.float64), 0, 1)
         still_open = np.cumprod(1 - success, axis=1)
-        earned = still_open * reward + (1 - still_open) - self.uncertainty_penalty * np.asarray(uncertainty, np.float64)
-        weight = self.discount ** np.arange(reward.shape[1])
-        newly_succeeded = -np.diff(still_open, axis=1, prepend=1.0)
-        total = earned @ weight + self.success_value * (newly_succeeded @ weight)
-        return total + self.terminal_weight * weight[-1] * earned[:, -1]
+        bonus = self.success_value
+        if self.reward is None:
+            earned = still_open * earned + (1 - still_open)
+            bonus = 1.0 if bonus is None else bonus
+        earned = earned - self.uncertainty_penalty * np.asarray(uncertainty, np.float64)
+        weight = self.discount ** np.arange(earned.shape[1])
+        total = earned @ weight + self.terminal_weight * weight[-1] * earned[:, -1]
+        if bonus:
+            newly_succeeded = -np.diff(still_open, axis=1, prepend=1.0)
+            total = total + bonus * (newly_succeeded @ weight)
+        return total
 
 
 class Clock:
@@ -143,6 +143,18 @@ class Clock:
         return self._seconds is None or self.elapsed + self._longest <= self._seconds
 
 
+class SearchOptions(TypedDict, total=False):
+    """The keyword arguments that every planner hands to `Evaluator`, which describes them."""
+
+    objective: Callable[..., Array] | None
+    deadline: float | None
+    batch_size: int
+    samples: int
+    steps: int | None
+    rollout: bool
+    seed: int
+
+
 @dataclass
 class Evaluator:
     """Values candidate action sequences by imagining them from forks of one state, batch by batch.
@@ -150,21 +162,27 @@ class Evaluator:
     All candidates share the state's noise seed, so that they are compared under the same luck.
 
     Args:
-        state: batch size 1.
-        samples: imagine each candidate under this many noise seeds.
-        batch_size: most sequences imagined at once; it does not change the result.
-        steps: denoising steps; None is the model's default.
+        model: imagines.
+        state: where all candidates start; batch size 1.
+        objective: how imagined futures are scored: an `Objective` (the default one if None), or any function of
+            rollouts that returns values (B,).
+        deadline: seconds; the best plan so far is returned when they are over ("anytime").
+        batch_size: most sequences imagined at once; bounds the memory, does not change the plan.
+        samples: noise seeds under which each candidate is imagined.
+        steps: denoising steps of the model; None is its default.
+        rollout: also return the imagined future of the plan (``model.decode(plan.rollout.latents)``).
+        seed: same seed, same state: same plan (without a deadline).
     """
 
     model: PlanningModel
     state: Any
-    objective: Objective
-    clock: Clock
+    objective: Callable[..., Array] | None = None
+    deadline: float | None = None
     batch_size: int = 64
     samples: int = 1
     steps: int | None = None
+    rollout: bool = False
     seed: int = 0
-    evaluations: int = 0
 
     def __post_init__(self) -> None:
         if self.state.batch_size != 1:
@@ -173,6 +191,10 @@ class Evaluator:
             )
         if self.samples < 1 or self.batch_size < 1:
             raise ValueError(f"samples and batch_size must be >= 1, got {self.samples} and {self.batch_size}")
+        self.score = self.objective or Objective()
+        self.clock = Clock(self.deadline)
+        self.rng = np.random.default_rng(self.seed)
+        self.evaluations = 0
 
     def fork(self, count: int) -> Any:
         """``count * samples`` copies of the state, candidate-major; every candidate has the same seeds."""
@@ -190,7 +212,7 @@ class Evaluator:
 
         def imagine(part: Array) -> Array:
             roll = self.model.imagine(self.fork(len(part)), np.repeat(part, self.samples, axis=0), steps=self.steps)
-            return self.objective(roll)
+            return self.score(roll)
 
         return self.in_batches(actions, imagine)
 
@@ -212,9 +234,24 @@ class Evaluator:
             self.clock.lap()
         return result
 
-    def rollout(self, actions: Array) -> Any:
-        """The imagined future of one plan (Hor, A)."""
-        return self.model.imagine(self.state, actions[None], steps=self.steps)
+    def plan(self, actions: Array, value: float, values: Array, chosen: int = -1) -> ActionPlan:
+        """The finished plan: ``actions`` (Hor, A), with its imagined future if that was asked for."""
+        future = self.model.imagine(self.state, actions[None], steps=self.steps) if self.rollout else None
+        actions = np.ascontiguousarray(actions, np.float32)
+        return ActionPlan(actions, value, self.evaluations, self.clock.elapsed, values, chosen, future)
+
+
+def option_names(planner: Callable[..., ActionPlan]) -> list[str] | None:
+    """Names of all options of a planner, from its signature; None if it takes any."""
+    names: list[str] = []
+    for parameter in inspect.signature(planner).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            names.append(parameter.name)
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            if SearchOptions.__name__ not in str(parameter.annotation):
+                return None
+            names += SearchOptions.__annotations__
+    return names
 
 
 def as_array(values: Any) -> Array:

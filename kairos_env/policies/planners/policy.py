@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
+from kairos_env.policies.memory import Memory, RememberingPolicy
 from kairos_env.policies.planners.action_sampling import continued, stay
-from kairos_env.policies.planners.planning import Plan, PlanningModel
-from kairos_env.policies.world_model import ChunkPolicy, Memory
-from kairos_env.records import Array
+from kairos_env.policies.planners.planning import ActionPlan, PlanningModel, option_names
+from kairos_env.records import Array, RobotSpec
 
 
-class PlannerPolicy(ChunkPolicy):
-    """Model-predictive control with any planner of `kairos_env.policies.planners.search`.
+class PlannerPolicy(RememberingPolicy):
+    """Model-predictive control with any planner of `kairos_env.policies.planners`.
 
     Example:
         >>> PlannerPolicy(model, cem, task="push", horizon=10, deadline=0.2)  # doctest: +SKIP
 
     Args:
         model: whatever has the verbs of `PlanningModel`.
-        planner: ``plan(model, state, *, initial, deadline, seed, ...) -> Plan``.
+        planner: ``plan(model, state, *, initial, deadline, seed, ...) -> ActionPlan``.
         task, instruction: replace the observation's instruction; see `Memory`.
         execute: actions executed per plan.
         deadline: seconds for each plan; None is no limit (and makes runs reproducible).
         warm_start: start each plan from the rest of the last one.
         seed: of the sequence from which `reset` without a seed draws.
         options: further arguments of the planner.
+
+    Raises:
+        ValueError: an option that the planner does not have.
     """
 
     def __init__(
         self,
         model: PlanningModel,
-        planner: Callable[..., Plan],
+        planner: Callable[..., ActionPlan],
         task: str | None = None,
         instruction: str | None = None,
         execute: int = 1,
@@ -42,12 +46,13 @@ class PlannerPolicy(ChunkPolicy):
         seed: int = 0,
         **options: Any,
     ) -> None:
+        check_options(planner, options)
         super().__init__(Memory(model, task, instruction, seed), execute)
         self.planner = planner
         self.deadline = deadline
         self.warm_start = warm_start
         self.options = options
-        self.plan: Plan | None = None  # the newest, to look at
+        self.plan: ActionPlan | None = None  # the newest, to look at
         self._planned_at = 0
 
     def reset(self, seed: int | None = None) -> None:
@@ -58,7 +63,7 @@ class PlannerPolicy(ChunkPolicy):
         memory = self.memory
         initial = None
         if self.plan is not None and self.warm_start:
-            initial = shifted(memory.model, self.plan.actions, memory.decisions - self._planned_at)
+            initial = shifted(memory.model.spec, self.plan.actions, memory.decisions - self._planned_at)
         seed = int(np.random.SeedSequence([memory.seed, memory.decisions]).generate_state(1)[0])
         self.plan = self.planner(
             memory.model, state, initial=initial, deadline=self.deadline, seed=seed, **self.options
@@ -67,7 +72,18 @@ class PlannerPolicy(ChunkPolicy):
         return self.plan.actions
 
 
-def shifted(model: PlanningModel, actions: Array, by: int) -> Array:
+def check_options(planner: Callable[..., ActionPlan], options: Iterable[str]) -> None:
+    """Raises ValueError, with the nearest name, unless all ``options`` are those of ``planner``."""
+    legal = option_names(planner)
+    for name in options:
+        if legal is not None and name not in legal:
+            near = difflib.get_close_matches(name, legal, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            whose = getattr(planner, "__name__", planner)
+            raise ValueError(f"{whose} has no option {name!r}.{hint} It has {', '.join(sorted(legal))}")
+
+
+def shifted(spec: RobotSpec, actions: Array, by: int) -> Array:
     """The rest of a plan (Hor, A) ``by`` steps later, continued by staying: (Hor, A)."""
-    rest = actions[by:] if by < len(actions) else stay(model.spec, actions[-1])[None]
-    return continued(model.spec, rest, len(actions))
+    rest = actions[by:] if by < len(actions) else stay(spec, actions[-1])[None]
+    return continued(spec, rest, len(actions))

@@ -1,0 +1,34 @@
+"""The cross-entropy method."""
+
+from __future__ import annotations
+
+import pytest
+from point_world import PointWorld, optimum, start
+
+from kairos_env.policies import cem, random_shooting
+
+
+def test_cem_beats_random_shooting_with_as_many_evaluations() -> None:
+    model = PointWorld()
+    refined = cem(model, start(model), horizon=8, population=128, iterations=4)
+    shot = random_shooting(model, start(model), horizon=8, population=512)
+    assert refined.evaluations == shot.evaluations == 512
+    assert refined.value > shot.value
+
+
+def test_proposals_compete_in_the_first_round() -> None:
+    good, best = optimum(8)
+    plan = cem(PointWorld(), start(PointWorld()), horizon=8, population=12, iterations=1, proposals=good[None])
+    assert plan.value == pytest.approx(best)
+
+
+def test_nonsense_is_refused() -> None:
+    model = PointWorld()
+    with pytest.raises(ValueError, match=r"state\.select"):
+        cem(model, start(model).fork(2))
+    with pytest.raises(ValueError, match="elites <= population"):
+        cem(model, start(model), elites=50, population=10)
+    with pytest.raises(ValueError, match="horizon"):
+        cem(model, start(model), horizon=0)
+    with pytest.raises(FloatingPointError, match="non-finite"):
+        cem(PointWorld(broken=True), start(model))
