@@ -13,7 +13,7 @@ TESTS = OMP_NUM_THREADS=1 KAIROS_SIMS=$(abspath $(SIMS)) $(BIN)/python -m pytest
 GL_PACKAGES := libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libosmesa6
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gl demo test check lint format libero lerobot clean
+.PHONY: help setup gl demo test check lint format docs libero lerobot clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ lint: setup
 
 format: setup  ## import order and other safe repairs
 	$(BIN)/ruff check --fix .
+
+docs: setup  ## the documentation site, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 libero: $(SIMS)/libero/installed.json  ## LIBERO's simulator in an environment of its own (1.4 GB)
 

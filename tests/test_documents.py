@@ -1,9 +1,11 @@
-"""The Python in README and docs runs as it stands."""
+"""The documents do not lie: their Python runs, their commands are commands, and the site builds from them alone."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from libero_home import libero_home
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+from kairos_env.cli import main as cli
+from kairos_env.cli.options import compose
+from kairos_env.cli.train import TrainRun
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CARDS = sorted((ROOT / "kairos_env" / "pretrained").glob("*/README.md"))
+SCRIPTS = sorted((ROOT / "runs").glob("*.sh"))
 BLOCKS = [
-    pytest.param(block, id=f"{page.stem}-{number}")
+    pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")
     for page in PAGES
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
 ]
@@ -63,3 +71,78 @@ def test_block_runs(block: str, folder_with_recording: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+# A shell in which `kairos` writes down its words and everything else does nothing.
+RECORDING_SHELL = """
+PATH=
+kairos() { printf '%s\\0' "$@"; printf '\\n'; }
+command_not_found_handle() { :; }
+"""
+
+
+def commands_of_shell(script: str) -> list[list[str]]:
+    """The words of every `kairos` command of a shell script, variables and continued lines resolved."""
+    done = subprocess.run(["/bin/bash", "-c", RECORDING_SHELL + script], capture_output=True, text=True, check=False)
+    return [line.split("\0")[:-1] for line in done.stdout.split("\n") if "\0" in line]
+
+
+def documented_commands() -> list[tuple[str, list[str]]]:
+    """Where a command is documented, and its words behind `kairos`."""
+    found = [(path.name, words) for path in SCRIPTS for words in commands_of_shell(path.read_text(encoding="utf-8"))]
+    for page in [*PAGES, *CARDS]:
+        text = page.read_text(encoding="utf-8")
+        place = str(page.relative_to(ROOT))
+        blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+        found += [(place, words) for block in blocks for words in commands_of_shell(block)]
+        prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        for inline in re.findall(r"`kairos ([a-z][^`]*)`", prose):
+            found.append((place, shlex.split(inline)))
+    return found
+
+
+def find_command(words: list[str]) -> tuple[cli.Command | cli.Group, list[str]]:
+    node: cli.Command | cli.Group = cli.ROOT
+    while isinstance(node, cli.Group) and words and not words[0].startswith("-"):
+        assert words[0] in node.commands, f"no command {words[0]!r}"
+        node, words = node.commands[words[0]], words[1:]
+    return node, words
+
+
+@pytest.mark.parametrize(
+    "words", [pytest.param(words, id=f"{place}: {' '.join(words)}"[:120]) for place, words in documented_commands()]
+)
+def test_documented_command_is_understood(words: list[str]) -> None:
+    command, options = find_command(words)
+    if not options or options == ["--help"]:
+        return  # named in a sentence
+    assert isinstance(command, cli.Command), f"{' '.join(words)} takes no options"
+    parser = argparse.ArgumentParser()
+    command.build(parser)
+    arguments = parser.parse_args(options)
+    if hasattr(arguments, "overrides"):
+        compose(TrainRun, arguments.overrides)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_pipeline_is_a_script_that_stops_at_its_first_error(script: Path) -> None:
+    text = script.read_text(encoding="utf-8")
+    assert text.startswith("#!/usr/bin/env bash\n") and "\nset -euo pipefail\n" in text
+    assert os.access(script, os.X_OK)
+    assert len(commands_of_shell(text)) >= 3, "it runs to its end"
+    last = commands_of_shell(f"set -- elsewhere\n{text}")[-1]
+    assert any(word.startswith("elsewhere/") for word in last), "the folder is an argument"
+
+
+def test_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    program = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    variables = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(program, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) >= 20
+    fetched = re.compile(r"<(?:script|img|iframe)[^>]+src=\"https?:|<link[^>]+rel=\"stylesheet\"[^>]+href=\"https?:")
+    assert [page.name for page in pages if fetched.search(page.read_text(encoding="utf-8"))] == []
+    reference = (tmp_path / "site" / "api" / "world_model.html").read_text(encoding="utf-8")
+    assert "kairos_env.world_model.model.WorldModel.imagine" in reference
