@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kairos_env.records import Array
-from kairos_env.runs import write_bytes
+from kairos_env.runs import atomic_write, write_bytes
 
 _GAP = 2  # pixels between the frames of a strip
 _INK = (30, 30, 30)
@@ -117,22 +116,16 @@ def write_mp4(path: str | Path, frames: Array, rate: float = 5.0) -> Path:
         raise ValueError(f"a film needs uint8 (T, H, W, 3) with T >= 1, got {frames.dtype} {frames.shape}")
     pad = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
     frames = np.pad(frames, pad, mode="edge")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
-    try:
-        with av.open(str(temporary), "w", options={"movflags": "faststart"}) as container:
-            # Any: the stub's union of stream types cannot be narrowed by a codec's name
-            stream: Any = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
-            stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-            stream.thread_count = 1  # several encoders run beside each other
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    options = {"movflags": "faststart"}
+    with atomic_write(path) as part, av.open(str(part), "w", format="mp4", options=options) as container:
+        # Any: the stub's union of stream types cannot be narrowed by a codec's name
+        stream: Any = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.thread_count = 1  # several encoders run beside each other
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    return Path(path)
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""The folder of one run: its resolved configuration, where it ran, and files written whole or not at all.
+"""What a run owns: a folder with its resolved configuration, one writer at a time, files written whole or not at all.
 
 ``config.json`` is what the results depend on; a run is continued only under the same one. Everything
 that may differ between two launches of it (workers, versions, commit, machine) is a line of
@@ -8,29 +8,60 @@ that may differ between two launches of it (workers, versions, commit, machine) 
 from __future__ import annotations
 
 import ctypes
+import difflib
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-_VERSIONS = ("kairos-env", "torch", "numpy", "gymnasium", "mujoco", "robosuite", "av", "transformers", "diffusers")
+from filelock import FileLock, Timeout
+
+_VERSIONS = (
+    *("kairos-env", "torch", "numpy", "gymnasium", "mujoco", "robosuite", "h5py", "zarr", "av"),
+    *("transformers", "diffusers"),
+)
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+INITIAL_STATES: Mapping[str, range] = {
+    "benchmark": range(100_000),  # a benchmark's own numbering, such as LIBERO's 0 ... 49
+    "training": range(100_000, 300_000),
+    "evaluation": range(300_000, 310_000),
+    "imagination": range(310_000, 320_000),
+    "correlation": range(320_000, 330_000),
+    "theory": range(330_000, 340_000),
+    "export": range(340_000, 440_000),  # imagined episodes, which are training data
+    "other": range(440_000, 1_000_000),  # recordings of special tasks
+    "validation": range(1_000_000, 1_100_000),
+}
+"""Purpose -> the initial states that are its own. No two overlap, so nothing is tested where it was trained."""
 
 
 class ConfigMismatch(ValueError):
     """An output folder holds results of another configuration."""
 
 
-def open_run(folder: str | Path, config: Mapping[str, Any], launch: Mapping[str, Any] | None = None) -> Path:
+class FolderInUse(RuntimeError):
+    """Another process writes there."""
+
+
+# ---- the folder
+
+
+def open_run(
+    folder: str | os.PathLike[str], config: Mapping[str, Any], launch: Mapping[str, Any] | None = None
+) -> Path:
     """Creates or re-opens the folder of a run.
 
     Args:
@@ -58,9 +89,8 @@ def open_run(folder: str | Path, config: Mapping[str, Any], launch: Mapping[str,
                 + "\n  ".join(lines)
             )
     else:
-        write_text(path, json.dumps(new, indent=2) + "\n")
-    with open(folder / "launches.jsonl", "a") as file:
-        file.write(json.dumps(describe_machine() | dict(launch or {})) + "\n")
+        write_json(path, new)
+    append_jsonl(folder / "launches.jsonl", describe_machine() | dict(launch or {}))
     return folder
 
 
@@ -68,10 +98,8 @@ def describe_machine() -> dict[str, Any]:
     """Time, versions, processor and git commit: what a number should be quoted with."""
     versions = {"python": platform.python_version()}
     for name in _VERSIONS:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -82,42 +110,259 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def write_text(path: str | Path, text: str) -> None:
+class WriteLock:
+    """Keeps every other process from writing a folder or file until `release`, the end of the block, or of the process.
+
+    Args:
+        path: a folder that exists is locked by ``.lock`` in it; a file, or what is not there yet, by a file beside it.
+        doing: what the owner does with it, for the refusal: ``"recording into"``.
+
+    Raises:
+        FolderInUse: another process holds it; the message names its id.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], doing: str = "writing") -> None:
+        path = Path(path)
+        self._file = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self._file, timeout=0, thread_local=False)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise FolderInUse(
+                f"another process{self._owner()} is {doing} {path}; wait for it or choose another place"
+            ) from None
+        with suppress(OSError):  # Windows lets nobody write a locked file: the refusal then names no owner
+            self._file.write_text(str(os.getpid()))
+
+    def release(self) -> None:
+        """Lets others write. Calling it again does nothing."""
+        if self._lock.is_locked:
+            with suppress(OSError):
+                self._file.unlink()
+            self._lock.release()
+
+    def _owner(self) -> str:
+        with suppress(OSError):
+            if owner := self._file.read_text().strip():
+                return f" ({owner})"
+        return ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+# ---- files
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file or folder that appears at ``path``, in place of an older one, only when it is whole and on the disk.
+
+    Yields:
+        where to write it: ``.<name>.<process id>.tmp`` beside ``path``. If the block raises, it is removed.
+    """
+    temporary = temporary_for(path)
+    try:
+        yield temporary
+        put_in_place(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def temporary_for(path: str | os.PathLike[str]) -> Path:
+    """Where to write what `put_in_place` will move to ``path``; what killed processes left there is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():  # killed between the two renamings of a folder
+        old.rename(path)
+    for leftover in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
+        owner = leftover.name.split(".")[-2]
+        if owner.isdigit() and not _alive(int(owner)):
+            _remove(leftover)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def put_in_place(temporary: Path, path: str | os.PathLike[str]) -> None:
+    """Makes a file or folder durable and gives it its name; an older one of that name is replaced."""
+    path = Path(path)
+    for part in (*temporary.rglob("*"), temporary):
+        if part.is_file() and not part.is_symlink():
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+    if temporary.is_dir() and os.path.lexists(path):
+        old = path.with_name(f".{path.name}.old")
+        _remove(old)
+        path.rename(old)
+        temporary.rename(path)
+        _remove(old)
+    else:
+        os.replace(temporary, path)
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Removes what killed processes left of files that were being written; only for the owner of ``folder``."""
+    for leftover in Path(folder).glob(".*.tmp"):
+        _remove(leftover)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a file so that it is there completely or, after a crash, as it was before."""
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Like `write_text`, for bytes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Like `write_text`, for a JSON value, indented."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def append_jsonl(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
+    """Appends a row to a file of JSON lines, durably; a last line torn by a kill is cut off first."""
+    with open(path, "ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; none if it is not there. A last line torn by a kill is left out.
+
+    Raises:
+        ValueError: another line is no JSON object; the message names file and line.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is no row ({error!r}); delete that line") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number} is no row but {row!r}; delete that line")
+        rows.append(row)
+    return rows
+
+
+# ---- words and numbers
+
+
+def did_you_mean(word: object, known: Iterable[object]) -> str:
+    """The end of a message about an unknown word: the nearest known ones, or what is legal.
+
+    Dotted words are also compared by their last parts, since people forget the section of a key.
+    """
+    names = [str(name) for name in known]
+    tails = {name.rpartition(".")[2]: name for name in names}
+    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
+    close += [tails[t] for t in difflib.get_close_matches(str(word).rpartition(".")[2], tails, n=1, cutoff=0.75)]
+    if close:
+        return f"did you mean {' or '.join(repr(name) for name in dict.fromkeys(close))}?"
+    return f"legal: {', '.join(names[:24]) or 'none'}" + (f" and {len(names) - 24} more" if len(names) > 24 else "")
+
+
+def check_initial_states(first: int, count: int) -> None:
+    """Sees to it that ``count`` initial states from ``first`` on belong to one purpose.
+
+    Raises:
+        ValueError: they are negative or reach into the range of another purpose of `INITIAL_STATES`.
+    """
+    if first < 0:
+        raise ValueError(f"initial states are numbered from 0, got {first}")
+    for purpose, states in INITIAL_STATES.items():
+        if first in states and first + count > states.stop:
+            raise ValueError(
+                f"initial states {first} ... {first + count - 1} reach beyond those for {purpose} "
+                f"({states.start} ... {states.stop - 1}) into another purpose's: choose fewer, or another first one"
+            )
+
+
+# ---- worker processes
 
 
 def exit_with_parent() -> None:
-    """Ends this worker process at once when its parent is gone, whatever it computes; to be called when it starts.
+    """Ends this worker within seconds of its parent's death, whatever it computes; to be called when it starts.
 
     A killed parent cannot stop its workers. A thread waits for its end; where the kernel can (Linux), it also kills
     this process, which helps against C code that never lets the thread run.
     """
-    parent, number = multiprocessing.parent_process(), os.getppid()
+    parent = multiprocessing.parent_process()
+    number = os.getppid() if parent is None else parent.pid
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
     def watch() -> None:
-        if parent is not None:
-            multiprocessing.connection.wait([parent.sentinel])
-        while os.getppid() == number and parent is None:
-            time.sleep(1.0)
+        ended: Sequence[object] = ()
+        while not ended and (os.name == "nt" or os.getppid() == number):
+            if parent is None:
+                time.sleep(1.0)
+            else:
+                ended = multiprocessing.connection.wait([parent.sentinel], 1.0)
         os._exit(1)
 
     threading.Thread(target=watch, name="exit_with_parent", daemon=True).start()
+
+
+@contextmanager
+def single_threaded_workers() -> Iterator[None]:
+    """Processes started in this block compute on one thread each.
+
+    Threads on top of busy workers only fight over the cores, and sums over threads would make results depend on
+    the machine's load.
+    """
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    if os.name == "nt":  # there, signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _processor() -> str:

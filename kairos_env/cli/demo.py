@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kairos_env.records import Array, Observation
+from kairos_env.runs import INITIAL_STATES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
     from kairos_env.world_model.state import WorldState
 
-FIRST_START = 300_000  # initial states from here on are never recorded for training
+FIRST_START = INITIAL_STATES["evaluation"].start
 DECISIONS = 24  # length of the filmed rollouts, 4.8 s, and of an episode
 COMMIT = 4  # planned decisions that are imagined before planning goes on
 SURE = 0.5  # imagined success probability from which a plan is taken to have arrived

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import hashlib
 import json
 import re
@@ -29,7 +28,7 @@ import numpy as np
 from kairos_env.cli.options import add_options, read_options
 from kairos_env.media import write_mp4
 from kairos_env.records import Array
-from kairos_env.runs import describe_machine, open_run, write_text
+from kairos_env.runs import describe_machine, did_you_mean, open_run, write_text
 from kairos_env.world_model.config import TextConfig, WorldActionConfig, miniature
 from kairos_env.world_model.published.generation import Request, Settings, resolve
 
@@ -110,9 +109,7 @@ def read_jobs(path: str | Path, defaults: Job) -> list[Job]:
     for number, entry in enumerate(entries, 1):
         for key, value in entry.items():
             if key not in hints:
-                close = difflib.get_close_matches(key, hints, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"legal: {', '.join(hints)}"
-                raise ValueError(f"{path}: job {number} has an unknown key {key!r}; {hint}")
+                raise ValueError(f"{path}: job {number} has an unknown key {key!r}; {did_you_mean(key, hints)}")
             if not _fits(value, hints[key]):
                 raise ValueError(f"{path}: job {number}: {key} is {value!r}, expected {_described(hints[key])}")
         if entry.get("image"):

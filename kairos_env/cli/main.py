@@ -8,12 +8,13 @@ there that declares its options and returns what to call with them.
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from kairos_env.runs import did_you_mean
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -291,9 +292,7 @@ def _overview(name: str, group: Group) -> str:
 
 
 def _unknown(name: str, group: Group, word: str) -> str:
-    close = difflib.get_close_matches(word, group.commands, n=1)
-    hint = f"did you mean {name} {close[0]}?" if close else f"commands: {', '.join(group.commands)}"
-    return f"{name}: no command {word!r}; {hint}"
+    return f"{name}: no command {word!r}; {did_you_mean(word, group.commands)}"
 
 
 def _indented(text: str) -> str:

@@ -11,7 +11,6 @@ import argparse
 import ast
 import copy
 import dataclasses
-import difflib
 import functools
 import inspect
 import operator
@@ -21,6 +20,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from kairos_env.runs import did_you_mean
 
 Config = TypeVar("Config")
 
@@ -96,7 +97,7 @@ def compose(config: type[Config], overrides: Sequence[str]) -> Config:
         if not equals:
             raise ValueError(f"{override!r} is not of the form key=value; keys are {_some(known)}")
         if key not in known and not _opens_a_mapping(config, key):
-            raise ValueError(f"unknown key {key!r}; {_meant(key, known)}")
+            raise ValueError(f"unknown key {key!r}; {did_you_mean(key, known)}")
     ConfigStore.instance().store(name="kairos_config", node=_schema(config))
     try:
         with initialize(config_path=None, version_base="1.3"):
@@ -170,7 +171,7 @@ def _restore(hint: Any, value: Any, key: str) -> Any:
         inner = [a for a in arguments if a is not type(None)]
         return _restore(inner[0], value, key) if len(inner) == 1 else value
     if origin is typing.Literal and value not in arguments:
-        raise ValueError(f"{key}={value}: {_meant(str(value), [str(a) for a in arguments])}")
+        raise ValueError(f"{key}={value}: {did_you_mean(str(value), [str(a) for a in arguments])}")
     if origin is tuple and value is not None:
         if arguments[-1] is Ellipsis:
             return tuple(_restore(arguments[0], v, key) for v in value)
@@ -251,7 +252,7 @@ def _parser_of(hint: Any) -> Any:
 def _choice(legal: tuple[Any, ...]) -> Any:
     def choice(text: str) -> str:
         if text not in legal:
-            raise argparse.ArgumentTypeError(f"{text!r}; {_meant(text, legal)}")
+            raise argparse.ArgumentTypeError(f"{text!r}; {did_you_mean(text, legal)}")
         return text
 
     return choice
@@ -302,18 +303,6 @@ def _opens_a_mapping(config: type, key: str) -> bool:
     parent = key.rpartition(".")[0]
     value = keys(config).get(parent, (None, ""))[0]
     return isinstance(value, Mapping)
-
-
-def _meant(word: str, legal: Sequence[str] | Mapping[str, Any]) -> str:
-    """The nearest legal words, or all of them."""
-    names = [str(name) for name in legal]
-    # People often forget the section of a key: compare with last parts too.
-    tails = {name.rpartition(".")[2]: name for name in names}
-    close = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
-    close += [tails[t] for t in difflib.get_close_matches(word.rpartition(".")[2], tails, n=2, cutoff=0.75)]
-    if close:
-        return f"did you mean {' or '.join(dict.fromkeys(close))}?"
-    return f"legal: {_some(names)}"
 
 
 def _some(names: Sequence[str] | Mapping[str, Any], most: int = 24) -> str:

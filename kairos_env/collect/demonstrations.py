@@ -13,7 +13,6 @@ on how often the recording was killed and started again. A kill costs at most th
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import threading
 import warnings
@@ -32,6 +31,7 @@ from kairos_env.datasets.hdf5.libero import LiberoFile
 from kairos_env.datasets.hdf5.libero_write import LiberoWriter
 from kairos_env.policies.policy import Policy, follow
 from kairos_env.records import Array, Episode, Observation
+from kairos_env.runs import append_jsonl, read_jsonl, remove_leftovers
 
 MakeEnv = Callable[["RecordLiberoConfig"], Any]
 
@@ -246,8 +246,7 @@ class TaskFolder:
         self._log = out / "attempts" / task.suite / f"{task.name}.jsonl"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self.tried: dict[int, bool] = self._read_log()
-        for rest in self.file.parent.glob(f"{self.file.name}.*.tmp"):
-            rest.unlink()
+        remove_leftovers(self.file.parent)
         packed = _demonstrations(self.file)
         kept = [number for number, good in sorted(self.tried.items()) if good]
         # The result holds the first successes in their order; what came after it lies in parts.
@@ -278,8 +277,7 @@ class TaskFolder:
                 writer.add(episode, states)
             self._where[plan.number] = (self._part(plan.number), "demo_0")
         self.tried[plan.number] = good
-        with open(self._log, "a") as log:
-            log.write(json.dumps({"success": good, "decisions": len(episode), **dataclasses.asdict(plan)}) + "\n")
+        append_jsonl(self._log, {"success": good, "decisions": len(episode), **dataclasses.asdict(plan)})
 
     def finish(self, env: Any) -> None:
         """Puts the demonstrations into one file."""
@@ -302,15 +300,7 @@ class TaskFolder:
         return LiberoWriter(path, env.robot_spec, self.task.name, self.task.instruction, self.task.bddl, metadata)
 
     def _read_log(self) -> dict[int, bool]:
-        lines = self._log.read_text().splitlines() if self._log.exists() else []
-        found = {}
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # cut off by a kill: the attempt is made again
-            found[int(entry["number"])] = bool(entry["success"])
-        return found
+        return {int(row["number"]): bool(row["success"]) for row in read_jsonl(self._log)}
 
 
 def _demonstrations(path: Path) -> list[str]:

@@ -21,6 +21,7 @@ from kairos_env.datasets.recordings import open_recording
 from kairos_env.policies import make as roster
 from kairos_env.policies.policy import Policy
 from kairos_env.records import Episode, Observation, RobotSpec
+from kairos_env.runs import INITIAL_STATES, check_initial_states
 
 if TYPE_CHECKING:
     from kairos_env.env.env import WorldModelEnv
@@ -65,15 +66,16 @@ class ExportConfig:
     decisions: int = 24
     steps: int = 0
     seed: int = 0
-    first_initial_state_id: int = 320_000
+    first_initial_state_id: int = INITIAL_STATES["export"].start
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         if bool(self.source) == bool(self.imagine):
             raise ValueError("give either recordings (--from runs/record) or a number to imagine (--imagine 20)")
-        for name in ("imagine", "episodes", "fps", "steps", "seed", "first_initial_state_id"):
+        for name in ("imagine", "episodes", "fps", "steps", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        check_initial_states(self.first_initial_state_id, self.imagine)
         if self.decisions < 1:
             raise ValueError(f"decisions must be at least 1, got {self.decisions}")
 

@@ -13,18 +13,15 @@ shards. A kill at any time costs at most the episodes in flight.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import multiprocessing
-import os
 import platform
 import subprocess
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +30,15 @@ import numpy as np
 
 from kairos_env.datasets.hdf5.shards import ShardFolder, write_part
 from kairos_env.records import Episode, Observation
-from kairos_env.runs import exit_with_parent
+from kairos_env.runs import (
+    INITIAL_STATES,
+    WriteLock,
+    check_initial_states,
+    exit_with_parent,
+    remove_leftovers,
+    single_threaded_workers,
+    write_json,
+)
 from kairos_env.sims.tabletop.behaviours import BEHAVIOURS
 
 MakeEnv = Callable[["RecordConfig"], Any]
@@ -75,17 +80,16 @@ class RecordConfig:
     )
     cameras: tuple[str, ...] = ("scene",)
     image_size: int = 64
-    first_initial_state_id: int = 100_000
+    first_initial_state_id: int = INITIAL_STATES["training"].start
     episodes_per_file: int = 50
 
     def __post_init__(self) -> None:
         for name in ("episodes", "workers", "decisions", "image_size", "episodes_per_file"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0 or self.first_initial_state_id < 0:
-            raise ValueError(
-                f"seed and first_initial_state_id must be >= 0, got {self.seed} and {self.first_initial_state_id}"
-            )
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")
+        check_initial_states(self.first_initial_state_id, self.episodes)
         for name in ("tasks", "behaviours"):
             weights = getattr(self, name)
             if not weights or min(weights.values()) < 0 or not 0 < sum(weights.values()) < float("inf"):
@@ -196,7 +200,7 @@ def record(config: RecordConfig, make_env: MakeEnv = make_simulator, progress: b
     from tqdm import tqdm
 
     out = Path(config.out)
-    with locked(out), _single_threaded_workers():
+    with locked(out), single_threaded_workers():
         may_change = ("out", "episodes", "workers")
         versions = open_folder(out, config, may_change)
         metadata = {"config": identity(config, may_change), "versions": versions}
@@ -292,7 +296,7 @@ def open_folder(out: Path, config: Any, may_change: Collection[str]) -> dict[str
                 f"{out} holds a recording of another configuration; give the same one or another folder:\n  "
                 + "\n  ".join(wrong)
             )
-    _write_json(path, identity(config, ("out", "workers")))
+    write_json(path, identity(config, ("out", "workers")))
     versions = _versions()
     path = out / "versions.json"
     if path.exists():
@@ -300,17 +304,8 @@ def open_folder(out: Path, config: Any, may_change: Collection[str]) -> dict[str
         if begun != versions:
             warnings.warn(f"{out} was begun with {begun}, now running {versions}", stacklevel=3)
         return begun
-    _write_json(path, versions)
+    write_json(path, versions)
     return versions
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w") as file:
-        json.dump(value, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _versions() -> dict[str, str]:
@@ -328,35 +323,13 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> WriteLock:
     """Makes the folder and keeps every other recording out of it.
 
     Raises:
-        RuntimeError: another process is recording there.
+        FolderInUse: another process is recording there.
     """
     (out / "parts").mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"another process is recording into {out}; wait for it or choose another folder"
-            ) from None
-        yield
-
-
-@contextmanager
-def _single_threaded_workers() -> Iterator[None]:
-    # Each worker is one busy core; BLAS threads on top of that only fight over them.
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    lock = WriteLock(out, "recording into")
+    remove_leftovers(out)
+    return lock

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from kairos_env.env.initial_observations import Start, Starts
 from kairos_env.env.reward import RewardChoice, make_reward
 from kairos_env.records import Array, Observation
+from kairos_env.runs import did_you_mean
 from kairos_env.sims.simulator import check_names
 from kairos_env.world_model.model import LATENT_LIMIT, WorldModel
 
@@ -246,10 +246,8 @@ class Imagination:
     def _check_task(self, task: str | None) -> str | None:
         if task is None or task in self.model.tasks:
             return task
-        near = difflib.get_close_matches(str(task), self.model.tasks, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"task {task!r} is unknown; the model knows {sorted(self.model.tasks)}.{hint} "
+            f"task {task!r} is unknown; {did_you_mean(task, self.model.tasks)} "
             "Any other wish can be put in words: reset(options={'instruction': ...})"
         )
 

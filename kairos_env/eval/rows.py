@@ -7,14 +7,12 @@ does not depend on how many workers there were.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import filelock
+from kairos_env.runs import WriteLock, append_jsonl, read_jsonl
 
 STATUSES = ("success", "failure", "error")
 
@@ -59,21 +57,16 @@ class Row:
         if self.status not in STATUSES:
             raise ValueError(f"status must be one of {', '.join(STATUSES)}, got {self.status!r}")
 
-    def to_json(self) -> str:
-        """One line without the line break."""
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
         flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "job"}
-        return json.dumps(asdict(self.job) | flat)
+        return asdict(self.job) | flat
 
     @classmethod
-    def from_json(cls, line: str) -> Row:
-        data = json.loads(line)
+    def from_dict(cls, data: dict[str, Any]) -> Row:
         if "initial_state_id" in data:  # the spelling of older runs
             data["initial_state"] = data.pop("initial_state_id")
         return cls(Job(**{f.name: data.pop(f.name) for f in fields(Job)}), **data)
-
-
-class DamagedResults(ValueError):
-    """A line in the middle of a results file that is not a row."""
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -83,7 +76,7 @@ def read_rows(path: str | Path) -> list[Row]:
     error that was retried), the first one that is not an error counts, else the last error. Nothing there is no rows.
 
     Raises:
-        DamagedResults: any other line is not a row.
+        ValueError: any other line is not a row.
     """
     path = Path(path)
     rows: dict[Job, Row] = {}
@@ -100,16 +93,12 @@ def results_files(folder: str | Path) -> list[Path]:
 
 
 def _lines(path: Path) -> Iterator[Row]:
-    whole, _, torn = path.read_bytes().rpartition(b"\n")
-    del torn
-    for number, line in enumerate(whole.split(b"\n"), 1):
-        if not line.strip():
-            continue
+    for data in read_jsonl(path):
         try:
-            yield Row.from_json(line.decode())
+            yield Row.from_dict(data)
         except (ValueError, KeyError, TypeError) as error:
-            raise DamagedResults(
-                f"{path}, line {number} is not a result ({error!r}); delete that line and its job will run again"
+            raise ValueError(
+                f"{path}: {data} is not a result ({error!r}); delete that line and its job will run again"
             ) from None
 
 
@@ -130,7 +119,7 @@ def read_runs(folders: Iterable[str | Path]) -> list[Row]:
 class ResultsFile:
     """An append-only JSONL file of rows, held by one process at a time.
 
-    Opening it cuts off a torn last line. Every `append` reaches the disk before it returns.
+    A torn last line is left out. Every `append` reaches the disk before it returns.
 
     Args:
         path: the file; its folder is created.
@@ -141,19 +130,7 @@ class ResultsFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(self.path.with_name(f".{self.path.name}.lock"))
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise RuntimeError(
-                f"{self.path} is being written by another process; wait for it or choose another output folder"
-            ) from None
-        self._file: IO[bytes] = open(self.path, "ab+")
-        self._file.seek(0)
-        whole, newline, torn = self._file.read().rpartition(b"\n")
-        if torn:
-            self._file.truncate(len(whole) + len(newline))
+        self._lock = WriteLock(self.path)
         self._done = {row.job: row.status for row in read_rows(self.path)}
 
     def missing(self, jobs: Iterable[Job], retry_errors: bool = False) -> list[Job]:
@@ -169,13 +146,10 @@ class ResultsFile:
         """
         if self._done.get(row.job, "error") != "error":
             raise ValueError(f"{row.job} already has a result in {self.path}; a job is counted once")
-        self._file.write(row.to_json().encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        append_jsonl(self.path, row.to_dict())
         self._done[row.job] = row.status
 
     def close(self) -> None:
-        self._file.close()
         self._lock.release()
 
     def __enter__(self) -> ResultsFile:

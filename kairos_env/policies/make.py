@@ -12,7 +12,6 @@ A name takes options and action noise: ``cem(horizon=10;population=64)``, ``poli
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -25,6 +24,7 @@ import numpy as np
 
 from kairos_env.policies.policy import Policy, begin, follow
 from kairos_env.records import ActionChunk, Array, Observation, RobotSpec
+from kairos_env.runs import did_you_mean
 from kairos_env.sims.make import load_factory, spec_of
 
 PLANNER_NAMES = ("best_of_n", "cem", "mppi", "random_shooting")
@@ -50,9 +50,7 @@ def parse_name(name: str) -> tuple[str, dict[str, Any], float]:
         )
     base = match["base"]
     if ":" not in base and base not in NAMES:
-        close = difflib.get_close_matches(base, NAMES, 1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown policy {base!r}.{hint} Choose among {', '.join(NAMES)}, or give module:factory")
+        raise ValueError(f"unknown policy {base!r}; {did_you_mean(base, NAMES)} Or give module:factory")
     options = {}
     for part in filter(None, re.split("[;,]", match["options"] or "")):
         key, equals, value = part.partition("=")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 
+from kairos_env.runs import WriteLock, atomic_write, write_json, write_text
 from kairos_env.sims.libero.prepare import (
     Benchmark,
     Row,
@@ -154,7 +154,7 @@ def install(request: Request, say: Callable[[str], None] = lambda text: None, on
     Raises:
         ValueError: the request cannot be met: versions, folders, files in them.
         RuntimeError: a command failed; its last lines are in the message.
-        BlockingIOError: another process installs into the same home.
+        FolderInUse: another process installs into the same home.
     """
     plan = _plan(request, say)
     if only_plan:
@@ -162,11 +162,7 @@ def install(request: Request, say: Callable[[str], None] = lambda text: None, on
             say(step.text)
         return
     request.home.mkdir(parents=True, exist_ok=True)
-    with (request.home / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(f"another process is installing into {request.home}") from error
+    with WriteLock(request.home, "installing into"):
         for step in plan:
             say(step.text)
             step.run()
@@ -227,13 +223,10 @@ def use_assets(home: Path, assets: Path, say: Callable[[str], None] = lambda tex
     if assets.is_dir():
         files = (path.relative_to(assets).as_posix() for path in assets.rglob("*.xml"))
         found = (assets / _root(files, assets)).absolute()
-        partial = home / ".assets.path.partial"
-        partial.write_text(f"{found}\n", encoding="utf-8")
-        os.replace(partial, pointer)
+        write_text(pointer, f"{found}\n")
         return found
-    target, fresh = home / "assets", home / ".assets.partial"
-    shutil.rmtree(fresh, ignore_errors=True)
-    with _archive(assets) as (names, opened):
+    target = home / "assets"
+    with atomic_write(target) as fresh, _archive(assets) as (names, opened):
         root = _root(names, assets)
         inside = [name for name in names if PurePosixPath(name).is_relative_to(root)]
         for number, name in enumerate(inside):
@@ -243,10 +236,6 @@ def use_assets(home: Path, assets: Path, say: Callable[[str], None] = lambda tex
                 shutil.copyfileobj(packed, unpacked, 1 << 20)
             if number % 2000 == 1999:
                 say(f"  {number + 1} of {len(inside)} files")
-    if target.is_symlink():
-        target.unlink()
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(fresh, target)
     pointer.unlink(missing_ok=True)
     return target
 
@@ -393,9 +382,7 @@ def _finish(request: Request, counts: dict[str, int]) -> None:
         "tasks": counts,
         "source": str(request.source) if request.source else _recorded(home).get("source", ""),
     }
-    partial = home / ".installed.json.partial"
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, home / "installed.json")
+    write_json(home / "installed.json", record)
 
 
 def _recorded(home: Path) -> dict[str, Any]:

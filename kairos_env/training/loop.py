@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from kairos_env.runs import append_jsonl, atomic_write, read_jsonl, write_text
 
 LossFunction = Callable[[int, torch.Generator], tuple[Tensor, dict[str, Tensor | float]]]
 
@@ -86,30 +87,19 @@ def optimise(
     drop_rows_from(metrics_file, start)
 
     def save(step: int) -> None:
-        part = checkpoint.with_suffix(".part")
-        with part.open("wb") as file:
-            torch.save(
-                {
-                    "step": step,
-                    "parameters": {k: p.detach() for k, p in parameters.items()},
-                    "ema": ema,
-                    "optimiser": optimiser.state_dict(),
-                },
-                file,
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, checkpoint)
+        value = {
+            "step": step,
+            "parameters": {k: p.detach() for k, p in parameters.items()},
+            "ema": ema,
+            "optimiser": optimiser.state_dict(),
+        }
+        with atomic_write(checkpoint) as part:
+            torch.save(value, part)
 
     device = next(iter(parameters.values())).device.type
     bar = tqdm(total=config.steps, initial=start, desc=name, unit="step", dynamic_ncols=True, mininterval=2)
     began = time.monotonic()
-    with metrics_file.open("a") as metrics:
-
-        def log(row: dict[str, float]) -> None:
-            metrics.write(json.dumps(row) + "\n")
-            metrics.flush()
-
+    with bar:
         for step in range(start, config.steps):
             modules.train()
             for group in optimiser.param_groups:
@@ -137,28 +127,17 @@ def optimise(
                     "lr": learning_rate(config, step),
                 }
                 row |= {k: float(v) for k, v in parts.items()}
-                log(row | {"seconds": round(time.monotonic() - began, 1)})
+                append_jsonl(metrics_file, row | {"seconds": round(time.monotonic() - began, 1)})
                 bar.set_postfix({k: f"{float(v):.3g}" for k, v in list(parts.items())[:4]}, refresh=False)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 save(step + 1)
             if every is not None and ((step + 1) % every[0] == 0 or step + 1 == config.steps):
-                log({"step": step} | every[1](step + 1, ema))
-    bar.close()
+                append_jsonl(metrics_file, {"step": step} | every[1](step + 1, ema))
     return ema
 
 
 def drop_rows_from(metrics_file: Path, step: int) -> None:
     """Removes rows that will be written again: those at or after ``step``, and a torn last line."""
-    if not metrics_file.exists():
-        return
-    kept = []
-    for line in metrics_file.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["step"] < step:
-            kept.append(line)
-    part = metrics_file.with_suffix(".part")
-    part.write_text("".join(line + "\n" for line in kept))
-    os.replace(part, metrics_file)
+    if metrics_file.exists():
+        kept = [json.dumps(row) + "\n" for row in read_jsonl(metrics_file) if row["step"] < step]
+        write_text(metrics_file, "".join(kept))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kairos_env.records import Array, Episode, RobotSpec
+from kairos_env.runs import write_json
 from kairos_env.training.batches import Batch, Clips
 from kairos_env.training.loop import LoopConfig, optimise
 from kairos_env.training.losses import LossConfig, world_model_loss
@@ -25,7 +26,6 @@ from kairos_env.world_model.checkpoint import load, save
 from kairos_env.world_model.config import get_preset
 from kairos_env.world_model.model import Statistics, WorldModel
 from kairos_env.world_model.tokenizers.image import to_unit
-from kairos_env.world_model.weights import write_json
 
 # (imagined, real) uint8 (T, H, W, 3) of one episode, and the PNG to write
 StripWriter = Callable[[Array, Array, Path], None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 from pathlib import Path
@@ -12,9 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from kairos_env.records import Observation, RobotSpec
+from kairos_env.runs import did_you_mean, write_json
 from kairos_env.world_model.config import WorldModelConfig
 from kairos_env.world_model.model import Statistics, WorldModel
-from kairos_env.world_model.weights import CheckpointError, load_weights, stored_tensors, write_json, write_tensors
+from kairos_env.world_model.weights import CheckpointError, load_weights, stored_tensors, write_tensors
 
 __all__ = ["CheckpointError", "bundled_models", "load", "resolve", "save"]
 
@@ -38,11 +38,9 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     if (path / CONFIG).exists():
         return path
     if path.exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
-        close = difflib.get_close_matches(str(name), bundled_models(), n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, bundled_models())
         raise FileNotFoundError(
-            f"no model {str(name)!r}: neither a bundled one ({', '.join(bundled_models()) or 'none'}) nor a folder "
-            f"with {CONFIG} and {WEIGHTS}.{hint}"
+            f"no model {str(name)!r}: neither a bundled one nor a folder with {CONFIG} and {WEIGHTS}; {hint}"
         )
     from huggingface_hub import snapshot_download
 

@@ -6,10 +6,11 @@ Each module's configuration is a plain dataclass; nothing writes into one after 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
+
+from kairos_env.runs import did_you_mean
 
 LAYER_KINDS = ("swa", "dswa", "gdn", "fa")  # sliding, dilated, gated delta net, full (whole clips only)
 Prediction = Literal["velocity", "sample"]
@@ -298,9 +299,7 @@ Config = TypeVar("Config")
 def named(name: str, table: Mapping[str, Config], what: str) -> Config:
     """``table[name]``, or a ValueError that lists the legal names of a ``what``."""
     if name not in table:
-        close = difflib.get_close_matches(name, table, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown {what} {name!r}; legal: {', '.join(table)}.{hint}")
+        raise ValueError(f"unknown {what} {name!r}; {did_you_mean(name, table)}")
     return table[name]
 
 

@@ -10,7 +10,6 @@ The way in clamps x' to [-5, 5]; the way out does not clamp, so that one undoes 
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kairos_env.records import Array
+from kairos_env.runs import did_you_mean
 
 MODES = {"min/max": ("min", "max"), "q01/q99": ("q01", "q99"), "z-score": ("mean", "std")}
 """The modes that read statistics, and which two they read."""
@@ -120,9 +120,9 @@ class Normaliser:
 def check_mode(mode: str) -> str:
     """Returns ``mode``, or raises ValueError with the legal ones."""
     if mode not in MODES and _constant(mode) is None:
-        close = difflib.get_close_matches(mode, MODES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown normalisation {mode!r}; legal: {', '.join(MODES)}, or a constant like '-1/1'.{hint}")
+        raise ValueError(
+            f"unknown normalisation {mode!r}; {did_you_mean(mode, MODES)} A constant like '-1/1' is legal, too"
+        )
     return mode
 
 

@@ -6,12 +6,12 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kairos_env.runs import atomic_write
 from kairos_env.world_model.action_expert import LayerMemory
 from kairos_env.world_model.gated_delta_net import GatedDeltaState
 
@@ -83,10 +83,8 @@ class WorldState:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a safetensors file, atomically."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in self._flat().items()}, str(part))
-        os.replace(part, path)
+        with atomic_write(path) as part:
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in self._flat().items()}, str(part))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> WorldState:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +15,13 @@ from dataclasses import dataclass
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from kairos_env.runs import atomic_write, write_json
 
 DTYPES = {
     "F64": torch.float64,
@@ -222,44 +223,6 @@ def load_weights(
 # writing ----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when it is whole and on the disk."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A folder that appears under its name, in place of an older one, only when everything in it is written."""
-    part, old = (folder.with_name(folder.name + ending) for ending in (".part", ".old"))
-    if old.exists() and not folder.exists():  # stopped between the two renamings
-        old.rename(folder)
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def write_json(path: Path, data: Any) -> None:
-    with atomic_file(path) as file:
-        file.write((json.dumps(data, indent=2) + "\n").encode())
-
-
 def write_tensors(
     path: Path,
     source: Source,
@@ -285,7 +248,7 @@ def write_tensors(
         header[name] = {"dtype": codes[kind], "shape": list(value.shape), "data_offsets": [begin, end]}
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    with atomic_file(path) as file:
+    with atomic_write(path) as part, part.open("wb") as file:
         file.write(struct.pack("<Q", len(head)) + head)
         for name, tensor in read_tensors(source):
             raw = tensor.detach().to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -126,7 +126,7 @@ def test_what_to_run_must_be_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run(tmp_path) == 2
     assert "neither a prompt nor an image" in capsys.readouterr().err
     assert cli.main(["generate", "--miniature", "4b-robo", "--prompt", "lift"]) == 2
-    assert "Did you mean '4b-robot'" in capsys.readouterr().err
+    assert "did you mean '4b-robot'" in capsys.readouterr().err
     assert cli.main(["generate", "--model", str(tmp_path), "--prompt", "lift"]) == 2
     assert "not a model folder" in capsys.readouterr().err
 

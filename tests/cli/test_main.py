@@ -46,7 +46,7 @@ def test_every_command_teaches_with_examples(path: tuple[str, ...], capsys: pyte
 
 def test_typo_in_a_command_is_recognised(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recrod"]) == 2
-    assert "did you mean kairos record?" in capsys.readouterr().err
+    assert "did you mean 'record'?" in capsys.readouterr().err
 
 
 def test_unmet_request_is_one_readable_message(

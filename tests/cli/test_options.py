@@ -94,7 +94,7 @@ def test_defaults_and_every_type() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--out", "x", "--kind", "hart"], "did you mean hard"),
+        (["--out", "x", "--kind", "hart"], "did you mean 'hard'"),
         (["--out", "x", "--weights", "a=b"], "expected name=number"),
         (["--out", "x", "--low", "one"], "invalid int value"),
     ],
@@ -120,13 +120,13 @@ def test_overrides_build_the_frozen_nested_config() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stesp=3", "unknown key 'stesp'; did you mean steps"),
-        ("path=x", "did you mean data.path"),
-        ("data.pth=x", "did you mean data.path"),
+        ("stesp=3", "unknown key 'stesp'; did you mean 'steps'"),
+        ("path=x", "did you mean 'data.path'"),
+        ("data.pth=x", "did you mean 'data.path'"),
         ("zzzzz=1", "legal: preset, steps"),
         ("steps=many", "could not be converted to Integer"),
         ("steps", "not of the form key=value"),
-        ("preset=tony", "preset=tony: did you mean tiny"),
+        ("preset=tony", "preset=tony: did you mean 'tiny'"),
         ("betas=[1]", "needs 2 values"),
         ("data=3", "Data"),
     ],

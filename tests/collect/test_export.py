@@ -138,9 +138,9 @@ def test_illegal_settings(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--imagine", "1", "--policy", "polcy"], "Did you mean 'policy'?"),
+        (["--imagine", "1", "--policy", "polcy"], "did you mean 'policy'?"),
         (["--imagine", "1", "--task", "pull"], "task 'pull' is unknown"),
-        (["--imagine", "1", "--model", "kairos-tyni"], "Did you mean 'kairos-tiny'?"),
+        (["--imagine", "1", "--model", "kairos-tyni"], "did you mean 'kairos-tiny'?"),
         (["--imagine", "1", "--start", "nowhere"], "'nowhere' is neither 'dataset' nor a known environment"),
         (["--from", "nowhere"], "nowhere"),
         (["--from", "RECORDING", "--task", "pull"], "there is no episode of the tasks pull"),

@@ -132,7 +132,6 @@ def contents(episode: Episode) -> list[Any]:
 def test_a_recording_is_complete_and_labelled_for_every_task(tmp_path: Path) -> None:
     folder = record_quietly(config_for(tmp_path / "run"))
     assert sorted(p.name for p in folder.iterdir()) == [
-        ".lock",
         "config.json",
         "shard_0000.hdf5",
         "shard_0001.hdf5",
@@ -214,7 +213,7 @@ def test_a_killed_recording_loses_nothing_that_was_finished(tmp_path: Path) -> N
     assert all(old in now for episodes_of_file in before.values() for old in episodes_of_file)
     whole = EpisodeFile(record_quietly(replace(config, out=str(tmp_path / "whole"))))
     assert now == [contents(e) for e in whole]
-    assert sorted(p.suffix for p in folder.iterdir()) == ["", ".hdf5", ".hdf5", ".hdf5", ".json", ".json"]
+    assert sorted(p.suffix for p in folder.iterdir()) == [".hdf5", ".hdf5", ".hdf5", ".json", ".json"]
 
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -240,7 +239,8 @@ def test_a_simulator_that_does_not_start_says_why(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"episodes": 0}, "episodes must be at least 1, got 0"),
-        ({"seed": -1}, "seed and first_initial_state_id must be >= 0"),
+        ({"seed": -1}, "seed must be >= 0"),
+        ({"first_initial_state_id": 299_999}, "reach beyond those for training"),
         ({"behaviours": {"expret": 1.0}}, "unknown behaviour expret; choose among expert"),
         ({"tasks": {"reach": 0.0}}, "positive sum"),
         ({"tasks": {"reach": -1.0, "push": 2.0}}, "weights >= 0"),

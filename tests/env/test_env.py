@@ -425,7 +425,7 @@ def test_a_window_is_gymnasiums_and_says_what_it_needs() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"task": "cuont"}, "Did you mean 'count'"),
+        ({"task": "cuont"}, "did you mean 'count'"),
         ({"observation": "image"}, "'pixels' or 'latent'"),
         ({"steps": 0}, "steps is 0"),
         ({"max_episode_steps": 0}, "max_episode_steps is 0"),
@@ -455,7 +455,7 @@ def test_starts_that_are_none(start: Any) -> None:
     ("options", "says"),
     [
         ({"instuction": "lift"}, "unknown reset option 'instuction'; did you mean 'instruction'"),
-        ({"task": "dance"}, "the model knows"),
+        ({"task": "dance"}, "is unknown; legal: "),
         ({"start": 10}, "there are 10: 0 ... 9"),
         ({"start": -1}, "start -1 does not exist"),
         ({"initial_state": 3}, "starts are recorded"),

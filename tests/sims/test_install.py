@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
@@ -19,6 +18,7 @@ import torch
 from libero_home import libero_home
 
 from kairos_env.cli import main as cli
+from kairos_env.runs import FolderInUse, WriteLock
 from kairos_env.sims.install import (
     PACKAGES,
     Request,
@@ -375,10 +375,8 @@ def test_a_step_that_fails_shows_the_end_of_its_output(tmp_path: Path) -> None:
 
 
 def test_two_installations_do_not_meet(tmp_path: Path) -> None:
-    with (tmp_path / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(BlockingIOError, match="another process"):
-            install(Request("libero", tmp_path, python=Path(sys.executable)))
+    with WriteLock(tmp_path), pytest.raises(FolderInUse, match="another process .* is installing into"):
+        install(Request("libero", tmp_path, python=Path(sys.executable)))
 
 
 def test_config_is_what_libero_reads(tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ def test_a_dimension_that_does_not_move_is_centred_not_scaled(mode: str) -> None
 @pytest.mark.parametrize(
     ("mode", "says"),
     [
-        ("min-max", "Did you mean 'min/max'"),
-        ("zscore", "Did you mean 'z-score'"),
+        ("min-max", "did you mean 'min/max'"),
+        ("zscore", "did you mean 'z-score'"),
         ("", "legal: min/max, q01/q99, z-score"),
         ("a/b", "constant like"),
         ("1/2/3", "constant like"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -16,6 +15,7 @@ import h5py
 import numpy as np
 
 from kairos_env.records import Array, Episode, RobotSpec, SpecMismatch
+from kairos_env.runs import put_in_place, temporary_for
 
 Source = str | Path | Sequence[str | Path]
 
@@ -137,8 +137,8 @@ class Hdf5Episodes(Sequence[Episode], ABC):
 class NewFile:
     """An HDF5 file with a group ``data`` of episodes, which appears at ``path`` only when it is complete.
 
-    Until `close` everything goes to ``<path>.<process id>.tmp``; leaving the ``with`` block because of an
-    exception removes that file and leaves an older ``path`` as it was.
+    Until `close` everything goes to a temporary file beside it; leaving the ``with`` block because of an exception
+    removes that file and leaves an older ``path`` as it was.
 
     Args:
         path: the ``.hdf5`` file to write; its folder is created.
@@ -146,8 +146,7 @@ class NewFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        self._temporary = temporary_for(self.path)
         self._file = h5py.File(self._temporary, "w")
         self.data = self._file.create_group("data")
         self.data.attrs["total"] = 0  # decisions in the file
@@ -163,9 +162,7 @@ class NewFile:
         if not self._file:
             return
         self._file.close()
-        with open(self._temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(self._temporary, self.path)
+        put_in_place(self._temporary, self.path)
 
     def discard(self) -> None:
         """Drops everything that was added."""

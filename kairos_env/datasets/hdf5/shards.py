@@ -14,6 +14,7 @@ from typing import Any
 from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.datasets.hdf5.recorded import EpisodeFile, EpisodeWriter
 from kairos_env.records import Episode, RobotSpec
+from kairos_env.runs import remove_leftovers
 
 
 def write_part(folder: Path, number: int, episode: Episode, spec: RobotSpec) -> None:
@@ -72,8 +73,9 @@ class ShardFolder:
 
     def finish(self) -> None:
         """Removes what only a growing folder needs; nothing may be missing."""
-        for rest in [*(self.folder / "parts").glob("*"), *self.folder.glob("*.tmp")]:
+        for rest in (self.folder / "parts").iterdir():
             rest.unlink()
+        remove_leftovers(self.folder)
         (self.folder / "parts").rmdir()
 
     def _pack_if_complete(self, shard: int) -> None:

@@ -16,7 +16,6 @@ An episode is written beside the others and renamed when all of it is there, so 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -34,9 +33,9 @@ import numpy as np
 
 from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.records import Array, Episode, RobotSpec
+from kairos_env.runs import WriteLock, atomic_write, remove_leftovers
 
 FORMAT = 1
-_PARTS = ".part"  # where episodes are written
 _WORDS = ("task", "instruction", "source", "seed", "initial_state_id", "outcome_known")
 _MASKS = ("proprio_mask", "action_mask")
 
@@ -113,20 +112,18 @@ def write_episode(folder: Path, number: int, name: str, episode: Episode, latent
     stored = {key: _Stored(a.dtype.name, a.shape, zlib.crc32(a.tobytes())) for key, a in arrays.items()}
     words = {key: getattr(episode, key) for key in _WORDS} | {"label_tasks": list(episode.label_tasks)}
     record = {"name": name, "words": words, "arrays": {key: asdict(value) for key, value in stored.items()}}
-    part = folder / _PARTS / f"{number:06d}.{os.getpid()}"
-    shutil.rmtree(part, ignore_errors=True)
-    group = zarr.create_group(part, attributes=record | {"sha256": _digest(record)})
-    for key, array in arrays.items():
-        group.create_array(
-            key,
-            data=array,
-            chunks=tuple(max(1, n) for n in array.shape),
-            compressors=None,
-            filters=None,
-            chunk_key_encoding={"name": "default", "separator": "."},
-            config={"write_empty_chunks": True},  # zarr would leave out a chunk of zeros
-        )
-    os.rename(part, folder / f"{number:06d}")
+    with atomic_write(folder / f"{number:06d}") as part:
+        group = zarr.create_group(part, attributes=record | {"sha256": _digest(record)})
+        for key, array in arrays.items():
+            group.create_array(
+                key,
+                data=array,
+                chunks=tuple(max(1, n) for n in array.shape),
+                compressors=None,
+                filters=None,
+                chunk_key_encoding={"name": "default", "separator": "."},
+                config={"write_empty_chunks": True},  # zarr would leave out a chunk of zeros
+            )
 
 
 class LatentCacheWriter:
@@ -163,19 +160,13 @@ class LatentCacheWriter:
         self.folder, self.episodes, self._versions = Path(folder), episodes, versions or {}
         self.damaged: dict[str, str] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder, os.O_RDONLY)  # a lock on the folder itself leaves no file in it
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise RuntimeError(f"another process is writing {folder}: wait for it, or choose another folder") from None
+        self._lock = WriteLock(self.folder)
         try:
             self._attributes = self._begin(origin, spec)
         except BaseException:
-            os.close(self._lock)
+            self._lock.release()
             raise
-        shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
-        (self.folder / _PARTS).mkdir()
+        remove_leftovers(self.folder)
         for number in range(episodes):
             self._remove_if_damaged(number, verify)
 
@@ -204,8 +195,7 @@ class LatentCacheWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
-        os.close(self._lock)
+        self._lock.release()
 
     def _place(self, number: int) -> Path:
         return self.folder / f"{number:06d}"
@@ -226,7 +216,7 @@ class LatentCacheWriter:
                 raise CacheError(f"{self.folder} is a cache of something else; name another folder:\n  {_lines(lines)}")
             return attributes
         # zarr writes zarr.<random>.partial first
-        foreign = sorted(p.name for p in self.folder.iterdir() if p.suffix != ".partial")
+        foreign = sorted(p.name for p in self.folder.iterdir() if p.suffix != ".partial" and p.name != ".lock")
         if foreign:
             raise CacheError(f"{self.folder} is not empty and no cache ({foreign[0]}, ...); name another folder")
         attributes = {

@@ -7,7 +7,6 @@ A dataset says which features it has, and often neither their units nor their li
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from kairos_env.datasets.lerobot.meta import BOOKKEEPING, LABEL, Feature, Meta, distinct
 from kairos_env.datasets.statistics import Statistics
 from kairos_env.records import Array, Camera, Field, RobotSpec
+from kairos_env.runs import did_you_mean
 
 # A guessed range reaches beyond what was seen by this share of it, at each end.
 MARGIN = 0.05
@@ -158,7 +158,9 @@ class FeatureMap:
             if camera.feature not in legal:
                 depth = camera.feature in features and features[camera.feature].is_depth
                 what = "is a depth map, which is not read" if depth else "is not a camera of this dataset"
-                problems.append(f"camera {camera.name!r}: {camera.feature!r} {what}; {_meant(camera.feature, legal)}")
+                problems.append(
+                    f"camera {camera.name!r}: {camera.feature!r} {what}; {did_you_mean(camera.feature, legal)}"
+                )
             if camera.rotate not in (0, 90, 180, 270):
                 problems.append(f"camera {camera.name!r}: rotate is {camera.rotate}, expected 0, 90, 180 or 270")
             sides = (camera.height, camera.width)
@@ -172,13 +174,13 @@ class FeatureMap:
         for scalar in self.scalars:
             if scalar.feature not in legal:
                 what = f"{scalar.name!r}: {scalar.feature!r} is not a feature of numbers"
-                problems.append(f"{what}; {_meant(scalar.feature, legal)}")
+                problems.append(f"{what}; {did_you_mean(scalar.feature, legal)}")
             elif not 0 <= scalar.index < features[scalar.feature].dim:
                 dim = features[scalar.feature].dim
                 problems.append(f"{scalar.name!r}: index {scalar.index}, but {scalar.feature!r} has {dim} values")
         for what, key in (("reward", self.reward), ("success", self.success)):
             if key is not None and (key not in legal or features[key].dim != 1):
-                problems.append(f"{what}: {key!r} is not a feature of one number; {_meant(key, legal)}")
+                problems.append(f"{what}: {key!r} is not a feature of one number; {did_you_mean(key, legal)}")
         return problems
 
     def with_ranges(self, statistics: Mapping[str, Statistics]) -> FeatureMap:
@@ -378,13 +380,8 @@ def _build(kind: Any, row: Any) -> Any:
     known = [f.name for f in dataclasses.fields(kind)]
     for key in row:
         if key not in known:
-            raise ValueError(f"unknown key {key!r}; {_meant(key, known)}")
+            raise ValueError(f"unknown key {key!r}; {did_you_mean(key, known)}")
     return kind(**row)
-
-
-def _meant(word: str, legal: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, legal, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(legal) or 'none'}"
 
 
 def _turned(camera: CameraMap) -> str:

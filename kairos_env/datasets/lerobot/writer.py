@@ -14,15 +14,13 @@ and beside LeRobot's own ``meta`` files::
     meta/kairos.json                 the whole robot description (units, ranges, true rate), whether it is imagined
     meta/episodes: kairos/<key>      who acted, seed, start, and the provenance of imagined episodes
 
-The folder is written as ``<folder>.part`` and renamed when it is complete.
+The folder is written beside its place and put there when it is complete.
 """
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -52,6 +50,7 @@ from kairos_env.datasets.lerobot.rows import (
 from kairos_env.datasets.statistics import RunningStatistics
 from kairos_env.datasets.video.writer import KEYFRAMES, Coding, FilmWriter
 from kairos_env.records import Array, Episode, RobotSpec
+from kairos_env.runs import WriteLock, put_in_place, temporary_for
 
 FORMAT = 1  # of meta/kairos.json
 CODEBASE_VERSION = "v3.0"
@@ -72,14 +71,13 @@ _TABLE_MB, _FILM_MB = 100, 200  # a file that has reached this size is followed 
 # episodes that begin late in a file are then not found.
 _FILM_SECONDS = 1000.0
 _ROWS = 50  # episodes whose metadata are written at once
-_OWN = {"meta", "data", "videos", "README.md"}
 
 
 class LeRobotWriter:
     """Writes episodes into a new LeRobotDataset that appears at ``folder`` only when it is complete.
 
     Memory holds one episode at a time. Leaving the ``with`` block because of an exception removes what was
-    written; after a kill, ``<folder>.part`` is left over and the next export to ``folder`` starts afresh.
+    written; what a killed export left is removed by the next one to ``folder``.
 
     Args:
         folder: does not exist yet.
@@ -97,7 +95,7 @@ class LeRobotWriter:
         models: name and sha256 of the models that imagined.
 
     Raises:
-        FileExistsError: ``folder`` exists, or ``<folder>.part`` holds something else.
+        FileExistsError: ``folder`` exists.
         RuntimeError: another process is writing there.
         ValueError: a rate, camera or option that LeRobot cannot express.
 
@@ -130,7 +128,13 @@ class LeRobotWriter:
         self._pixels: dict[str, Array] = {}
         self._rows: list[dict[str, Any]] = []
         self._state: Literal["open", "failed", "closed"] = "open"
-        self._part, self._lock = _claim(self.folder)
+        if self.folder.exists():
+            raise FileExistsError(
+                f"{folder} exists, and an export never changes a dataset; remove it or choose another"
+            )
+        self._lock = WriteLock(self.folder, "exporting to")
+        self._part = temporary_for(self.folder)
+        self._part.mkdir()
         self._data = _Tables(self._part / "data")
         self._meta = _Tables(self._part / "meta/episodes")
         self._coding = _CODINGS.get(images)
@@ -183,17 +187,14 @@ class LeRobotWriter:
             self._data.close()
             self._meta.close()
             self._write_metadata()
-            for path in (*self._part.rglob("*"), self._part):
-                _make_durable(path)
             if self.folder.exists():
                 raise FileExistsError(f"{self.folder} has appeared meanwhile; export to another folder")
-            os.rename(self._part, self.folder)
+            put_in_place(self._part, self.folder)
         except BaseException:
             self.discard()
             raise
         self._state = "closed"
-        os.close(self._lock)
-        _make_durable(self.folder.parent)
+        self._lock.release()
 
     def discard(self) -> None:
         """Drops everything that was added."""
@@ -205,7 +206,7 @@ class LeRobotWriter:
         for film in self._films.values():
             film.abandon()
         shutil.rmtree(self._part)
-        os.close(self._lock)
+        self._lock.release()
 
     def __enter__(self) -> LeRobotWriter:
         return self
@@ -380,33 +381,6 @@ class _Tables:
             self.close()
 
 
-def _claim(folder: Path) -> tuple[Path, int]:
-    """Makes ``<folder>.part``, empty, and ours until the returned descriptor is closed or the process ends."""
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists, and an export never changes a dataset; remove it or choose another")
-    part = folder.with_name(folder.name + ".part")
-    part.mkdir(parents=True, exist_ok=True)
-    lock = os.open(part, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        left = list(part.iterdir())
-        foreign = sorted(path.name for path in left if path.name not in _OWN)
-        if foreign:
-            raise FileExistsError(f"{part} holds {', '.join(foreign)}, which no export wrote; move it away")
-    except BlockingIOError:
-        os.close(lock)
-        raise RuntimeError(f"another process is exporting to {folder}; wait for it or choose another folder") from None
-    except FileExistsError:
-        os.close(lock)
-        raise
-    for path in left:  # of an export that was killed
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    return part, lock
-
-
 def _whole_rate(spec: RobotSpec, fps: float | None) -> int:
     rate = spec.control_rate_hz if fps is None else fps
     if rate < 1 or rate != round(rate):
@@ -443,14 +417,6 @@ def _place(prefix: str, number: int) -> dict[str, int]:
 
 def _types(own: Provenance) -> dict[str, pa.DataType]:
     return {key: pa.infer_type([value]) for key, value in own.items()}
-
-
-def _make_durable(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_tasks(path: Path, tasks: list[str]) -> None:

@@ -7,7 +7,6 @@ shard and sample.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import re
@@ -19,6 +18,7 @@ from typing import Any, Literal
 from kairos_env.eval.report.published_results import Benchmark, keys_digest
 from kairos_env.eval.rows import Job
 from kairos_env.policies import make as roster
+from kairos_env.runs import did_you_mean
 from kairos_env.sims.libero.env import MAX_STEPS, Rendering
 from kairos_env.sims.libero.tasks import ASSETS_ADVICE, SUITES, Catalogue, LiberoTask, Prompt
 
@@ -152,9 +152,7 @@ class BenchmarkConfig:
         if not self.policies:
             raise ValueError("nothing to evaluate: no policies")
         if self.protocol not in PROTOCOLS:
-            close = difflib.get_close_matches(self.protocol, PROTOCOLS, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(PROTOCOLS)}"
-            raise ValueError(f"unknown protocol {self.protocol!r}; {hint}")
+            raise ValueError(f"unknown protocol {self.protocol!r}; {did_you_mean(self.protocol, PROTOCOLS)}")
         if self.benchmark == "libero" and not self.ours and (self.dimensions or self.difficulties):
             raise ValueError("LIBERO's tasks are unperturbed; dimensions and difficulties are those of libero-plus")
         if self.ours and (self.difficulties or self.official):

@@ -20,7 +20,7 @@ from kairos_env.media import film_strip, side_by_side, write_mp4, write_png
 from kairos_env.policies import make as roster
 from kairos_env.policies.policy import Policy
 from kairos_env.records import Array, Observation
-from kairos_env.runs import open_run
+from kairos_env.runs import INITIAL_STATES, open_run
 from kairos_env.sims.make import make_simulator
 
 
@@ -56,7 +56,7 @@ class EvalConfig:
     model: str = "kairos-tiny"
     device: str = "cpu"
     state_model: str = "state-model"
-    first_initial_state_id: int = 300_000
+    first_initial_state_id: int = INITIAL_STATES["evaluation"].start
     seed: int = 0
     max_decisions: int = 24
     workers: int = 1

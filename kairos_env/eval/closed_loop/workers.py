@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
 
 from kairos_env.eval.rows import Job, Row
-from kairos_env.runs import exit_with_parent
+from kairos_env.runs import exit_with_parent, single_threaded_workers
 
 
 class Runner(Protocol):
@@ -139,7 +137,7 @@ def run_in_slots(
         return
     crew: list[_Worker] = []
     suspects: list[Job] = []
-    with _single_threaded_children():
+    with single_threaded_workers():
         try:
             while queue or suspects or crew:
                 while len(crew) < workers and len(queue) + len(suspects) > sum(not worker.jobs for worker in crew):
@@ -343,19 +341,3 @@ def _serve(connection: Connection, make_runner: Callable[[], SlotRunner]) -> Non
     finally:
         if runner is not None:
             runner.close()
-
-
-@contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    # One busy core each; and sums over threads would make results depend on the machine's load.
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

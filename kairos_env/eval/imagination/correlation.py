@@ -22,7 +22,7 @@ from kairos_env.eval.rows import Row
 from kairos_env.eval.statistics import Interval, paired_pearson, spearman, wilson
 from kairos_env.media import png_bytes
 from kairos_env.records import Array
-from kairos_env.runs import describe_machine, write_bytes, write_text
+from kairos_env.runs import INITIAL_STATES, describe_machine, write_bytes, write_text
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class CorrelationConfig:
     simulator: str = "Kairos-Robosuite-v0"
     imagination: str = "Kairos-WorldModel-v0"
     success_threshold: float = 0.5
-    first_initial_state_id: int = 320_000
+    first_initial_state_id: int = INITIAL_STATES["correlation"].start
     seed: int = 0
     max_decisions: int = 24
     workers: int = 1

@@ -35,7 +35,7 @@ from kairos_env.eval.imagination.report import (
 )
 from kairos_env.policies import make as roster
 from kairos_env.records import Array, Episode, RobotSpec
-from kairos_env.runs import open_run
+from kairos_env.runs import INITIAL_STATES, open_run
 
 if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
@@ -71,7 +71,7 @@ class ImaginationConfig:
     data: str = ""
     episodes: int = 60
     decisions: int = 50
-    first_initial_state_id: int = 310_000
+    first_initial_state_id: int = INITIAL_STATES["imagination"].start
     horizons: tuple[int, ...] = HORIZONS
     context: int = 1
     steps: int = 0

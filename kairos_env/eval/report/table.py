@@ -18,7 +18,7 @@ no failures; a task of which every trial is an error has no result, like one tha
 
 from __future__ import annotations
 
-import difflib
+import json
 import math
 import re
 from collections import Counter
@@ -30,6 +30,7 @@ from kairos_env.eval.failures import KINDS, failure_kind
 from kairos_env.eval.report.published_results import Benchmark, keys_digest
 from kairos_env.eval.rows import Job, Row
 from kairos_env.eval.statistics import Interval, effective_trials, weighted_wilson
+from kairos_env.runs import did_you_mean
 
 OFFICIAL = {"prompt": "official", "rendering": "official", "assets": "original"}
 """What the rows of an official number say."""
@@ -303,7 +304,7 @@ def unique_rows(rows: Iterable[Row]) -> list[Row]:
     """
     found: dict[Job, Row] = {}
     # the text of a row decides between equal ones, so that the order in which they came does not
-    for row in sorted(rows, key=lambda row: (row.job, row.status == "error", row.to_json())):
+    for row in sorted(rows, key=lambda row: (row.job, row.status == "error", json.dumps(row.to_dict()))):
         other = found.setdefault(row.job, row)
         if "error" not in (row.status, other.status) and row.status != other.status:
             raise ValueError(
@@ -353,6 +354,4 @@ def _check(rows: Sequence[Row], benchmark: Benchmark, ours: bool) -> None:
 
 
 def _unknown(what: str, value: object, legal: Sequence[object]) -> str:
-    close = difflib.get_close_matches(str(value), [str(word) for word in legal], n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(repr(word) for word in legal)}"
-    return f"unknown {what} {value!r}; {hint}"
+    return f"unknown {what} {value!r}; {did_you_mean(value, legal)}"

@@ -24,13 +24,13 @@ from torch import Tensor
 from kairos_env.eval import statistics
 from kairos_env.eval.statistics import Interval
 from kairos_env.records import Array, Episode, Observation
+from kairos_env.runs import INITIAL_STATES
 from kairos_env.world_model.gated_delta_net import GatedDeltaNet, GatedDeltaState
 from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.state import WorldState
 
 Kept = Literal["all", "newest frame", "nothing"]
 KEPT: tuple[Kept, ...] = ("all", "newest frame", "nothing")
-FIRST_INITIAL_STATE_ID = 330_000  # no recording starts here unless told to
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ def unseen_episodes(model: WorldModel, count: int, decisions: int = 24) -> list[
         decisions=decisions,
         cameras=tuple(camera.name for camera in model.spec.cameras),
         image_size=model.spec.cameras[0].height,
-        first_initial_state_id=FIRST_INITIAL_STATE_ID,
+        first_initial_state_id=INITIAL_STATES["theory"].start,
     )
     simulator = make_simulator(config)
     try:

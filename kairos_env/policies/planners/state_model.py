@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kairos_env.records import Array, Observation, RobotSpec
+from kairos_env.runs import write_bytes
 
 POSITION = ("eef_x", "eef_y", "eef_z")  # proprioception fields that the object's position is compared with
 FILE_NAME = "state_model.safetensors"
@@ -316,19 +316,12 @@ class StateModel(nn.Module):
     def save(self, folder: str | Path) -> Path:
         """Writes ``folder/state_model.safetensors`` atomically and returns its path."""
         path = Path(folder) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {
             "spec": json.dumps(self.spec.to_dict()),
             "tasks": json.dumps(self.tasks),
             "config": json.dumps(dataclasses.asdict(self.config)),
         }
-        data = save({k: v.contiguous() for k, v in self.state_dict().items()}, metadata)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_bytes(path, save({k: v.contiguous() for k, v in self.state_dict().items()}, metadata))
         return path
 
     @classmethod

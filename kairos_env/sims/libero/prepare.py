@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kairos_env.runs import atomic_write, write_text
 from kairos_env.sims.libero.tasks import DIMENSIONS, SUITES, instruction_of_name, texture_file
 
 Row = dict[str, Any]
@@ -306,30 +306,23 @@ def states_of_rows(rows: Iterable[Row], benchmark: Benchmark) -> dict[str, np.nd
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """One JSON object in a line; the file is whole or not there."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_states(path: Path, states: Mapping[str, np.ndarray]) -> None:
     """An archive of arrays; the file is whole or not there."""
-    partial = path.with_name(f".{path.name}.partial.npz")
-    np.savez_compressed(partial, **states)  # type: ignore[arg-type]
-    os.replace(partial, path)
+    with atomic_write(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, **states)  # type: ignore[arg-type]
 
 
 def copy_definitions(folder: Path, sources: Mapping[str, Path]) -> None:
     """Makes ``folder`` hold exactly these task definitions: relative path -> file."""
-    fresh = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    for relative, source in sources.items():
-        target = fresh / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-    if folder.is_symlink():
-        folder.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(fresh, folder)
+    with atomic_write(folder) as fresh:
+        fresh.mkdir()
+        for relative, source in sources.items():
+            target = fresh / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
 
 
 def _row(

@@ -14,7 +14,6 @@ A home is made by ``kairos sims install`` (`install`, `libero_prepare`):
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -26,6 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kairos_env.runs import did_you_mean
 from kairos_env.sims.libero.perturbations import OUR_DIMENSIONS, our_scenes
 
 BENCHMARKS = ("libero", "libero-plus")
@@ -209,7 +209,9 @@ class Catalogue:
         wanted = f"{base}_{perturbation}"
         if wanted not in names:
             known = [found.perturbation for found in names.values() if found.base_task == base]
-            raise ValueError(f"{suite}/{base} has no perturbation {perturbation!r}; {_hint(perturbation, known)}")
+            raise ValueError(
+                f"{suite}/{base} has no perturbation {perturbation!r}; {did_you_mean(perturbation, known)}"
+            )
         return names[wanted]
 
     def ours(self, suites: Sequence[str] | None = None, dimensions: Sequence[str] | None = None) -> list[LiberoTask]:
@@ -249,7 +251,7 @@ class Catalogue:
 
     def _tasks(self, benchmark: str) -> list[LiberoTask]:
         if benchmark not in BENCHMARKS:
-            raise ValueError(f"no benchmark {benchmark!r}; {_hint(benchmark, BENCHMARKS)}")
+            raise ValueError(f"no benchmark {benchmark!r}; {did_you_mean(benchmark, BENCHMARKS)}")
         return self._plain if benchmark == "libero" else self._plus
 
     @cached_property
@@ -274,7 +276,7 @@ class Catalogue:
     def _suite(self, benchmark: str, suite: str) -> str:
         known = list(dict.fromkeys(task.suite for task in self._tasks(benchmark)))
         if suite not in known:
-            raise ValueError(f"{benchmark} has no suite {suite!r}; {_hint(suite, known)}")
+            raise ValueError(f"{benchmark} has no suite {suite!r}; {did_you_mean(suite, known)}")
         return suite
 
     def _by_name(self, benchmark: str, suite: str) -> dict[int | str, LiberoTask]:
@@ -288,10 +290,10 @@ class Catalogue:
                 scenes = {scene["name"]: scene for x in OUR_DIMENSIONS for scene in our_scenes(x)}
                 wanted = f"ours_{rest}"
                 if wanted not in scenes:
-                    raise ValueError(f"no scene of ours {wanted!r}; {_hint(wanted, scenes)}")
+                    raise ValueError(f"no scene of ours {wanted!r}; {did_you_mean(wanted, scenes)}")
                 return _in_our_scene(names[plain], scenes[wanted])
             if task not in names:
-                raise ValueError(f"{suite} of {benchmark} has no task {task!r}; {_hint(task, map(str, names))}")
+                raise ValueError(f"{suite} of {benchmark} has no task {task!r}; {did_you_mean(task, map(str, names))}")
             return names[task]
         if not 0 <= task < len(names):
             raise ValueError(f"{suite} of {benchmark} has the tasks 0 ... {len(names) - 1}, not {task}")
@@ -323,7 +325,7 @@ def short_dimension(name: str) -> str:
     for short, official in DIMENSIONS.items():
         if wanted in (short, official.lower()):
             return short
-    raise ValueError(f"no dimension {name!r}; {_hint(wanted, DIMENSIONS)}")
+    raise ValueError(f"no dimension {name!r}; {did_you_mean(wanted, DIMENSIONS)}")
 
 
 def instruction_of_name(name: str) -> str:
@@ -431,11 +433,3 @@ def _task(benchmark: str, row: dict[str, Any]) -> LiberoTask:
         scene=row["scene"],
         assets=tuple(row["assets"]),
     )
-
-
-def _hint(word: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(map(repr, close))}?"
-    return f"there are {', '.join(known[:12])}{f' and {len(known) - 12} more' if len(known) > 12 else ''}"

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kairos_env.runs import atomic_write, write_json
 from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.published.keys import (
     check_config,
@@ -41,11 +42,9 @@ from kairos_env.world_model.weights import (
     CheckpointError,
     Source,
     StoredTensor,
-    atomic_folder,
     load_weights,
     require_same,
     stored_tensors,
-    write_json,
     write_sharded,
     write_tensors,
 )
@@ -281,8 +280,9 @@ def _write_folder(
     origin = list(origin)
     with (
         _bar(size + sum(file.stat().st_size for file in origin), progress, f"writing {folder.name}") as advance,
-        atomic_folder(folder) as part,
+        atomic_write(folder) as part,
     ):
+        part.mkdir()
         (part / TRANSFORMER).mkdir()
         write_sharded(part / TRANSFORMER, source, {"format": "pt"}, dtype, advance)
         if vae:

@@ -186,10 +186,10 @@ def test_goes_on_after_a_kill(home: Path, tmp_path: Path) -> None:
     assert 0 < len(done) < len(LENGTHS)
     with pytest.raises(CacheError, match="not complete: run the same `kairos data encode` again"):
         LatentCache(out)
-    (out / ".part" / "000005.1").mkdir(parents=True, exist_ok=True)  # as a kill leaves it
+    (out / ".000005.1.tmp").mkdir(parents=True, exist_ok=True)  # as a kill leaves it
     cache = encode(config(home, out), progress=False)
     assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert not (out / ".part").exists()
+    assert not list(out.glob(".*"))
     for a, b in zip(cache, LatentCache(home / "cache"), strict=True):
         same(a, b)
 
@@ -198,7 +198,7 @@ def test_one_writer_at_a_time(home: Path, tmp_path: Path) -> None:
     origin = LatentCache(home / "cache").origin
     with (
         LatentCacheWriter(tmp_path / "cache", origin, SPEC, 6),
-        pytest.raises(RuntimeError, match="another process is writing"),
+        pytest.raises(RuntimeError, match="another process .* is writing"),
     ):
         LatentCacheWriter(tmp_path / "cache", origin, SPEC, 6)
 

@@ -318,7 +318,7 @@ def test_bad_requests_say_what_is_legal(tmp_path: Path) -> None:
         ({"protocol": "publish"}, "did you mean 'published'"),
         ({"shard": "3/2"}, "expected i/n"),
         ({"slots": 0}, "slots must be at least 1"),
-        ({"policies": ("polcy",)}, "Did you mean 'policy'"),
+        ({"policies": ("polcy",)}, "did you mean 'policy'"),
         ({"benchmark": "libero", "dimensions": ("noise",)}, "unperturbed"),
         ({"policies": ()}, "no policies"),
     ]:

@@ -126,7 +126,7 @@ def test_a_wrong_set_up_is_not_recorded_as_results(tmp_path: Path, workers: int)
     with pytest.raises(SetupFailed, match="no GL on this machine"):
         evaluate(config(tmp_path / "a", simulator="point_simulator:broken_simulator", workers=workers))
     assert read_rows(tmp_path / "a" / "results.jsonl") == []
-    with pytest.raises(ValueError, match="unknown policy 'polcy'. Did you mean 'policy'"):
+    with pytest.raises(ValueError, match="unknown policy 'polcy'; did you mean 'policy'"):
         evaluate(config(tmp_path / "b", policies=("polcy",), workers=workers))
     assert not (tmp_path / "b").exists()
 

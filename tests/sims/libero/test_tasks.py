@@ -162,7 +162,7 @@ def test_a_perturbation_of_a_base_task(catalogue: Catalogue, suite: str, perturb
         (("libero-plus", "libero_object", 2518), "0 ... 2517, not 2518"),
         (("libero", "libero_object", SOUP.replace("soup", "soop")), f"did you mean '{SOUP}'"),
         (("libero-plus", "libero_object", 0, "table_999"), "did you mean 'table_"),
-        (("libero-plus", "libero_object", SOUP, "rain"), "no perturbation 'rain'; there are"),
+        (("libero-plus", "libero_object", SOUP, "rain"), "no perturbation 'rain'; legal:"),
         (("libero-plus", "libero_object", 11, "table_1"), "0 ... 9, not 11"),
         (("libero", "libero_object", 0, "table_1"), "choose the benchmark 'libero-plus'"),
     ],

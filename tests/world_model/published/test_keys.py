@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -439,7 +440,7 @@ def test_a_release_of_another_shape_is_refused() -> None:
     assert "misshapen action_dit.action_encoder.weight: file (1024, 7), model (1024, 14)" in str(caught.value)
     with pytest.raises(CheckpointError, match="missing action_dit.action_encoder.bias"):
         choose_release(full("4b"), "x/m.safetensors", "4b-libero")
-    with pytest.raises(ValueError, match="unknown release '4b-liberro'.*Did you mean '4b-libero'"):
+    with pytest.raises(ValueError, match="unknown release '4b-liberro'.*did you mean '4b-libero'"):
         choose_release(full("4b-libero"), "x/m.safetensors", "4b-liberro")
     shapes = full("4b-libero") | {"action_dit.head.bias": (9,)}
     with pytest.raises(CheckpointError, match="fits no release.*Against '4b-libero', the nearest one: 0 missing, 0 ex"):
@@ -568,11 +569,15 @@ def test_nothing_half_written_looks_whole(tmp_path: Path, monkeypatch: pytest.Mo
     config = small("4b")
     file = publish(random_weights(config), tmp_path / "model.safetensors")
     target = tmp_path / "deep" / "ours"
-    target.with_name("ours.part").mkdir(parents=True)
-    (target.with_name("ours.part") / "left").write_text("from a run that was killed")
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    left = target.with_name(f".ours.{done.pid}.tmp")
+    left.mkdir(parents=True)
+    (left / "left").write_text("from a run that was killed")
 
     def stop(*args: object) -> None:
-        assert (target.with_name("ours.part") / "transformer" / "model.safetensors.index.json").exists()
+        assert not left.exists()
+        assert (target.with_name(f".ours.{os.getpid()}.tmp") / "transformer" / "model.safetensors.index.json").exists()
         assert not target.exists()
         raise KeyboardInterrupt
 

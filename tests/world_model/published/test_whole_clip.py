@@ -257,7 +257,7 @@ def test_wrong_requests_name_what_is_wrong() -> None:
         model.condition(Context(random(1, CONTEXT, 47)))
     with pytest.raises(ValueError, match="2 seeds for a batch of 1"):
         model.act(observed, context, seeds=[1, 2])
-    with pytest.raises(ValueError, match="unknown release '4b-liber'.*Did you mean '4b-libero'"):
+    with pytest.raises(ValueError, match="unknown release '4b-liber'.*did you mean '4b-libero'"):
         get_release("4b-liber")
 
 
