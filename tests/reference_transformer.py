@@ -189,5 +189,3 @@ def published_transformer(
         cells = out[token].reshape(2, 2, channels).permute(2, 0, 1)  # channel last
         velocity[f, :, 2 * y : 2 * y + 2, 2 * column : 2 * column + 2] = cells
     return velocity, None if actions is None else linear(w, "action_dit.head", x["action_dit"])
-
-

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from kairos_env.world_model.attention.patterns import softmax_attention
+from kairos_env.world_model.attention.kernels import softmax_attention
+from kairos_env.world_model.attention.rotary import rope
+from kairos_env.world_model.attention.visibility import Tokens
 from kairos_env.world_model.config import VideoConfig
 from kairos_env.world_model.flow import timestep_embedding
 from kairos_env.world_model.gated_delta import compute_dtype
@@ -88,7 +90,7 @@ class CrossAttention(SelfAttention):
 
 
 class Block(nn.Module):
-    """One transformer block of either expert; the mixing itself happens in ``action_expert.mix``."""
+    """One transformer block of either expert; the mixing itself happens in `mixture`."""
 
     def __init__(self, dim: int, ffn_dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -100,9 +102,8 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.SiLU(), nn.Linear(ffn_dim, dim))
 
     def modulations(self, t_mod: Tensor) -> Modulation:
-        """t_mod (..., 6 D) -> six (..., 1, D), ready for a token axis."""
-        table = t_mod.unflatten(-1, (6, -1)) + self.modulation[0]
-        return Modulation(*(m.unsqueeze(-2) for m in table.unbind(-2)))
+        """t_mod (..., 6 D) -> six (..., D)."""
+        return Modulation(*(t_mod.unflatten(-1, (6, -1)) + self.modulation[0]).unbind(-2))
 
     def finish(
         self, x: Tensor, mixed: Tensor, mod: Modulation, context: KeysValues, mask: Tensor | None = None
@@ -220,6 +221,29 @@ class VideoDiT(TimeEmbedding):
         """(..., C, h, w) -> tokens (..., h w / p p, D)."""
         return F.linear(self.patchify(latents), self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
 
+    def places(self, grid: tuple[int, int]) -> list[tuple[float, float]]:
+        """Row and column of every token of a frame."""
+        return [(float(y), float(x)) for y in range(grid[0]) for x in range(grid[1])]
+
+    def rotations(self, time: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Rotary table of frames: times (..., F), token rows and columns -> cos, sin (..., F, L, K / 2)."""
+        plane = torch.tensor(self.places(grid), dtype=torch.float64, device=time.device)
+        shape = (*time.shape, len(plane))
+        when = time.double()[..., None, None].expand(*shape, 1)
+        return rope(torch.cat([when, plane.expand(*shape, 2)], -1), self.config.head_dim)
+
+    def embed_clip(self, latents: Tensor, sigma: Tensor, rounded: bool = False) -> Tokens:
+        """Latent frames (B, F, C, h, w) at noise levels sigma (B, F), from time 0; ``rounded`` as in `embed`."""
+        grid = latents.shape[-2] // self.config.patch, latents.shape[-1] // self.config.patch
+        time, modulation = self.embed(sigma, rounded=rounded)
+        table = self.rotations(torch.arange(latents.shape[1], device=latents.device), grid)
+        return Tokens(self.embed_patches(latents), modulation.unsqueeze(-2), table, time)
+
+    def read_clip(self, tokens: Tensor, clip: Tokens, height: int) -> Tensor:
+        """Output tokens (B, F, L, D) of an embedded clip, ``height`` cells high -> velocity (B, F, C, h, w)."""
+        assert clip.time is not None
+        return self.unpatchify(self.head(tokens, clip.time), height)
+
 
 class StreamingVideoDiT(VideoDiT):
     """The video expert driven frame by frame: what an action leads to, from everything that was seen before.
@@ -237,6 +261,9 @@ class StreamingVideoDiT(VideoDiT):
         self.proprio_embedding = nn.Linear(2 * proprio_dim, config.dim)
         self.action_embedding = nn.Linear(action_dim, config.dim)
         self.proprio_head = Head(config.dim, proprio_dim)
+
+    def places(self, grid: tuple[int, int]) -> list[tuple[float, float]]:
+        return [(-1.0, -1.0), *super().places(grid)]
 
     def embed_frames(self, latents: Tensor, proprio: Tensor, last_latents: Tensor, last_proprio: Tensor) -> Tensor:
         """Frame and predecessor, latents (..., C, h, w) and proprio (..., P) -> tokens (..., L, D)."""

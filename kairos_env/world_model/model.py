@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from kairos_env.records import Array, Observation, RobotSpec
-from kairos_env.world_model.action_expert import MixtureOfTransformers, StreamingActionDiT
+from kairos_env.world_model.action_expert import StreamingActionDiT
 from kairos_env.world_model.config import WorldModelConfig, get_preset
-from kairos_env.world_model.dit import ContextReads, StreamingVideoDiT, read_context
+from kairos_env.world_model.dit import StreamingVideoDiT
 from kairos_env.world_model.flow import counter_noise, euler, schedule, to_sample
 from kairos_env.world_model.heads import FrameHeads, Readout
+from kairos_env.world_model.mixture import Contexts, MixtureOfTransformers
 from kairos_env.world_model.state import Rollout, StepOutput, WorldState
 from kairos_env.world_model.text.small import make_encoder
 from kairos_env.world_model.tokenizers.image import DOWNSAMPLING, Tokenizer, to_uint8, to_unit
@@ -321,7 +322,7 @@ class WorldModel(nn.Module):
         actions = counter_noise(state.seed, state.past, ACTION_NOISE, shape)
         levels = schedule(steps or self.config.action_steps)
         expert = self.mixture.action_dit
-        context = read_context(expert, state.context)
+        context = self.mixture.read_context(state.context, video=False)
         for level, following in zip(levels[:-1], levels[1:], strict=True):
             sigma = actions.new_full((state.batch_size,), level)
             _, modulation = expert.embed(sigma)
@@ -374,9 +375,9 @@ class WorldModel(nn.Module):
 
     # passes that the verbs and the training share -------------------------------------------------------------
 
-    def contexts(self, context: Tensor) -> tuple[ContextReads, ContextReads]:
+    def contexts(self, context: Tensor) -> Contexts:
         """The instruction as the blocks of either expert see it."""
-        return read_context(self.mixture.video_dit, context), read_context(self.mixture.action_dit, context)
+        return self.mixture.read_context(context)
 
     def read_actions(self, tokens: Tensor) -> Tensor:
         return self.mixture.action_dit.read(tokens)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kairos_env.runs import atomic_write
-from kairos_env.world_model.action_expert import LayerMemory
+from kairos_env.world_model.attention.visibility import LayerMemory
 from kairos_env.world_model.gated_delta_net import GatedDeltaState
 
 

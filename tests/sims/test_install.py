@@ -96,7 +96,7 @@ def write_benchmark(folder: Path, names: list[str], plus: bool) -> Path:
     package = folder / "libero" / "libero"
     for part in ("benchmark", "bddl_files/libero_goal", "init_files/libero_goal", "envs/problems", "envs/objects"):
         (package / part).mkdir(parents=True)
-    (package / "benchmark" / "libero_suite_task_map.py").write_text(f"libero_task_map = {({'libero_goal': names})}\n")
+    (package / "benchmark" / "libero_suite_task_map.py").write_text(f"libero_task_map = { ({'libero_goal': names}) }\n")
     (package / "envs" / "problems" / "desk.py").write_text(PROBLEMS + (PROBLEMS_PLUS if plus else ""))
     (package / "envs" / "objects" / "things.py").write_text(OBJECTS + (OBJECTS_PLUS if plus else ""))
     states = np.arange(12.0).reshape(3, 4)

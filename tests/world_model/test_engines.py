@@ -10,7 +10,8 @@ import torch
 from kairos_env.cli import doctor
 from kairos_env.world_model import engines, gated_delta
 from kairos_env.world_model.attention import kernels as attention_engines
-from kairos_env.world_model.attention.patterns import ClipPattern, clip_attention
+from kairos_env.world_model.attention.kernels import clip_attention
+from kairos_env.world_model.attention.patterns import ClipPattern
 from kairos_env.world_model.engines import EngineError, choose, import_error, report, why_not
 from kairos_env.world_model.gated_delta_net import GatedDeltaNet
 

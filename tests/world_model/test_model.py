@@ -147,7 +147,7 @@ def test_training_streams_equal_streaming(model: WorldModel) -> None:
             state, latents[:, f : f + 1], proprio[:, f : f + 1], actions[:, f : f + 1] if f else None
         )
         tokens = model.mixture.propose(
-            (expert.action_encoder(chunk[:, f]), expert.embed(level[:, f])[1]), contexts[1], state.layers, state.past
+            (expert.action_encoder(chunk[:, f]), expert.embed(level[:, f])[1]), contexts, state.layers, state.past
         )
         torch.testing.assert_close(tokens, proposals[:, f], atol=1e-4, rtol=1e-4)
 

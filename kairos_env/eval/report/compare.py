@@ -112,9 +112,7 @@ def compare(first: Iterable[Row], second: Iterable[Row]) -> Comparison:
     }
     settings = {}
     for name in SETTINGS:
-        values = [
-            ", ".join(sorted({str(side[p].extra.get(name, "not recorded")) for p in common})) for side in ended
-        ]
+        values = [", ".join(sorted({str(side[p].extra.get(name, "not recorded")) for p in common})) for side in ended]
         if values[0] != values[1]:
             settings[name] = (values[0], values[1])
     unpaired = (len(ended[0]) - len(common), len(ended[1]) - len(common))

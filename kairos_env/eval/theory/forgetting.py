@@ -96,9 +96,7 @@ def recorded_clips(model: WorldModel, episodes: Sequence[Episode], context: int 
     return Clips(state, latents, proprio.to(model.device), actions.to(model.device))
 
 
-def imagined_clips(
-    model: WorldModel, starts: Sequence[Observation], frames: int, policy: bool, seed: int = 0
-) -> Clips:
+def imagined_clips(model: WorldModel, starts: Sequence[Observation], frames: int, policy: bool, seed: int = 0) -> Clips:
     """What the model imagines from real starts, under its own policy or under random actions."""
     start = state = model.observe(starts, seeds=range(seed, seed + len(starts)))
     space = model.spec.action_space
@@ -223,8 +221,7 @@ def divergence(model: WorldModel, clips: Clips, layer: int, tokens: int) -> Dive
 def forget(state: WorldState) -> WorldState:
     """The state with the delta rule's memory emptied; windows, seeds and the newest frame stay."""
     layers = tuple(
-        dataclasses.replace(memory, delta=memory.delta and memory.delta.map(torch.zeros_like))
-        for memory in state.layers
+        memory._replace(delta=memory.delta and memory.delta.map(torch.zeros_like)) for memory in state.layers
     )
     return dataclasses.replace(state, layers=layers)
 

@@ -25,7 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kairos_env.world_model.attention.patterns import attend, rope, rotate, window, window_valid
+from kairos_env.world_model.attention.kernels import attend
+from kairos_env.world_model.attention.rotary import rope, rotate
+from kairos_env.world_model.attention.visibility import window, window_valid
 from kairos_env.world_model.config import VideoConfig
 from kairos_env.world_model.dit import SelfAttention
 from kairos_env.world_model.gated_delta import L2_EPS, gated_delta

@@ -1,4 +1,4 @@
-"""The engines of ``attention.clip_attention``: the same sums, four ways.
+"""Softmax attention computed: small key sets spelled out, and `clip_attention` by the same sums in four ways.
 
 ``sdpa``   PyTorch's own attention over each frame's gathered window; any device, any precision.
 ``flex``   one fused kernel that skips the blocks nobody sees; compiled on CUDA, a dense reference on a CPU.
@@ -13,17 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kairos_env.extras import require
-from kairos_env.world_model.engines import EngineError
-
-if TYPE_CHECKING:
-    from kairos_env.world_model.attention.patterns import ClipPattern, Read
+from kairos_env.world_model.attention.patterns import ClipPattern, Read
+from kairos_env.world_model.engines import EngineError, choose
 
 # Key tokens that go through one call together: half the time at 16 tokens per frame, no gain from 64 on (CPU).
 MERGED_KEYS = 1024
@@ -38,6 +36,32 @@ FLEX_BLOCK = 128  # tokens; the kernel's default
 
 # Patterns and shapes that one process compiles flex attention for.
 MOST_PATTERNS = 1024
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of many short sequences: q (..., Tq, K), k and v (..., Tk, K), bool mask (True = visible).
+
+    Spelled out on purpose: with a few dozen keys per query set and a mask, PyTorch's fused CPU kernel is
+    slower, five times so in the bfloat16 backward pass.
+    """
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Softmax attention inside each frame's own key set.
+
+    Args:
+        q: (B, F, Tq, H, K); k, v: (B, F, Tk, H, K).
+        mask: bool, broadcastable to (B, F, Tq, Tk), True = visible.
+
+    Returns:
+        (B, F, Tq, H * K).
+    """
+    q, k, v = (x.transpose(2, 3) for x in (q, k, v))  # (B, F, H, T, K)
+    return softmax_attention(q, k, v, mask.unsqueeze(2)).transpose(2, 3).flatten(3)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -285,3 +309,34 @@ ENGINES: Mapping[str, Callable[[Tensor, Tensor, Tensor, ClipPattern], Tensor]] =
     "flash": flash,
     "dense": dense,
 }
+
+
+def clip_attention(q: Tensor, k: Tensor, v: Tensor, pattern: ClipPattern, engine: str | None = None) -> Tensor:
+    """Softmax attention over a clip, tokens in the order [video F L | actions N].
+
+    Args:
+        q: (B, Tq, H, K) for all tokens, Tq = F L + N, or for the actions only, Tq = N.
+        k: (B, F L + N, H, K).
+        v: (B, F L + N, H, V).
+        pattern: who sees whom.
+        engine: see ``engines.choose``; they differ in speed and rounding only.
+
+    Returns:
+        (B, Tq, H, V).
+
+    Raises:
+        ValueError: the shapes do not fit the pattern, or the engine cannot run here.
+    """
+    total = pattern.video + pattern.actions
+    if k.shape[1] != total or v.shape[1] != total or q.shape[1] not in (total, pattern.actions):
+        raise ValueError(
+            f"got {q.shape[1]} queries, {k.shape[1]} keys and {v.shape[1]} values; expected {total} of each, or "
+            f"{pattern.actions} queries (actions only), for {pattern.frames} frames of {pattern.tokens} tokens and "
+            f"{pattern.actions} actions"
+        )
+    run = ENGINES[choose("attention", q.device, q.dtype, engine)]
+    if q.shape[1] < total or not pattern.frames:
+        return read_actions(q, k, v, pattern)
+    if pattern.everything:
+        return attention(q, k, v)
+    return run(q, k, v, pattern)

@@ -1,11 +1,6 @@
-"""Windowed softmax attention with rotary positions, in two styles over the same layer.
+"""Who sees whom in a softmax layer over a whole clip, both directions in time: a `ClipPattern`, for any engine.
 
-Streaming: tokens come in *groups*, one per decision: ``[lead action | frame tokens]``. A window is a set of
-frame distances back in time, so its cost per frame does not depend on the length of the clip, and streaming
-needs only the last groups' keys and values.
-
-Whole clips, both directions in time: a `ClipPattern` says who sees whom, and `clip_attention` computes it with
-one of several engines (``attention_engines``; ``engines`` chooses). The cost grows linearly with the frames.
+The cost grows linearly with the frames.
 """
 
 from __future__ import annotations
@@ -15,80 +10,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-
-from kairos_env.world_model.attention import kernels as attention_engines
-from kairos_env.world_model.engines import choose
-
-
-def rope(positions: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """Rotation table of rotary embedding: (..., axes) positions -> cos, sin (..., head_dim / 2) float32.
-
-    The half dimension is split over (time, height, width) as 22 : 21 : 21 of 64; one axis gets all of it. Angles
-    are computed in float64, so that step 10,000 rotates as exactly as step 1.
-    """
-    half, axes = head_dim // 2, positions.shape[-1]
-    share = half // axes
-    sizes = (half - (axes - 1) * share, *[share] * (axes - 1))
-    angles = []
-    for axis, size in enumerate(sizes):
-        frequency = theta ** (-torch.arange(size, dtype=torch.float64, device=positions.device) / size)
-        angles.append(positions[..., axis, None].double() * frequency)
-    table = torch.cat(angles, -1)
-    return table.cos().float(), table.sin().float()
-
-
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates adjacent pairs of the last axis: x (..., T, H, K), table (..., T, K / 2)."""
-    cos, sin = (t.unsqueeze(-2) for t in table)
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
-
-
-def window(groups: Tensor, offsets: tuple[int, ...], frames: int) -> Tensor:
-    """The groups that each of the last ``frames`` groups may see.
-
-    Args:
-        groups: (B, R + F, G, ...) past and present groups, oldest first.
-        offsets: distances back in frames; every one at most R.
-        frames: F.
-
-    Returns:
-        (B, F, len(offsets) * G, ...).
-    """
-    start = groups.shape[1] - frames
-    return torch.cat([groups[:, start - d : start - d + frames] for d in offsets], 2)
-
-
-def window_valid(past: Tensor, offsets: tuple[int, ...], frames: int) -> Tensor:
-    """Which offsets reach a frame that exists: past (B,) frames before the first -> (B, F, offsets) bool."""
-    position = past[:, None, None] + torch.arange(frames, device=past.device)[None, :, None]
-    return position >= torch.tensor(offsets, device=past.device)
-
-
-def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention of many short sequences: q (..., Tq, K), k and v (..., Tk, K), bool mask (True = visible).
-
-    Spelled out on purpose: with a few dozen keys per query set and a mask, PyTorch's fused CPU kernel is
-    slower, five times so in the bfloat16 backward pass.
-    """
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(-1).to(v.dtype) @ v
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Softmax attention inside each frame's own key set.
-
-    Args:
-        q: (B, F, Tq, H, K); k, v: (B, F, Tk, H, K).
-        mask: bool, broadcastable to (B, F, Tq, Tk), True = visible.
-
-    Returns:
-        (B, F, Tq, H * K).
-    """
-    q, k, v = (x.transpose(2, 3) for x in (q, k, v))  # (B, F, H, T, K)
-    return softmax_attention(q, k, v, mask.unsqueeze(2)).transpose(2, 3).flatten(3)
 
 
 class Read(NamedTuple):
@@ -238,34 +159,3 @@ class ClipPattern:
             return 0
         passed = (frame - self.history + 1) * self.actions
         return min(self.actions, -(-passed // (self.frames - self.history)))
-
-
-def clip_attention(q: Tensor, k: Tensor, v: Tensor, pattern: ClipPattern, engine: str | None = None) -> Tensor:
-    """Softmax attention over a clip, tokens in the order [video F L | actions N].
-
-    Args:
-        q: (B, Tq, H, K) for all tokens, Tq = F L + N, or for the actions only, Tq = N.
-        k: (B, F L + N, H, K).
-        v: (B, F L + N, H, V).
-        pattern: who sees whom.
-        engine: see ``engines.choose``; they differ in speed and rounding only.
-
-    Returns:
-        (B, Tq, H, V).
-
-    Raises:
-        ValueError: the shapes do not fit the pattern, or the engine cannot run here.
-    """
-    total = pattern.video + pattern.actions
-    if k.shape[1] != total or v.shape[1] != total or q.shape[1] not in (total, pattern.actions):
-        raise ValueError(
-            f"got {q.shape[1]} queries, {k.shape[1]} keys and {v.shape[1]} values; expected {total} of each, or "
-            f"{pattern.actions} queries (actions only), for {pattern.frames} frames of {pattern.tokens} tokens and "
-            f"{pattern.actions} actions"
-        )
-    run = attention_engines.ENGINES[choose("attention", q.device, q.dtype, engine)]
-    if q.shape[1] < total or not pattern.frames:
-        return attention_engines.read_actions(q, k, v, pattern)
-    if pattern.everything:
-        return attention_engines.attention(q, k, v)
-    return run(q, k, v, pattern)

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kairos_env.world_model.published.whole_clip import Contexts, Local, VideoCache
-from kairos_env.world_model.published.world_action import WorldActionModel
+from kairos_env.world_model.attention.visibility import Local
+from kairos_env.world_model.mixture import Contexts
+from kairos_env.world_model.published.world_action import VideoCache, WorldActionModel
 from kairos_env.world_model.text.qwen import Context
 
 MOST_SHAPES = 64  # that one process compiles for; beyond it PyTorch would go on uncompiled

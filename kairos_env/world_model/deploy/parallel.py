@@ -29,9 +29,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from kairos_env.world_model.attention.patterns import ClipPattern, clip_attention
+from kairos_env.world_model.attention.kernels import clip_attention
+from kairos_env.world_model.attention.patterns import ClipPattern
+from kairos_env.world_model.attention.visibility import Tokens
 from kairos_env.world_model.gated_delta_net import GatedDeltaNet
-from kairos_env.world_model.published.whole_clip import VideoTokens
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.sampling import Velocity, guide
 from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
@@ -119,7 +120,7 @@ class Ulysses:
     def rank(self) -> int:
         return dist.get_rank(self.group)
 
-    def split(self, video: VideoTokens) -> VideoTokens:
+    def split(self, video: Tokens) -> Tokens:
         """The own share of every frame's tokens.
 
         Raises:

@@ -17,7 +17,6 @@ from kairos_env.records import Array
 from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.flow import distilled_schedule, schedule, shape_aware_shift
 from kairos_env.world_model.published.memory import explain_out_of_memory
-from kairos_env.world_model.published.whole_clip import VideoTokens, embed_video, read_video, run_blocks
 from kairos_env.world_model.sampling import (
     TeaCache,
     Velocity,
@@ -334,18 +333,14 @@ def _velocity(model: WorldActionModel, settings: Settings, context: Context, his
     contexts = model.read_context(context, action=False)
     if not settings.teacache:
         return lambda latents, sigma: model.velocity(latents, sigma, contexts, history)
-    dit, rule = model.transformer.video_dit, model.rule(history)
-
-    def embed(latents: torch.Tensor, sigma: torch.Tensor) -> VideoTokens:
-        return embed_video(dit, latents.to(model.dtype), sigma, model.config.published)
-
-    def blocks(video: VideoTokens) -> torch.Tensor:
-        tokens = run_blocks(model.transformer, video, None, contexts, rule, mixing=model.mixing)[0]
-        assert tokens is not None
-        return tokens
-
-    read = functools.partial(read_video, dit)
-    return TeaCache(embed, blocks, read, settings.steps, settings.teacache)
+    dit, rule, height = model.transformer.video_dit, model.rule(history), settings.latent_shape[1]
+    return TeaCache(
+        model.embed_video,
+        lambda video: model.run_video(video, contexts, rule),
+        lambda tokens, video: dit.read_clip(tokens, video, height),
+        settings.steps,
+        settings.teacache,
+    )
 
 
 def _nearest(value: int, unit: int, least: int) -> str:

@@ -25,24 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from kairos_env.records import Array
-from kairos_env.world_model.action_expert import ActionDiT, MixtureOfTransformers
+from kairos_env.world_model.action_expert import ActionDiT
+from kairos_env.world_model.attention.visibility import LOCAL, Clip, LayerMemory, Mixing, Tokens
 from kairos_env.world_model.config import WorldActionConfig, get_release
 from kairos_env.world_model.dit import VideoDiT
 from kairos_env.world_model.flow import schedule, shape_aware_shift
+from kairos_env.world_model.mixture import Contexts, MixtureOfTransformers
 from kairos_env.world_model.published.memory import explain_out_of_memory
-from kairos_env.world_model.published.whole_clip import (
-    LOCAL,
-    Contexts,
-    Mixing,
-    Mixture,
-    Rule,
-    VideoCache,
-    embed_actions,
-    embed_context,
-    embed_video,
-    read_video,
-    run_blocks,
-)
 from kairos_env.world_model.sampling import (
     Velocity,
     guided,
@@ -58,7 +47,10 @@ from kairos_env.world_model.tokenizers.image import VideoTokenizer, to_uint8, to
 from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
 
 if TYPE_CHECKING:
-    from kairos_env.world_model.published.generation import Clip
+    from kairos_env.world_model.published.generation import Clip as Video
+
+Mixture = MixtureOfTransformers[VideoDiT, ActionDiT | None]
+VideoCache = tuple[LayerMemory | None, ...]  # of observed frames; None in gated delta layers, which actions do not read
 
 
 def build_transformer(config: WorldActionConfig) -> Mixture:
@@ -196,15 +188,29 @@ class WorldActionModel(nn.Module):
 
     # single passes --------------------------------------------------------------------------------------------
 
-    def rule(self, history: int, **visible: bool) -> Rule:
-        """The release's rule for a clip that starts with ``history`` observed latent frames."""
-        return Rule(
+    def rule(self, history: int, keep: bool = False, **visible: bool) -> Clip:
+        """The release's rule for a clip that starts with ``history`` observed latent frames; ``visible`` as there."""
+        config = self.config
+        return Clip(
+            config.video,
             history,
-            self.config.restrict_history,
-            window_unit=self.config.window_unit,
-            pad_dilated=self.config.published,
+            config.restrict_history,
+            window_unit=config.window_unit,
+            pad_dilated=config.published,
+            mixing=self.mixing,
+            keep=keep,
             **visible,
         )
+
+    def embed_video(self, latents: Tensor, sigma: Tensor) -> Tokens:
+        """Latents (B, F, C, h, w) at noise levels sigma (B, F), as the blocks take them here."""
+        return self.transformer.video_dit.embed_clip(latents.to(self.dtype), sigma, self.config.published)
+
+    def run_video(self, video: Tokens, context: Contexts, rule: Clip) -> Tensor:
+        """Embedded frames through all blocks: (B, F, L, D)."""
+        tokens = self.transformer.run(self.mixing.split(video), None, context, rule).video
+        assert tokens is not None
+        return self.mixing.join(tokens)
 
     @torch.no_grad()
     def read_context(self, context: Context | Contexts, video: bool = True, action: bool = True) -> Contexts:
@@ -213,7 +219,7 @@ class WorldActionModel(nn.Module):
         """
         if isinstance(context, Contexts):
             return context
-        return embed_context(self.transformer, context.tokens.to(self.dtype), context.mask, video, action)
+        return self.transformer.read_context(context.tokens.to(self.dtype), context.mask, video, action)
 
     @torch.no_grad()
     def velocity(self, latents: Tensor, sigma: Tensor, context: Context | Contexts, history: int = 0) -> Tensor:
@@ -222,27 +228,23 @@ class WorldActionModel(nn.Module):
         Args:
             history: number of observed frames at the start; their noise level is 0.
         """
-        dit = self.transformer.video_dit
-        video = embed_video(dit, latents.to(self.dtype), sigma, self.config.published)
-        contexts = self.read_context(context, action=False)
-        tokens, _, _ = run_blocks(self.transformer, video, None, contexts, self.rule(history), mixing=self.mixing)
-        assert tokens is not None
-        return read_video(dit, tokens, video)
+        video = self.embed_video(latents, sigma)
+        tokens = self.run_video(video, self.read_context(context, action=False), self.rule(history))
+        return self.transformer.video_dit.read_clip(tokens, video, latents.shape[-2])
 
     @torch.no_grad()
     def prefill(self, latents: Tensor, context: Context | Contexts) -> VideoCache:
         """Policy mode, once a decision: keys and values of observed frames (B, F, C, h, w)."""
-        sigma = latents.new_zeros(latents.shape[:2])
-        video = embed_video(self.transformer.video_dit, latents.to(self.dtype), sigma, self.config.published)
-        contexts, rule = self.read_context(context, action=False), self.rule(latents.shape[1])
-        return run_blocks(self.transformer, video, None, contexts, rule, mixing=self.mixing, keep=True)[2]
+        video = self.embed_video(latents, latents.new_zeros(latents.shape[:2]))
+        contexts, rule = self.read_context(context, action=False), self.rule(latents.shape[1], keep=True)
+        return self.transformer.run(self.mixing.split(video), None, contexts, rule).memory
 
     @torch.no_grad()
     def action_velocity(self, actions: Tensor, sigma: Tensor, context: Context | Contexts, cache: VideoCache) -> Tensor:
         """Policy mode, every denoising step: velocity (B, N, A) at noise levels sigma (B,). No video is computed."""
         action = self._embed_actions(actions, sigma)
         contexts = self.read_context(context, video=False)
-        _, tokens, _ = run_blocks(self.transformer, None, action, contexts, self.rule(1), cache, self.mixing)
+        tokens = self.transformer.run(None, action, contexts, self.rule(1), cache).action
         assert tokens is not None
         return self._expert().read(tokens)
 
@@ -263,24 +265,19 @@ class WorldActionModel(nn.Module):
         Args:
             latents: (B, F, C, h, w) at noise levels sigma_v (B, F).
             actions: (B, N, A) at noise levels sigma_a (B,).
-            actions_see_future, video_sees_actions: see `Rule`; released weights were trained with neither.
+            actions_see_future, video_sees_actions: see `Clip`; released weights were trained with neither.
 
         Returns:
             velocities (B, F, C, h, w) and (B, N, A).
         """
-        dit = self.transformer.video_dit
-        video = embed_video(dit, latents.to(self.dtype), sigma_v, self.config.published)
+        video = self.embed_video(latents, sigma_v)
         rule = self.rule(history, actions_see_future=actions_see_future, video_sees_actions=video_sees_actions)
-        tokens, action_tokens, _ = run_blocks(
-            self.transformer,
-            video,
-            self._embed_actions(actions, sigma_a),
-            self.read_context(context),
-            rule,
-            mixing=self.mixing,
-        )
+        action = self._embed_actions(actions, sigma_a)
+        contexts, own = self.read_context(context), self.mixing.split(video)
+        tokens, action_tokens, _ = self.transformer.run(own, action, contexts, rule)
         assert tokens is not None and action_tokens is not None
-        return read_video(dit, tokens, video), self._expert().read(action_tokens)
+        velocity = self.transformer.video_dit.read_clip(self.mixing.join(tokens), video, latents.shape[-2])
+        return velocity, self._expert().read(action_tokens)
 
     def _expert(self) -> ActionDiT:
         expert = self.transformer.action_dit
@@ -288,11 +285,10 @@ class WorldActionModel(nn.Module):
             raise ValueError(f"release {self.config.name!r} has no action expert; world-action releases have one")
         return expert
 
-    def _embed_actions(self, actions: Tensor, sigma: Tensor):  # type: ignore[no-untyped-def]
+    def _embed_actions(self, actions: Tensor, sigma: Tensor) -> Tokens:
         if actions.ndim != 3 or actions.shape[-1] != self.config.action_dim:
             raise ValueError(f"actions (B, N, {self.config.action_dim}) expected, got {tuple(actions.shape)}")
-        head_dim = self.config.video.head_dim
-        return embed_actions(self._expert(), head_dim, actions.to(self.dtype), sigma, self.config.published)
+        return self._expert().embed_chunk(actions.to(self.dtype), sigma, self.config.published)
 
     # the verbs ------------------------------------------------------------------------------------------------
 
@@ -317,7 +313,7 @@ class WorldActionModel(nn.Module):
             raise ValueError("this model was built without a video tokenizer: its latents cannot be shown")
         return to_uint8(self.tokenizer.decode_video(latents)).cpu().numpy()
 
-    def generate(self, prompt: str = "", image: Array | None = None, **settings: Any) -> Clip:
+    def generate(self, prompt: str = "", image: Array | None = None, **settings: Any) -> Video:
         """Video from text, from a first picture, or from both; see `generation.generate` for the settings."""
         from kairos_env.world_model.published.generation import generate
 

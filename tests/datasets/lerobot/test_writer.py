@@ -438,9 +438,7 @@ def test_killed_export_is_started_afresh(tmp_path: Path) -> None:
         "os._exit(9)\n"
     )
     here = TESTS / "datasets" / "lerobot"
-    run = subprocess.run(
-        [sys.executable, "-c", script, str(TESTS), str(here), str(tmp_path / "data")], check=False
-    )
+    run = subprocess.run([sys.executable, "-c", script, str(TESTS), str(here), str(tmp_path / "data")], check=False)
     assert run.returncode == 9
     (left,) = tmp_path.glob(".data.*.tmp")
     assert not (tmp_path / "data").exists()

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from kairos_env.world_model.attention import kernels as attention_engines
-from kairos_env.world_model.attention.patterns import ClipPattern, clip_attention
+from kairos_env.world_model.attention.kernels import clip_attention
+from kairos_env.world_model.attention.patterns import ClipPattern
 from kairos_env.world_model.engines import NAMES, EngineError, why_not
 
 

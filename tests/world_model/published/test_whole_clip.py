@@ -90,9 +90,7 @@ def test_joint_pass_is_the_published_formula(release: str, published: bool) -> N
     got = model.joint_velocity(
         latents, torch.tensor([sigma]), actions, torch.tensor([0.35714]), Context(tokens), history=1
     )
-    want = reference(
-        model, lambda kind: frame_window(kind, 1, 12, True), latents, sigma, tokens, actions, 0.35714
-    )
+    want = reference(model, lambda kind: frame_window(kind, 1, 12, True), latents, sigma, tokens, actions, 0.35714)
     torch.testing.assert_close(got[0][0].double(), want[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(got[1][0].double(), want[1], atol=1e-4, rtol=1e-4)
 

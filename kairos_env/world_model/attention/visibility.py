@@ -1,0 +1,459 @@
+"""Who sees whom: one table, and the rules by which one pass over the blocks obeys it in each of its uses.
+
+Tokens come in *groups*, one a decision: the *lead* action that led to a frame, and the frame. Its *clean* copy was
+observed or imagined and is remembered; beside it there may be a *noisy* copy that is denoised, and a *chunk* of
+actions proposed at that frame. In the joint and inverse modes an *action* and the *frame* that it leads to are denoised
+after the remembered ones. A whole clip has its *history* (observed frames), its *future* and a *plan* of actions.
+
+Streaming is causal: a window is a set of distances back in frames, so the cost of a frame does not depend on the
+length of the clip, and only the last groups' keys and values are kept. Whole clips look both ways in time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from kairos_env.world_model.attention.kernels import attend, clip_attention
+from kairos_env.world_model.attention.patterns import ClipPattern
+from kairos_env.world_model.config import VideoConfig
+from kairos_env.world_model.gated_delta_net import GatedDeltaNet, GatedDeltaState
+
+Heads = tuple[Tensor, Tensor, Tensor]  # queries and keys, rotated, and values of one expert: (B, ..., T, H, K) each
+
+# own: of the same frame · before: in the window, the own frame left out · window: in the window, which looks back ·
+# newest: in the window of the newest remembered frame · until: of the same or any earlier frame · around: in the
+# window, which looks both ways · led: actions that lead up to the frame · all
+Relation = Literal["own", "before", "window", "newest", "until", "around", "led", "all"]
+
+# query -> key -> which of them it sees; what is not listed is never seen. Of "future" and "plan" the flags of a `Clip`
+# leave entries out or let them in, see `Clip.sees`.
+VISIBLE: dict[str, dict[str, Relation]] = {
+    # streaming
+    "lead": {"lead": "window", "clean": "before"},
+    "clean": {"lead": "window", "clean": "window"},
+    "noisy": {"lead": "window", "clean": "before", "noisy": "own"},
+    "chunk": {"lead": "window", "clean": "window", "chunk": "own"},
+    # joint and inverse: strictly causal, or a frame would learn of later actions through earlier ones
+    "action": {"lead": "newest", "clean": "newest", "action": "until", "frame": "until"},
+    "frame": {"lead": "window", "clean": "window", "action": "window", "frame": "window"},
+    # whole clips, as published
+    "history": {"history": "around", "future": "around"},
+    "future": {"history": "around", "future": "around", "plan": "led"},
+    "plan": {"history": "all", "future": "all", "plan": "all"},
+}
+
+
+def related(relation: Relation | None, q: Tensor, k: Tensor, offsets: Tensor, newest: int = -1) -> Tensor:
+    """Whether a token of frame ``q`` sees one of frame ``k``: integer tensors, broadcast -> bool.
+
+    Args:
+        offsets: distances back in the layer's window, 0 included.
+        newest: number of the newest remembered frame.
+    """
+    distance = q - k
+    match relation:
+        case "own":
+            return distance == 0
+        case "before":
+            return torch.isin(distance, offsets) & (distance > 0)
+        case "window":
+            return torch.isin(distance, offsets)
+        case "newest":
+            return torch.isin(newest - k, offsets).expand_as(distance)
+        case "until":
+            return distance >= 0
+        case "around":
+            return torch.isin(distance.abs(), offsets)
+        case "led":
+            raise ValueError("which actions lead up to a frame depends on their number: see `ClipPattern.visible`")
+    return torch.full_like(distance, relation == "all", dtype=torch.bool)
+
+
+class LayerMemory(NamedTuple):
+    """What one layer keeps of the past: the last R groups, oldest first, and the delta rule's state.
+
+    keys, values: (B, R, G, H, K); of a gated delta layer only the lead actions' (G = 1, or 0 without them).
+    """
+
+    keys: Tensor
+    values: Tensor
+    delta: GatedDeltaState | None = None
+
+
+class Tokens(NamedTuple):
+    """Embedded tokens of one expert, each group of T under one or T modulations.
+
+    Args:
+        tokens: (B, ..., T, D).
+        modulation: (B, ..., 1 or T, 6 D).
+        table: cos and sin, broadcastable to (B, ..., T, K / 2).
+        time: (B, ..., D) of a video's frames, for its head.
+    """
+
+    tokens: Tensor
+    modulation: Tensor
+    table: tuple[Tensor, Tensor]
+    time: Tensor | None = None
+
+
+class Rule(Protocol):
+    """How tokens meet in a layer; everything else in a block is token by token."""
+
+    def attend(
+        self, kind: str, video: Heads | None, action: Heads | None, memory: LayerMemory | None
+    ) -> tuple[Tensor | None, Tensor | None, LayerMemory | None]:
+        """Attended heads of either expert, (B, ..., T, H K) for its tokens, and the memory after it.
+
+        Args:
+            kind: of the layer. In ``"gdn"`` layers video tokens meet in `delta`, and ``video`` is None.
+        """
+
+    def delta(
+        self, layer: GatedDeltaNet, x: Tensor, state: GatedDeltaState | None
+    ) -> tuple[Tensor, GatedDeltaState | None]:
+        """Video tokens (B, ..., T, D) through the gated delta net, and the state to remember."""
+
+
+def window(groups: Tensor, offsets: tuple[int, ...], frames: int) -> Tensor:
+    """The groups that each of the last ``frames`` groups may see.
+
+    Args:
+        groups: (B, R + F, G, ...) past and present groups, oldest first.
+        offsets: distances back in frames; every one at most R.
+        frames: F.
+
+    Returns:
+        (B, F, len(offsets) * G, ...).
+    """
+    start = groups.shape[1] - frames
+    return torch.cat([groups[:, start - d : start - d + frames] for d in offsets], 2)
+
+
+def window_valid(past: Tensor, offsets: tuple[int, ...], frames: int) -> Tensor:
+    """Which offsets reach a frame that exists: past (B,) frames before the first -> (B, F, offsets) bool."""
+    position = past[:, None, None] + torch.arange(frames, device=past.device)[None, :, None]
+    return position >= torch.tensor(offsets, device=past.device)
+
+
+# streaming ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stream:
+    """F consecutive decisions after the remembered ones: video (B, F, S, L, D), actions (B, F, 1 + N, Da).
+
+    Args:
+        config: of the video expert.
+        past: (B,) frames before the first.
+        names: of the S copies of the frames, ``"clean"`` first; it is remembered.
+        lead: the first action token of a decision is the one that led to its frame.
+    """
+
+    config: VideoConfig
+    past: Tensor
+    names: tuple[str, ...]
+    lead: bool
+    _masks: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def attend(
+        self, kind: str, video: Heads | None, action: Heads | None, memory: LayerMemory | None
+    ) -> tuple[Tensor | None, Tensor | None, LayerMemory | None]:
+        """See `Rule`: keys are the remembered groups in the window, then whatever belongs to the own decision."""
+        assert memory is not None
+        parts = self._parts(video, action)
+        if not parts:
+            return None, None, memory
+        frames = next(iter(parts.values()))[0].shape[1]
+        back = self.config.offsets(kind)[1:]
+        kept = [parts[n][1:] for n in ("lead", self.names[0]) if n in parts]
+        groups = [torch.cat([g[i] for g in kept], 2) if kept else _no_groups(memory.keys, frames) for i in (0, 1)]
+        keys, values = torch.cat([memory.keys, groups[0]], 1), torch.cat([memory.values, groups[1]], 1)
+        q, k, v = ([heads[i] for heads in parts.values()] for i in range(3))
+        if kind not in self._masks:
+            self._masks[kind] = self._mask(
+                {n: h[0].shape[2] for n, h in parts.items()}, back, groups[0].shape[2], frames
+            )
+        out = attend(
+            torch.cat(q, 2),
+            torch.cat([window(keys, back, frames), *k], 2),
+            torch.cat([window(values, back, frames), *v], 2),
+            self._masks[kind],
+        )
+        mixed = dict(zip(parts, out.split([x.shape[2] for x in q], 2), strict=True))
+        if "clean" in self.names:
+            ring = memory.keys.shape[1]
+            memory = memory._replace(keys=keys[:, -ring:], values=values[:, -ring:])
+        actions = [mixed[n] for n in ("lead", "chunk") if n in mixed]
+        return (
+            None if video is None else torch.stack([mixed[n] for n in self.names], 2),
+            torch.cat(actions, 2) if actions else None,
+            memory,
+        )
+
+    def delta(
+        self, layer: GatedDeltaNet, x: Tensor, state: GatedDeltaState | None
+    ) -> tuple[Tensor, GatedDeltaState | None]:
+        """See `Rule`: the clean stream is remembered, the noisy one only reads."""
+        if self.names == ("clean", "noisy"):
+            clean, noisy, state = layer.forward_frames(x[:, :, 0], x[:, :, 1], state)
+            return torch.stack([clean, noisy], 2), state
+        if self.names == ("noisy",) and x.shape[1] > 1:
+            raise ValueError("several noisy frames need the clean ones beside them")
+        out, after = layer(x.flatten(1, 3), state)
+        return out.view_as(x), after if self.names == ("clean",) else state
+
+    def _parts(self, video: Heads | None, action: Heads | None) -> dict[str, Heads]:
+        """Kind of token -> its heads (B, F, T, H, K), in the order of the keys."""
+        parts: dict[str, Heads] = {}
+        if action is not None and self.lead:
+            parts["lead"] = _cut(action, slice(0, 1))
+        if video is not None:
+            parts |= {name: tuple(x[:, :, i] for x in video) for i, name in enumerate(self.names)}  # type: ignore[misc]
+        if action is not None and action[0].shape[2] > self.lead:
+            parts["chunk"] = _cut(action, slice(int(self.lead), None))
+        return parts
+
+    def _mask(self, sizes: dict[str, int], back: tuple[int, ...], group: int, frames: int) -> Tensor:
+        """(B, F, queries, keys) for keys ``[past groups | own kinds]``."""
+        device = self.past.device
+        zero = torch.zeros(1, dtype=torch.int64, device=device)
+        rows = []
+        for query, count in sizes.items():
+            sees = VISIBLE[query]
+            row = torch.cat([related(sees.get(key), zero, zero, zero).expand(size) for key, size in sizes.items()])
+            rows.append(row.expand(count, -1))
+        own = torch.cat(rows)
+        # every kind sees the remembered groups of its window, whole
+        valid = window_valid(self.past, back, frames).repeat_interleave(group, -1)
+        return torch.cat([valid.unsqueeze(2).expand(-1, -1, len(own), -1), own.expand(*valid.shape[:2], -1, -1)], -1)
+
+
+def _cut(heads: Heads, part: slice) -> Heads:
+    q, k, v = heads
+    return q[:, :, part], k[:, :, part], v[:, :, part]
+
+
+def _no_groups(keys: Tensor, frames: int) -> Tensor:
+    """Groups of no tokens: what a layer remembers that only the delta rule runs through."""
+    return keys.new_zeros(len(keys), frames, 0, *keys.shape[3:])
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A chunk at the newest remembered frame: actions (B, 1, N, Da). The video does not run.
+
+    Args:
+        config: of the video expert.
+        past: (B,) frames so far.
+    """
+
+    config: VideoConfig
+    past: Tensor
+
+    def attend(
+        self, kind: str, video: Heads | None, action: Heads | None, memory: LayerMemory | None
+    ) -> tuple[Tensor | None, Tensor | None, LayerMemory | None]:
+        """See `Rule`: `VISIBLE` for "chunk"."""
+        assert memory is not None and action is not None
+        offsets = self.config.offsets(kind)
+        q, k, v = action
+        valid = window_valid(self.past - 1, offsets, 1).repeat_interleave(memory.keys.shape[2], -1)  # (B, 1, keys)
+        mask = torch.cat([valid, valid.new_ones(len(self.past), 1, q.shape[2])], -1).unsqueeze(2)
+        keys = torch.cat([window(memory.keys, offsets, 1), k], 2)
+        return None, attend(q, keys, torch.cat([window(memory.values, offsets, 1), v], 2), mask), memory
+
+    def delta(
+        self, layer: GatedDeltaNet, x: Tensor, state: GatedDeltaState | None
+    ) -> tuple[Tensor, GatedDeltaState | None]:
+        """Never asked: there are no frames."""
+        raise ValueError("a chunk is proposed from what is remembered; frames are not computed with it")
+
+
+@dataclass(frozen=True)
+class Joint:
+    """N future actions (B, N, Da) and the N frames that they lead to (B, N, L, D), after the remembered ones.
+
+    Args:
+        config: of the video expert.
+        past: (B,) frames so far.
+    """
+
+    config: VideoConfig
+    past: Tensor
+    _masks: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def attend(
+        self, kind: str, video: Heads | None, action: Heads | None, memory: LayerMemory | None
+    ) -> tuple[Tensor | None, Tensor | None, LayerMemory | None]:
+        """See `Rule`."""
+        assert memory is not None and action is not None
+        number, length = action[0].shape[1], 0 if video is None else video[0].shape[2]
+        q, keys, values = action[0], [memory.keys.flatten(1, 2), action[1]], [memory.values.flatten(1, 2), action[2]]
+        if video is not None:
+            frames = [x.flatten(1, 2) for x in video]
+            q = torch.cat([q, frames[0]], 1)
+            keys, values = [*keys, frames[1]], [*values, frames[2]]
+        if kind not in self._masks:
+            self._masks[kind] = self._mask(kind, number, length, *memory.keys.shape[1:3])
+        k, v, mask = torch.cat(keys, 1), torch.cat(values, 1), self._masks[kind]
+        out = attend(q[:, None], k[:, None], v[:, None], mask[:, None]).squeeze(1)
+        heads = None if video is None else out[:, number:].unflatten(1, (number, length))
+        return heads, out[:, :number], memory
+
+    def delta(
+        self, layer: GatedDeltaNet, x: Tensor, state: GatedDeltaState | None
+    ) -> tuple[Tensor, GatedDeltaState | None]:
+        """See `Rule`: frames in order, nothing of them is remembered."""
+        return layer(x.flatten(1, 2), state)[0].view_as(x), state
+
+    def _mask(self, kind: str, number: int, length: int, ring: int, group: int) -> Tensor:
+        """(B, queries, keys) for queries ``[actions | frames]`` and keys ``[remembered groups | actions | frames]``."""
+        device = self.past.device
+        offsets = torch.tensor(self.config.offsets(kind), device=device)
+        step = torch.arange(number, device=device)
+        remembered = torch.arange(-ring, 0, device=device)  # counted from the first future frame
+        keys = {
+            "clean": remembered.repeat_interleave(group),
+            "action": step,
+            "frame": step.repeat_interleave(length),
+        }
+        rows = []
+        for query in ("action", "frame"):
+            frame = keys[query][:, None]
+            rows.append(torch.cat([related(VISIBLE[query][k], frame, at, offsets) for k, at in keys.items()], 1))
+        exists = (-1 - keys["clean"] < self.past[:, None]).unsqueeze(1)  # (B, 1, R G)
+        seen = torch.cat(rows).expand(len(self.past), -1, -1)
+        return torch.cat([seen[..., : exists.shape[-1]] & exists, seen[..., exists.shape[-1] :]], -1)
+
+
+# whole clips ----------------------------------------------------------------------------------------------------------
+
+
+class Mixing(Protocol):
+    """Where the tokens of a clip meet on one or several devices. ``parallel`` offers others than `Local`."""
+
+    def split(self, video: Tokens) -> Tokens:
+        """The share of the tokens that is computed here."""
+
+    def join(self, tokens: Tensor) -> Tensor:
+        """Everybody's share of the output tokens (B, F, L, D)."""
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, pattern: ClipPattern) -> Tensor:
+        """(B, Tq, H, K), (B, Tk, H, K) twice -> (B, Tq, H, K)."""
+
+    def delta(self, layer: GatedDeltaNet, x: Tensor) -> Tensor:
+        """(B, F, L, D) -> (B, F, L, D), in raster order from an empty memory."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """All tokens on this device. ``engine`` overrides the choice of the attention engine."""
+
+    engine: str | None = None
+
+    def split(self, video: Tokens) -> Tokens:
+        return video
+
+    def join(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, pattern: ClipPattern) -> Tensor:
+        return clip_attention(q, k, v, pattern, self.engine)
+
+    def delta(self, layer: GatedDeltaNet, x: Tensor) -> Tensor:
+        return layer(x.flatten(1, 2))[0].view_as(x)
+
+
+LOCAL = Local()
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A whole clip (B, F, L, D), actions (B, N, Da), or both; or actions over the memory of observed frames.
+
+    The default flags are the rule of the released world-action weights: neither expert sees the other's future.
+
+    Args:
+        config: of the video expert.
+        history: observed latent frames at the start of the clip.
+        restrict_history: their tokens see only each other.
+        actions_see_future: actions see the frames after the history (joint quality, inverse mode).
+        video_sees_actions: a future frame sees the actions that lead up to it (forward mode).
+        window_unit: windows counted in latent frames or in tokens.
+        pad_dilated: zero keys that pad a dilated token window take part in its softmax.
+        mixing: where tokens meet.
+        keep: remember the frames; of a long clip their keys and values are as large as the weights.
+    """
+
+    config: VideoConfig
+    history: int = 1
+    restrict_history: bool = True
+    actions_see_future: bool = False
+    video_sees_actions: bool = False
+    window_unit: Literal["frame", "token"] = "frame"
+    pad_dilated: bool = True
+    mixing: Mixing = LOCAL
+    keep: bool = False
+
+    def sees(self, query: str, key: str) -> Relation | None:
+        """`VISIBLE` under these flags."""
+        let_in = {
+            ("history", "future"): not self.restrict_history,
+            ("plan", "future"): self.actions_see_future,
+            ("future", "plan"): self.video_sees_actions,
+        }
+        return VISIBLE[query].get(key) if let_in.get((query, key), True) else None
+
+    def pattern(self, kind: str, frames: int, tokens: int, actions: int) -> ClipPattern:
+        """The rule in one softmax layer of that kind."""
+        return ClipPattern(
+            kind,
+            frames,
+            tokens,
+            actions,
+            self.config.window,
+            self.config.dilation,
+            self.window_unit,
+            self.history,
+            restrict_history=self.sees("history", "future") is None,
+            actions_see_future=self.sees("plan", "future") is not None,
+            video_sees_actions=self.sees("future", "plan") is not None,
+            pad_dilated=self.pad_dilated,
+        )
+
+    def attend(
+        self, kind: str, video: Heads | None, action: Heads | None, memory: LayerMemory | None
+    ) -> tuple[Tensor | None, Tensor | None, LayerMemory | None]:
+        """See `Rule`. To actions, remembered frames are one block of keys, however many there are."""
+        number = 0 if action is None else action[0].shape[1]
+        if kind == "gdn":  # the experts do not meet here
+            if action is None:
+                return None, None, None
+            return None, self.mixing.attention(*action, ClipPattern("fa", 0, 1, number)).flatten(2), None
+        if video is not None:
+            frames, tokens = video[0].shape[1:3]
+            queries, keys, values = ([x.flatten(1, 2)] for x in video)
+        else:
+            assert memory is not None
+            keys, values, queries = [memory.keys.flatten(1, 2)], [memory.values.flatten(1, 2)], []
+            frames, tokens = 1, keys[0].shape[1]
+        if action is not None:
+            queries, keys, values = ([*a, b] for a, b in zip((queries, keys, values), action, strict=True))
+        q, k, v = (torch.cat(x, 1) for x in (queries, keys, values))
+        out = self.mixing.attention(q, k, v, self.pattern(kind, frames, tokens, number)).flatten(2)
+        kept = LayerMemory(video[1], video[2]) if self.keep and video is not None else None
+        return (
+            None if video is None else out[:, : frames * tokens].unflatten(1, (frames, tokens)),
+            None if action is None else out[:, -number:],
+            kept,
+        )
+
+    def delta(
+        self, layer: GatedDeltaNet, x: Tensor, state: GatedDeltaState | None
+    ) -> tuple[Tensor, GatedDeltaState | None]:
+        """See `Rule`: raster order from an empty memory."""
+        return self.mixing.delta(layer, x), None
