@@ -13,7 +13,7 @@ from gymnasium.envs.registration import register
 if TYPE_CHECKING:
     from kairos_env.env.env import WorldModelEnv
     from kairos_env.env.vector_env import WorldModelVectorEnv
-    from kairos_env.records import ActionChunk, Episode, Observation, RobotSpec, SpecMismatch, Transition
+    from kairos_env.records import ActionChunk, Episode, Observation, RobotSpec, SpecMismatch
     from kairos_env.sims.libero.env import LiberoEnv
     from kairos_env.sims.libero.vector_env import LiberoVectorEnv
     from kairos_env.sims.tabletop.env import RobosuiteEnv
@@ -29,7 +29,6 @@ _LAZY = {
     "Observation": "kairos_env.records",
     "RobotSpec": "kairos_env.records",
     "SpecMismatch": "kairos_env.records",
-    "Transition": "kairos_env.records",
     "LiberoEnv": "kairos_env.sims.libero.env",
     "LiberoVectorEnv": "kairos_env.sims.libero.vector_env",
     "RobosuiteEnv": "kairos_env.sims.tabletop.env",
@@ -48,7 +47,6 @@ __all__ = [
     "RobosuiteEnv",
     "RobotSpec",
     "SpecMismatch",
-    "Transition",
     "WorldModel",
     "WorldModelEnv",
     "WorldModelVectorEnv",

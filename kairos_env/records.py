@@ -239,18 +239,6 @@ class ActionChunk:
 
 
 @dataclass(frozen=True)
-class Transition:
-    """One decision and what came of it."""
-
-    observation: Observation
-    action: Array
-    reward: float
-    terminated: bool
-    truncated: bool
-    next_observation: Observation
-
-
-@dataclass(frozen=True)
 class Episode:
     """A recorded episode of T decisions, hence T + 1 observations.
 
@@ -262,7 +250,7 @@ class Episode:
         success: bool (T,), the simulator's own predicate after each action.
         task, instruction: what the robot was asked to do.
         source: who acted (``"expert"``, ``"random"``, ``"noisy_expert"``, a policy's name).
-        seed, initial_state_id: reproduce the start.
+        seed, initial_state: reproduce the start.
         labels: privileged or hindsight arrays with leading T or T + 1, absent in most datasets. The
             simulator recorder writes ``object_position`` (T + 1, 3), ``goal_position`` (T + 1, 3) and, for
             every task of ``label_tasks``, ``task_rewards`` (T, tasks), ``task_success`` (T, tasks) and
@@ -285,7 +273,7 @@ class Episode:
     instruction: str = ""
     source: str = ""
     seed: int = -1
-    initial_state_id: int = -1
+    initial_state: int = -1
     labels: Mapping[str, Array] = field(default_factory=dict)
     label_tasks: Sequence[str] = ()
     proprio_mask: Array | None = None
@@ -318,3 +306,8 @@ class Episode:
     def observation(self, step: int) -> Observation:
         """The observation before action ``step`` (0 ... T)."""
         return Observation({k: v[step] for k, v in self.images.items()}, self.proprio[step], self.instruction)
+
+
+def stored_initial_state(attributes: Mapping[str, Any]) -> int:
+    """The initial state that a file's ``attributes`` name; older files call it ``initial_state_id``. -1: none."""
+    return int(attributes.get("initial_state", attributes.get("initial_state_id", -1)))

@@ -104,7 +104,7 @@ def import_(folder: Path) -> bool:
             wrong += ["labels"] if set(one.labels) != set(other.labels) else []
             for name in one.labels:
                 wrong += _unequal(name, one.labels[name], other.labels[name])
-            for name in ("task", "instruction", "source", "seed", "initial_state_id"):
+            for name in ("task", "instruction", "source", "seed", "initial_state"):
                 wrong += [name] if getattr(one, name) != getattr(other, name) else []
         pixels = [np.concatenate([e.images["scene"] for e in episodes]) for episodes in (after, before)]
         fine &= _report("Kairos", path, pixels[0], pixels[1], images, wrong)

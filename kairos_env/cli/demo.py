@@ -218,7 +218,7 @@ def act(
         simulator_options={"cameras": [c.name for c in model.spec.cameras], "image_size": model.spec.cameras[0].height},
         model=str(args.model),
         device=args.device,
-        first_initial_state_id=FIRST_START,
+        first_initial_state=FIRST_START,
         max_decisions=DECISIONS,
         workers=0,
         videos=1,

@@ -58,7 +58,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "record": Command(
         "record episodes of the simulator into a folder of HDF5 files",
         "kairos record --out runs/record --episodes 2000 --workers 2\n"
-        "kairos record --out runs/heldout --episodes 100 --first-initial-state-id 1000000\n"
+        "kairos record --out runs/heldout --episodes 100 --first-initial-state 1000000\n"
         "kairos record --out runs/push --tasks push --behaviours expert=0.5,random=0.5\n" + _CONTINUED,
         "record:record",
     ),

@@ -14,7 +14,7 @@ def record(parser: argparse.ArgumentParser) -> Run:
     from kairos_env.collect.recorder import RecordConfig
     from kairos_env.collect.recorder import record as run_recorder
 
-    add_options(parser, RecordConfig)
+    add_options(parser, RecordConfig, aliases={"first_initial_state": "--first-initial-state-id"})
 
     def run(args: argparse.Namespace) -> int:
         folder = run_recorder(read_options(args, RecordConfig))

@@ -131,7 +131,7 @@ class AttemptPlan:
 
     number: int
     seed: int
-    initial_state_id: int
+    initial_state: int
     noise: float  # 0: the actor acts undisturbed
     actor: str = "expert"
 
@@ -181,7 +181,7 @@ def demonstrate(
         "benchmark": "libero",
         "suite": task.suite,
         "task": task.name,
-        "initial_state": plan.initial_state_id,
+        "initial_state": plan.initial_state,
     }
     raw, info = env.reset(seed=plan.seed, options=options)
     seen = [Observation.from_gym(raw, task.instruction)]
@@ -221,7 +221,7 @@ def demonstrate(
         instruction=task.instruction,
         source=plan.source,
         seed=plan.seed,
-        initial_state_id=plan.initial_state_id,
+        initial_state=plan.initial_state,
         labels={"expert_actions": np.array(experts, np.float32)[:, None], "object_position": np.array(objects)},
         label_tasks=(task.name,),
     )

@@ -49,7 +49,7 @@ class ExportConfig:
         decisions: an imagined episode ends after so many, or in success.
         steps: denoising steps of one imagined decision; 0 is the model's default.
         seed: of imagination; everything follows from it and the episode's number.
-        first_initial_state_id: of starts from a simulator.
+        first_initial_state: of starts from a simulator.
         device: of the model.
     """
 
@@ -66,7 +66,7 @@ class ExportConfig:
     decisions: int = 24
     steps: int = 0
     seed: int = 0
-    first_initial_state_id: int = INITIAL_STATES["export"].start
+    first_initial_state: int = INITIAL_STATES["export"].start
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class ExportConfig:
         for name in ("imagine", "episodes", "fps", "steps", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        check_initial_states(self.first_initial_state_id, self.imagine)
+        check_initial_states(self.first_initial_state, self.imagine)
         if self.decisions < 1:
             raise ValueError(f"decisions must be at least 1, got {self.decisions}")
 
@@ -180,7 +180,7 @@ def imagine(env: WorldModelEnv, policy: Policy, seed: int, options: dict[str, An
         task=info["task"],
         instruction=info["instruction"],
         seed=seed,
-        initial_state_id=options.get("initial_state", -1),
+        initial_state=options.get("initial_state", -1),
         labels={
             "imagined": np.arange(len(seen)) > 0,
             "uncertainty": np.array([i["uncertainty"] for i in infos], np.float32),
@@ -230,7 +230,7 @@ def _starts(config: ExportConfig, model: WorldModel) -> tuple[Any, WhereFrom]:
         return recording[0].observation(0), recorded
 
     def simulated(number: int, seed: int) -> tuple[dict[str, Any], str]:
-        chosen = config.first_initial_state_id + number
+        chosen = config.first_initial_state + number
         return {"initial_state": chosen}, f"{config.start}: initial state {chosen}"
 
     return config.start, simulated

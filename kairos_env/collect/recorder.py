@@ -64,7 +64,7 @@ class RecordConfig:
         behaviours: who acts -> weight, see `sims.behaviours`.
         cameras: names of the cameras to render.
         image_size: height and width of their images in pixels.
-        first_initial_state_id: episode i starts from initial state ``first_initial_state_id + i``. Keep the
+        first_initial_state: episode i starts from initial state ``first_initial_state + i``. Keep the
             ranges of training and held-out data apart.
         episodes_per_file: size of a finished shard.
     """
@@ -80,7 +80,7 @@ class RecordConfig:
     )
     cameras: tuple[str, ...] = ("scene",)
     image_size: int = 64
-    first_initial_state_id: int = INITIAL_STATES["training"].start
+    first_initial_state: int = INITIAL_STATES["training"].start
     episodes_per_file: int = 50
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class RecordConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}")
-        check_initial_states(self.first_initial_state_id, self.episodes)
+        check_initial_states(self.first_initial_state, self.episodes)
         for name in ("tasks", "behaviours"):
             weights = getattr(self, name)
             if not weights or min(weights.values()) < 0 or not 0 < sum(weights.values()) < float("inf"):
@@ -107,7 +107,7 @@ class EpisodePlan:
     seed: int
     task: str
     behaviour: str
-    initial_state_id: int
+    initial_state: int
 
 
 def plan_episode(config: RecordConfig, index: int) -> EpisodePlan:
@@ -119,7 +119,7 @@ def plan_episode(config: RecordConfig, index: int) -> EpisodePlan:
         return str(rng.choice(list(weights), p=p / p.sum()))
 
     task, behaviour = draw(config.tasks), draw(config.behaviours)
-    return EpisodePlan(index, int(rng.integers(2**31)), task, behaviour, config.first_initial_state_id + index)
+    return EpisodePlan(index, int(rng.integers(2**31)), task, behaviour, config.first_initial_state + index)
 
 
 def record_episode(env: Any, plan: EpisodePlan, decisions: int) -> Episode:
@@ -133,7 +133,7 @@ def record_episode(env: Any, plan: EpisodePlan, decisions: int) -> Episode:
     """
     rng = np.random.default_rng([plan.seed, 1])
     observation, info = env.reset(
-        seed=plan.seed, options={"initial_state": plan.initial_state_id, "task": plan.task}
+        seed=plan.seed, options={"initial_state": plan.initial_state, "task": plan.task}
     )
     tasks = tuple(info["task_success"])
     behaviour = BEHAVIOURS[plan.behaviour](env, plan.task, rng)
@@ -160,7 +160,7 @@ def record_episode(env: Any, plan: EpisodePlan, decisions: int) -> Episode:
         instruction=info["instruction"],
         source=plan.behaviour,
         seed=plan.seed,
-        initial_state_id=plan.initial_state_id,
+        initial_state=plan.initial_state,
         labels={
             "expert_actions": np.array(experts, np.float32),
             "task_rewards": rewards,

@@ -31,7 +31,7 @@ class Demonstration:
     name: str
     suite: str
     task: int | str
-    initial_state_id: int
+    initial_state: int
     seed: int
     actions: Array
     action_repeat: int
@@ -77,7 +77,7 @@ def read_demonstrations(path: str | Path) -> Iterator[Demonstration]:
             )
         episode = recording[index]
         repeat = round(20 / recording.spec.control_rate_hz)
-        start = (episode.initial_state_id, episode.seed)
+        start = (episode.initial_state, episode.seed)
         hand, success = episode.proprio[:, :3], bool(episode.success.any())
         yield Demonstration(name, suite, episode.task, *start, episode.actions, repeat, hand, success)
 
@@ -104,7 +104,7 @@ def replay(env: Any, demonstration: Demonstration) -> Replayed:
         "benchmark": "libero",
         "suite": demonstration.suite,
         "task": demonstration.task,
-        "initial_state": demonstration.initial_state_id,
+        "initial_state": demonstration.initial_state,
     }
     seen, info = env.reset(seed=demonstration.seed, options=options)
     hands = [seen["proprio"][:3]]

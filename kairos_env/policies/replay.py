@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kairos_env.policies.scripted import ReplayPolicy
-from kairos_env.records import ActionChunk, Array, Observation, RobotSpec
+from kairos_env.records import ActionChunk, Array, Observation, RobotSpec, stored_initial_state
 
 _LIBERO_RATE_HZ = 20.0  # where a file does not say it
 
@@ -100,6 +100,6 @@ def _read_hdf5(path: Path) -> tuple[dict[int, Array], float]:
         for name in sorted(data, key=lambda name: (len(name), name)):
             extras = data[name].get("kairos")
             if extras is not None:
-                found.setdefault(int(extras.attrs["initial_state_id"]), data[name]["actions"][()])
+                found.setdefault(stored_initial_state(extras.attrs), data[name]["actions"][()])
         described = json.loads(data.attrs.get("kairos", "{}"))
     return found, float(described.get("control_rate_hz", _LIBERO_RATE_HZ))

@@ -99,7 +99,7 @@ def make_slow(config: RecordConfig) -> StandIn:
 
 
 def make_failing(config: RecordConfig) -> StandIn:
-    return StandIn(fails_at=config.first_initial_state_id + 2)
+    return StandIn(fails_at=config.first_initial_state + 2)
 
 
 def make_nothing(config: RecordConfig) -> StandIn:
@@ -125,7 +125,7 @@ def record_quietly(config: RecordConfig, make_env: Any = make_stand_in) -> Path:
 
 def contents(episode: Episode) -> list[Any]:
     arrays = [episode.proprio, episode.actions, episode.rewards, *episode.images.values(), *episode.labels.values()]
-    facts = [episode.task, episode.instruction, episode.source, episode.seed, episode.initial_state_id]
+    facts = [episode.task, episode.instruction, episode.source, episode.seed, episode.initial_state]
     return [a.tobytes() for a in arrays] + facts
 
 
@@ -146,7 +146,7 @@ def test_a_recording_is_complete_and_labelled_for_every_task(tmp_path: Path) -> 
     for index, episode in enumerate(episodes):
         plan = plan_episode(config_for(tmp_path), index)
         assert (episode.task, episode.source, episode.seed) == (plan.task, plan.behaviour, plan.seed)
-        assert episode.initial_state_id == 100_000 + index
+        assert episode.initial_state == 100_000 + index
         assert episode.instruction == f"please {plan.task}"
         assert {k: v.shape for k, v in episode.labels.items()} == {
             "expert_actions": (7, 2, 4),
@@ -240,7 +240,7 @@ def test_a_simulator_that_does_not_start_says_why(tmp_path: Path) -> None:
     [
         ({"episodes": 0}, "episodes must be at least 1, got 0"),
         ({"seed": -1}, "seed must be >= 0"),
-        ({"first_initial_state_id": 299_999}, "reach beyond those for training"),
+        ({"first_initial_state": 299_999}, "reach beyond those for training"),
         ({"behaviours": {"expret": 1.0}}, "unknown behaviour expret; choose among expert"),
         ({"tasks": {"reach": 0.0}}, "positive sum"),
         ({"tasks": {"reach": -1.0, "push": 2.0}}, "weights >= 0"),

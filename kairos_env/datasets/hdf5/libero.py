@@ -51,7 +51,7 @@ from kairos_env.datasets.hdf5.files import (
 )
 from kairos_env.datasets.hdf5.libero_write import EXTRAS
 from kairos_env.embodiments import libero_panda
-from kairos_env.records import Array, Camera, Episode, RobotSpec
+from kairos_env.records import Array, Camera, Episode, RobotSpec, stored_initial_state
 
 Pairing = Literal["before", "after"]
 Pictures = Literal["opengl", "opencv", "turned"]
@@ -132,7 +132,8 @@ class LiberoFile(Hdf5Episodes):
         more: dict[str, Any] = {"source": "human"}
         if extras is not None:
             attrs = extras.attrs
-            more = {"source": text(attrs["source"])} | {k: int(attrs[k]) for k in ("seed", "initial_state_id")}
+            more = {"source": text(attrs["source"]), "seed": int(attrs["seed"])}
+            more["initial_state"] = stored_initial_state(attrs)
             if "expert_actions" in extras:
                 experts = numbers(extras, "expert_actions", len(actions) + 1, 7)
                 more |= {"labels": {"expert_actions": experts[:, None]}, "label_tasks": (task,)}

@@ -4,7 +4,7 @@
 row i the frame *before* action i. What else an `Episode` knows lies where LIBERO's tools do not look::
 
     data                              attrs: kairos (json: task, instruction, action_repeat, control_rate_hz, metadata)
-    data/demo_<i>/kairos              attrs: source, seed, initial_state_id
+    data/demo_<i>/kairos              attrs: source, seed, initial_state
     data/demo_<i>/kairos/last_obs/    the same names as in ``obs``, with one row: what was seen after the last action
     data/demo_<i>/kairos/expert_actions   (R + 1, 7) what the expert would have done at each frame
     data/demo_<i>/kairos/object_position  (R + 1, 3) where the object of the task was, in metres
@@ -121,7 +121,7 @@ class LiberoWriter(NewFile):
         group["robot_states"] = np.concatenate([fingers, position, _quaternions(turn)], axis=1)[:rows]
         numbers = {"ee_pos": position, "ee_ori": turn, "ee_states": proprio[:, :6], "gripper_states": fingers}
         extras = group.create_group(EXTRAS)
-        for key in ("source", "seed", "initial_state_id"):
+        for key in ("source", "seed", "initial_state"):
             extras.attrs[key] = getattr(episode, key)
         for part, frames in (
             (group.create_group("obs"), slice(rows)),

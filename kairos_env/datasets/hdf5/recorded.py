@@ -4,7 +4,7 @@ One file::
 
     data                         attrs: total (decisions in the file), env_args (json), robot_spec (json),
                                         metadata (json), kairos_format
-    data/demo_<i>                attrs: num_samples (T), task, instruction, source, seed, initial_state_id,
+    data/demo_<i>                attrs: num_samples (T), task, instruction, source, seed, initial_state,
                                         label_tasks (json list)
     data/demo_<i>/actions        (T, A) float32, physical units
     data/demo_<i>/rewards        (T,) float32
@@ -38,7 +38,7 @@ from kairos_env.datasets.hdf5.files import (
     open_file,
     write_images,
 )
-from kairos_env.records import Array, Episode, RobotSpec
+from kairos_env.records import Array, Episode, RobotSpec, stored_initial_state
 
 FORMAT_VERSION = 1
 
@@ -89,7 +89,7 @@ class EpisodeWriter(NewFile):
             raise BrokenEpisode(f"cannot write {name!r} to {self.path}: {problem}")
         group = data.create_group(name)
         group.attrs["num_samples"] = len(episode)
-        for key in ("task", "instruction", "source", "seed", "initial_state_id"):
+        for key in ("task", "instruction", "source", "seed", "initial_state"):
             group.attrs[key] = getattr(episode, key)
         group.attrs["label_tasks"] = json.dumps(list(episode.label_tasks))
         dones = np.zeros(len(episode), np.int64)
@@ -252,7 +252,7 @@ def _episode(group: Any, spec: RobotSpec) -> Episode:
         instruction=str(attrs.get("instruction", "")),
         source=str(attrs.get("source", "")),
         seed=int(attrs.get("seed", -1)),
-        initial_state_id=int(attrs.get("initial_state_id", -1)),
+        initial_state=stored_initial_state(attrs),
         labels={k.removeprefix("labels/"): v for k, v in loaded.items() if k.startswith("labels/")},
         label_tasks=tuple(json.loads(attrs.get("label_tasks", "[]"))),
     )

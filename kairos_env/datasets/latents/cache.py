@@ -32,11 +32,11 @@ from typing import Any, overload
 import numpy as np
 
 from kairos_env.datasets.hdf5.files import BrokenEpisode
-from kairos_env.records import Array, Episode, RobotSpec
+from kairos_env.records import Array, Episode, RobotSpec, stored_initial_state
 from kairos_env.runs import WriteLock, atomic_write, remove_leftovers
 
 FORMAT = 1
-_WORDS = ("task", "instruction", "source", "seed", "initial_state_id", "outcome_known")
+_WORDS = ("task", "instruction", "source", "seed", "initial_state", "outcome_known")
 _MASKS = ("proprio_mask", "action_mask")
 
 
@@ -353,6 +353,8 @@ class LatentCache(Sequence[Episode]):
         for part in ("latents", "labels"):
             episode[part] = {k.removeprefix(f"{part}/"): v for k, v in arrays.items() if k.startswith(f"{part}/")}
         words = {**record.words, "label_tasks": tuple(record.words["label_tasks"])}
+        words["initial_state"] = stored_initial_state(words)
+        words.pop("initial_state_id", None)
         return Episode(images={}, encoder=self.origin.encoder, **episode, **words)
 
 

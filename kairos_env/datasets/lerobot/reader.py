@@ -25,7 +25,7 @@ from kairos_env.datasets.lerobot.meta import LABEL, DatasetError, StoredEpisode,
 from kairos_env.datasets.lerobot.parquet import EpisodeRows
 from kairos_env.datasets.statistics import RunningStatistics, Statistics, join
 from kairos_env.datasets.video.reader import BrokenVideo, VideoFrames
-from kairos_env.records import Array, Episode, RobotSpec
+from kairos_env.records import Array, Episode, RobotSpec, stored_initial_state
 
 # A frame belongs to a row if it lies within this share of a frame's duration of the row's time.
 _TOLERANCE = 0.25
@@ -327,7 +327,7 @@ class LeRobotData(Sequence[Episode]):
             instruction=text,
             source=str(notes.get("source", "demonstration")),
             seed=int(notes.get("seed", -1)),
-            initial_state_id=int(notes.get("initial_state_id", -1)),
+            initial_state=stored_initial_state(notes),
             labels=self._labels(rows, frames, decisions),
             label_tasks=(task,) if label_tasks is None else tuple(label_tasks),  # None: each its own
             outcome_known=bool(mapping.reward or mapping.success),

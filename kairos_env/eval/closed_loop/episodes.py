@@ -38,7 +38,7 @@ class EvalConfig:
         model: checkpoint of the learned policies and planners.
         device: of the model.
         state_model: folder of the state model, for ``state_cem``; the default is the bundled one.
-        first_initial_state_id: episode i starts from ``first_initial_state_id + i``; training data use other ids.
+        first_initial_state: episode i starts from ``first_initial_state + i``; training data use other ids.
         seed: of everything random in policies and simulator, together with the initial state's id.
         max_decisions: an episode that has not succeeded by then is a failure.
         workers: processes. The results do not depend on it.
@@ -56,7 +56,7 @@ class EvalConfig:
     model: str = "kairos-tiny"
     device: str = "cpu"
     state_model: str = "state-model"
-    first_initial_state_id: int = INITIAL_STATES["evaluation"].start
+    first_initial_state: int = INITIAL_STATES["evaluation"].start
     seed: int = 0
     max_decisions: int = 24
     workers: int = 1
@@ -68,7 +68,7 @@ class EvalConfig:
         for name in ("episodes", "max_decisions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("workers", "videos", "seed", "first_initial_state_id"):
+        for name in ("workers", "videos", "seed", "first_initial_state"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not self.policies or not self.tasks:
@@ -76,7 +76,7 @@ class EvalConfig:
 
     def jobs(self) -> list[Job]:
         """Every job, episode by episode, so that a run that is stopped early has looked at everything."""
-        ids = range(self.first_initial_state_id, self.first_initial_state_id + self.episodes)
+        ids = range(self.first_initial_state, self.first_initial_state + self.episodes)
         return [
             Job(policy, self.simulator, task, state_id, self.seed)
             for state_id in ids
@@ -188,7 +188,7 @@ class EpisodeRunner:
 
     def run(self, job: Job) -> Row:
         """One episode."""
-        filmed = job.initial_state < self.config.first_initial_state_id + self.config.videos
+        filmed = job.initial_state < self.config.first_initial_state + self.config.videos
         episode = play(self.env, self.policies[job.policy], job, self.config.max_decisions)
         if filmed:
             write_film(Path(self.config.output), job, episode)

@@ -40,7 +40,7 @@ class CorrelationConfig:
         simulator: the reality.
         imagination: the environment that imagines from a start of the simulator.
         success_threshold: imagined probability from which an imagined episode has succeeded.
-        first_initial_state_id: of the starts.
+        first_initial_state: of the starts.
         seed: of policies and imagination.
         max_decisions: of an episode, in both.
         workers: processes.
@@ -64,7 +64,7 @@ class CorrelationConfig:
     simulator: str = "Kairos-Robosuite-v0"
     imagination: str = "Kairos-WorldModel-v0"
     success_threshold: float = 0.5
-    first_initial_state_id: int = INITIAL_STATES["correlation"].start
+    first_initial_state: int = INITIAL_STATES["correlation"].start
     seed: int = 0
     max_decisions: int = 24
     workers: int = 1
@@ -90,7 +90,7 @@ class CorrelationConfig:
             simulator_options=options,
             model=self.model,
             device=self.device,
-            first_initial_state_id=self.first_initial_state_id,
+            first_initial_state=self.first_initial_state,
             seed=self.seed,
             max_decisions=self.max_decisions,
             workers=self.workers,

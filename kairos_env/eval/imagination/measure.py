@@ -55,7 +55,7 @@ class ImaginationConfig:
             ``<output>/episodes``, from starts that no training data use.
         episodes: how many, moving or not.
         decisions: length of the episodes that are recorded here.
-        first_initial_state_id: of the episodes that are recorded here.
+        first_initial_state: of the episodes that are recorded here.
         horizons: decisions after the last observed frame.
         context: real frames observed before imagining.
         steps: denoising steps; 0 is the model's default.
@@ -71,7 +71,7 @@ class ImaginationConfig:
     data: str = ""
     episodes: int = 60
     decisions: int = 50
-    first_initial_state_id: int = INITIAL_STATES["imagination"].start
+    first_initial_state: int = INITIAL_STATES["imagination"].start
     horizons: tuple[int, ...] = HORIZONS
     context: int = 1
     steps: int = 0
@@ -129,7 +129,7 @@ def _record(config: ImaginationConfig, model: WorldModel, progress: bool) -> Pat
             decisions=config.decisions,
             cameras=tuple(camera.name for camera in model.spec.cameras),
             image_size=model.spec.cameras[0].height,
-            first_initial_state_id=config.first_initial_state_id,
+            first_initial_state=config.first_initial_state,
         ),
         progress=progress,
     )
@@ -187,7 +187,7 @@ def evaluate_imagination(
     values = {c: {m: np.full(shape, math.nan) for m in METRICS} for c in CONDITIONS}
     moved, own_success = np.full(shape, math.nan), np.full((len(moving), 2), math.nan)
     kept: dict[str, dict[str, Array]] = {}
-    names = tuple(f"{i}: {e.task} {e.source} {e.initial_state_id}" for i, e in enumerate(moving))
+    names = tuple(f"{i}: {e.task} {e.source} {e.initial_state}" for i, e in enumerate(moving))
     # Episodes of one length share a batch, so that nothing is imagined beyond their end.
     order = sorted(range(len(moving)), key=lambda i: len(moving[i]))
     for start in range(0, len(order), batch):

@@ -65,7 +65,7 @@ def unseen_episodes(model: WorldModel, count: int, decisions: int = 24) -> list[
         decisions=decisions,
         cameras=tuple(camera.name for camera in model.spec.cameras),
         image_size=model.spec.cameras[0].height,
-        first_initial_state_id=INITIAL_STATES["theory"].start,
+        first_initial_state=INITIAL_STATES["theory"].start,
     )
     simulator = make_simulator(config)
     try:

@@ -51,7 +51,7 @@ def episode(seed: int = 0, steps: int = 6, task: DemoTask = MILK) -> Episode:
         instruction=task.instruction,
         source="noisy_expert",
         seed=seed,
-        initial_state_id=seed + 3,
+        initial_state=seed + 3,
         labels={
             "expert_actions": rng.uniform(-1, 1, (steps + 1, 1, 7)).astype(np.float32),
             "object_position": rng.uniform(-1, 1, (steps + 1, 3)).astype(np.float32),
@@ -80,7 +80,7 @@ def assert_same(got: Episode, want: Episode) -> None:
     assert set(got.labels) == set(want.labels)
     for name in want.labels:
         np.testing.assert_array_equal(got.labels[name], want.labels[name])
-    for key in ("task", "instruction", "source", "seed", "initial_state_id", "label_tasks"):
+    for key in ("task", "instruction", "source", "seed", "initial_state", "label_tasks"):
         assert getattr(got, key) == getattr(want, key)
 
 
@@ -217,7 +217,7 @@ def test_recording_keeps_successes_in_order_and_counts_the_rest(tmp_path: Path) 
     assert [result.tasks[t] for t in (MILK, BUTTER)] == [(4, 6), (4, 6)] and not result.short
     assert "4 kept,   2 failed" in result.table()
     found = LiberoFile(tmp_path)
-    assert [e.initial_state_id for e in found] == [0, 3, 4, 5] * 2
+    assert [e.initial_state for e in found] == [0, 3, 4, 5] * 2
     assert sorted(p.name for p in tmp_path.iterdir() if p.name[0] != ".") == [
         "attempts",
         "config.json",
@@ -227,7 +227,7 @@ def test_recording_keeps_successes_in_order_and_counts_the_rest(tmp_path: Path) 
     plans = {(t.name, n): plan_attempt(c, t, n) for t in (MILK, BUTTER) for n in range(6)}
     assert {p.source for p in plans.values()} == {"expert", "noisy_expert"}
     for e in found:
-        plan = plans[e.task, e.initial_state_id]
+        plan = plans[e.task, e.initial_state]
         assert (e.source, e.seed) == (plan.source, plan.seed) and e.success[-3:].tolist() == [True] * 3
         apart = np.abs(e.actions - e.labels["expert_actions"][:-1, 0]).max()
         assert (apart > 0.01) == (e.source == "noisy_expert")
@@ -356,7 +356,7 @@ def test_replays_come_to_the_same_places_and_tell_when_they_do_not(tmp_path: Pat
     first = LiberoFile(tmp_path / "demos")[0]
     np.savez(tmp_path / "libero_object_4.npz", actions_0=first.actions, eef_0=first.proprio[:-1, :4])
     (one,) = read_demonstrations(tmp_path / "libero_object_4.npz")
-    assert (one.suite, one.task, one.initial_state_id, one.action_repeat) == ("libero_object", 4, 0, 1)
+    assert (one.suite, one.task, one.initial_state, one.action_repeat) == ("libero_object", 4, 0, 1)
     np.testing.assert_array_equal(one.hand, first.proprio[:-1, :3])
     np.savez(tmp_path / "mine.npz", actions_0=first.actions)
     with pytest.raises(ValueError, match="not named <suite>_<task index>.npz"):

@@ -39,7 +39,7 @@ def make_episode(seed: int = 0, steps: int = 5) -> Episode:
         instruction="push the red cube onto the green disc",
         source="noisy_expert",
         seed=seed,
-        initial_state_id=100 + seed,
+        initial_state=100 + seed,
         labels={
             "expert_actions": numbers(steps + 1, 2, 2),
             "task_rewards": numbers(steps, 2),
@@ -67,7 +67,7 @@ def assert_same(a: Episode, b: Episode) -> None:
         for key in first:
             np.testing.assert_array_equal(first[key], second[key])
             assert first[key].dtype == second[key].dtype, key
-    for name in ("task", "instruction", "source", "seed", "initial_state_id"):
+    for name in ("task", "instruction", "source", "seed", "initial_state"):
         assert getattr(a, name) == getattr(b, name)
     assert tuple(a.label_tasks) == tuple(b.label_tasks)
 
@@ -269,3 +269,11 @@ def test_a_damaged_shard_counts_as_missing(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="shard_0001"):
         assert ShardFolder(tmp_path, episodes=2, per_file=1).missing == [1]
+
+
+def test_a_file_of_the_old_spelling_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "demos.hdf5", [4])
+    with h5py.File(path, "r+") as file:
+        attributes = file["data/demo_0"].attrs
+        attributes["initial_state_id"] = attributes.pop("initial_state")
+    assert EpisodeFile(path)[0].initial_state == 104

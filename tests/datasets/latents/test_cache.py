@@ -110,7 +110,7 @@ def test_everything_but_the_pictures_comes_back(home: Path) -> None:
     assert cache.frames == [n + 1 for n in LENGTHS] and cache.origin.encoder == model.encoder_sha256
     for before, after in zip(recording, cache, strict=True):
         assert not after.images and after.cameras == {"scene", "wrist.left"} and after.encoder == model.encoder_sha256
-        for key in ("task", "instruction", "source", "seed", "initial_state_id", "label_tasks", "proprio_mask"):
+        for key in ("task", "instruction", "source", "seed", "initial_state", "label_tasks", "proprio_mask"):
             assert getattr(after, key) == getattr(before, key)
         for key in ("proprio", "actions", "rewards", "success"):
             new, old = getattr(after, key), getattr(before, key)

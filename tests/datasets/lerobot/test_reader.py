@@ -383,7 +383,7 @@ def test_what_kairos_exported_describes_itself(tmp_path: Path) -> None:
     assert data.spec == spec
     episode = data[1]
     assert (episode.task, episode.instruction, episode.source, episode.seed) == ("push", "push it", "cem", 8)
-    assert episode.initial_state_id == -1
+    assert episode.initial_state == -1
     assert tuple(episode.label_tasks) == ("lift", "push")
     np.testing.assert_array_equal(episode.labels["object_position"], raw.columns["kairos.object_position"][1])
     np.testing.assert_array_equal(episode.labels["task_rewards"], raw.columns["kairos.task_rewards"][1][:-1])

@@ -62,7 +62,7 @@ def episode(seed: int = 0, steps: int = 5, **changes: Any) -> Episode:
         "instruction": ["push it", "lift it", "do something"][seed % 3],
         "source": "noisy_expert",
         "seed": seed + 100,
-        "initial_state_id": 7,
+        "initial_state": 7,
         "labels": {
             "height": rng.normal(size=steps + 1),
             "column": rng.normal(size=(steps, 1)).astype(np.float32),
@@ -97,7 +97,7 @@ def assert_same_numbers(a: Episode, b: Episode) -> None:
     for name, (one, other) in (pairs | {k: (v, b.labels[k]) for k, v in a.labels.items()}).items():
         assert (one.dtype, one.shape) == (other.dtype, other.shape), name
         assert one.tobytes() == other.tobytes(), name
-    for name in ("task", "instruction", "source", "seed", "initial_state_id"):
+    for name in ("task", "instruction", "source", "seed", "initial_state"):
         assert getattr(a, name) == getattr(b, name), name
     assert tuple(a.label_tasks) == tuple(b.label_tasks)
 

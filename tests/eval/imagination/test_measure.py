@@ -64,7 +64,7 @@ def episode(seed: int, steps: int = 8, still: bool = False) -> Episode:
         task="drag",
         instruction="drag it",
         source="toy",
-        initial_state_id=seed,
+        initial_state=seed,
         labels={"object_position": track[:, 3:]},
     )
 
