@@ -3,10 +3,12 @@
     python benchmarks/loader.py
     python benchmarks/loader.py --lerobot-python envs/lerobot/bin/python --data datasets/my-arm
 
-All three cut random windows of ``--frames`` frames out of the same LeRobotDataset (by default one of a scene drawn
+All three cut random clips of ``--frames`` frames out of the same LeRobotDataset (by default one of a scene drawn
 here, 64 x 64 pixels), without transforms, one thread each, in turns: whatever else the machine does slows all of them
-alike. LeRobot runs in its own environment, with the video decoder that it chooses. Frames per CPU-second count what
-was computed, whoever else was running. At last, what share of a training step on a CPU is spent on its data.
+alike. From the cache they come as in training, by the same code (`training.batches.Clips`): whole batches with
+actions, action chunks, outcomes and masks. LeRobot runs in its own environment, with the video decoder that it
+chooses. Frames per CPU-second count what was computed, whoever else was running. At last, what share of a training
+step on a CPU is spent on its data.
 """
 
 from __future__ import annotations
@@ -25,18 +27,17 @@ import numpy as np
 import torch
 
 from kairos_env.collect.encode import EncodeConfig, encode
-from kairos_env.datasets.latents.cache import LatentCache
-from kairos_env.datasets.latents.windows import LatentWindows
 from kairos_env.datasets.lerobot.reader import LeRobotData
 from kairos_env.datasets.lerobot.writer import LeRobotWriter
 from kairos_env.records import Episode
 from kairos_env.runs import describe_machine
 from kairos_env.sims.tabletop.env import TASKS, make_spec
 from kairos_env.training.batches import Clips
-from kairos_env.training.data import DataConfig, instructions, load_mixture
+from kairos_env.training.config import TrainConfig
+from kairos_env.training.loop import step_generator
 from kairos_env.training.losses import world_model_loss
-from kairos_env.training.trainer import TrainConfig
 from kairos_env.world_model.checkpoint import load
+from kairos_env.world_model.model import WorldModel
 
 # Runs where LeRobot is installed: (root, cameras, fps, frames, seconds, seed) -> versions, then its share of a table.
 LEROBOT = """
@@ -110,15 +111,14 @@ def timed(step: Callable[[int], int], seconds: float) -> tuple[int, float, float
     return count, time.perf_counter() - wall, time.process_time() - cpu
 
 
-def from_cache(cache: LatentCache, frames: int, batch: int, seconds: float, seed: int) -> tuple[int, float, float]:
-    windows = LatentWindows([cache], frames, batch, seed)
-    with_cameras = frames * batch * len(cache.spec.cameras)
-    windows[0]
-    stream = windows.stream(first=1)
-    try:
-        return timed(lambda number: with_cameras * (len(next(stream).latents) == batch), seconds)
-    finally:
-        stream.close()  # type: ignore[attr-defined]
+def from_cache(clips: Clips, cameras: int, frames: int, batch: int, seconds: float) -> tuple[int, float, float]:
+    def step(number: int) -> int:
+        drawn = clips.sample(batch, frames, step_generator(0, number))
+        return cameras * drawn.latents.shape[0] * drawn.latents.shape[1]
+
+    for number in range(20):
+        step(number)
+    return timed(step, seconds)
 
 
 def from_videos(data: LeRobotData, frames: int, seconds: float, seed: int) -> tuple[int, float, float]:
@@ -146,23 +146,13 @@ def from_lerobot(python: str, data: LeRobotData, frames: int, seconds: float, se
     return name, (count * len(cameras), wall, cpu)
 
 
-def data_wait(cache: Path, model_name: str, steps: int) -> tuple[float, float, float, float]:
+def data_wait(model: WorldModel, clips: Clips, steps: int) -> tuple[float, float, float, float]:
     """Medians over training steps as `kairos train` does them: wall and CPU seconds of data and of the whole step."""
-    config, data, model = TrainConfig(), load_mixture(DataConfig(str(cache))), load(model_name)
-    views = [[torch.from_numpy(e.latents[c.name]) for c in data.spec.cameras] for e in data.episodes]
-    clips = Clips(
-        data.episodes,
-        views,
-        data.spec,
-        instructions(data.episodes),
-        model.chunk_length,
-        model.normalise_actions,
-        model.normalise_proprio,
-    )
+    config = TrainConfig()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
     rows = []
     for number in range(steps + 1):
-        generator = torch.Generator().manual_seed(number)
+        generator = step_generator(0, number)
         begun = time.perf_counter(), time.process_time()
         batch = clips.sample(config.batch, config.loss.frames + model.chunk_length, generator)
         loaded = time.perf_counter(), time.process_time()
@@ -183,7 +173,7 @@ def main() -> None:
     parser.add_argument("--model", default="kairos-tiny", help="whose tokenizer and training step")
     parser.add_argument("--lerobot-python", help="interpreter with the LeRobot library")
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=32, help="windows drawn at once from the cache")
+    parser.add_argument("--batch", type=int, default=32, help="clips drawn at once from the cache")
     parser.add_argument("--seconds", type=float, default=5, help="of one round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="timed training steps; 0 leaves them out")
@@ -194,9 +184,11 @@ def main() -> None:
         where = Path(options.data) if options.data else make_dataset(Path(folder) / "data", 20, 150, options.speckle)
         data = LeRobotData(where)
         cache = encode(EncodeConfig(str(where), str(Path(folder) / "cache"), options.model))
+        model = load(options.model)
+        clips = Clips(model, list(cache))
         rates = {"latents from the cache": Rate(), "our importer, from the videos": Rate()}
         for number in range(options.rounds):
-            cached = from_cache(cache, options.frames, options.batch, options.seconds, number)
+            cached = from_cache(clips, len(data.spec.cameras), options.frames, options.batch, options.seconds)
             rates["latents from the cache"].rounds.append(cached)
             decoded = from_videos(data, options.frames, options.seconds, number)
             rates["our importer, from the videos"].rounds.append(decoded)
@@ -205,13 +197,13 @@ def main() -> None:
                 rates.setdefault(f"{name}, from the videos", Rate()).rounds.append(row)
         frames = sum(episode.length for episode in data.stored) * len(data.spec.cameras)
         size = sum(file.stat().st_size for file in where.glob("videos/**/*.mp4")) / frames
-        wait = data_wait(cache.folder, options.model, options.steps) if options.steps else None
+        wait = data_wait(model, clips, options.steps) if options.steps else None
 
     machine = describe_machine()
     pixels = ", ".join(f"{c.height} x {c.width}" for c in data.spec.cameras)
     print(f"{machine['processor']}, {machine['cores']} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}")
     print(
-        f"{len(data)} episodes, cameras of {pixels} pixels, {size:.0f} bytes a frame in the videos, windows of "
+        f"{len(data)} episodes, cameras of {pixels} pixels, {size:.0f} bytes a frame in the videos, clips of "
         f"{options.frames} frames, one thread each"
     )
     print(f"{'':43} | {'frames per CPU-s':>16} | {'frames per wall-s':>17} | {'CPU us a frame':>14}")

@@ -6,13 +6,11 @@ import argparse
 import json
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from kairos_env.cli.options import compose, describe
-from kairos_env.media import film_strip, write_png
-from kairos_env.records import Array
+from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import DataConfig, instructions, load_mixture
-from kairos_env.training.trainer import TrainConfig, train
+from kairos_env.training.run import train
 
 
 @dataclass(frozen=True)
@@ -37,14 +35,7 @@ def main(args: argparse.Namespace) -> int:
         return 0
     data = load_mixture(config.data)
     tasks = instructions(data.episodes)
-    folder = train(
-        config, data.episodes, data.spec, tasks, write_strip, weights=data.odds, say=print, pictures=data.pictures
-    )
+    folder = train(config, data.episodes, data.spec, tasks, data.odds, say=print, pictures=data.pictures)
     minutes = time.process_time() / 60
     print(f"finished: {folder} ({minutes:.0f} minutes of processor time)\ntry it:   kairos demo --model {folder}")
     return 0
-
-
-def write_strip(imagined: Array, real: Array, path: Path) -> None:
-    """One validation rollout above what really happened: uint8 (T, H, W, 3) each."""
-    write_png(path, film_strip({"imagined": imagined, "real": real}))

@@ -6,17 +6,20 @@ same clips as an uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kairos_env.records import Episode, RobotSpec
+from kairos_env.records import Array, Episode
+from kairos_env.world_model.model import WorldModel
 
 # An executed action this close to the expert's (in units of half the action range) continues the expert's plan.
 ON_PLAN = 0.5
+OBJECT = "object_position"  # the label that the object read-out learns: (T + 1, 3) in metres
 
 
 @dataclass(frozen=True)
@@ -46,104 +49,61 @@ class Batch:
     action_mask: Tensor
     texts: list[str]
 
+    def part(self, start: int, stop: int | None = None) -> Batch:
+        """Frames ``start`` to ``stop`` of every clip."""
+        kept = {name: getattr(self, name) for name in (*PER_EPISODE, "texts")}
+        return Batch(**kept, **{name: getattr(self, name)[:, start:stop] for name in PER_FRAME})
 
-PER_TASK = ("chunk", "chunk_mask", "reward", "success", "outcome_mask")
+    def to(self, device: torch.device) -> Batch:
+        """The same clips on another device."""
+        moved = {name: getattr(self, name).to(device) for name in (*PER_EPISODE, *PER_FRAME)}
+        return Batch(**moved, texts=self.texts)
+
+
 PER_EPISODE = ("view_mask", "proprio_mask", "action_mask")
+PER_TASK = ("chunk", "chunk_mask", "reward", "success", "outcome_mask")
+PER_FRAME = tuple(f.name for f in dataclasses.fields(Batch) if f.name not in (*PER_EPISODE, "texts"))
 
 
 class Clips:
     """Episodes as flat arrays in memory, from which random clips are cut.
 
     With hindsight labels (the simulator knows reward, success and the expert's action of *every* task in
-    every state) each clip can be read as an episode of any task. With the expert's actions of its own task alone, an
-    episode is read as that task, and the expert's actions are learned in place of those that were executed. Without
-    labels it is behaviour cloning of the task that was recorded.
+    every state) each clip can be read as an episode of any task of the model. With the expert's actions of its own
+    task alone, an episode is read as that task, and the expert's actions are learned in place of those that were
+    executed. Without labels it is behaviour cloning of the task that was recorded.
 
     Args:
-        episodes: each at least ``frames`` observations long.
-        latents: per episode, for each camera of ``spec``, its normalised part (T + 1, C, h, w / cameras). They stay
-            where they are, so that they may be memory maps; clips have them in float32, side by side.
-        spec: of the model.
-        tasks: task name -> instruction.
-        chunk: N.
-        normalise_actions, normalise_proprio: physical array -> normalised tensor.
+        model: knows the robot, the tasks and how values are normalised; pictures are encoded by it, once.
+        episodes: with pictures, or with latents that this model made. Latents stay where they are, so that they may be
+            memory maps of a `LatentCache`.
         weights: how often each episode is drawn, relative to the others; None: all alike.
+
+    Attributes:
+        lengths: observations of each episode.
+
+    Raises:
+        ValueError: latents of another model, or a label of the wrong shape.
     """
 
-    def __init__(
-        self,
-        episodes: Sequence[Episode],
-        latents: Sequence[Sequence[Tensor]],
-        spec: RobotSpec,
-        tasks: Mapping[str, str],
-        chunk: int,
-        normalise_actions: Callable[[np.ndarray], Tensor],
-        normalise_proprio: Callable[[Tensor], Tensor],
-        weights: Sequence[float] | None = None,
-    ) -> None:
-        names = list(tasks)
-        self.columns: dict[str, list[Tensor]] = {}
-        self.views = latents
-        self.lengths: list[int] = []
-        self.texts: list[list[str]] = []  # of each episode, the instructions under which it can be read
-        self.odds = torch.ones(len(episodes)) if weights is None else torch.tensor(weights, dtype=torch.float32)
-        for episode, views in zip(episodes, latents, strict=True):
-            steps, labels = len(episode), episode.labels
-            actions = normalise_actions(episode.actions)
-            hindsight = set(names) <= set(episode.label_tasks) and "task_rewards" in labels
-            own = not hindsight and "expert_actions" in labels and tuple(episode.label_tasks) == (episode.task,)
-            order = [list(episode.label_tasks).index(name) for name in names] if hindsight else [0]
-            texts = list(tasks.values()) if hindsight else [episode.instruction]
-            if hindsight:
-                reward = torch.as_tensor(np.asarray(labels["task_rewards"], np.float32))[:, order]
-                success = torch.as_tensor(np.asarray(labels["task_success"], np.float32))[:, order]
-            else:
-                outcome = np.stack([episode.rewards, episode.success], 1).astype(np.float32)
-                reward, success = torch.from_numpy(outcome).split(1, 1)
-            if hindsight or own:
-                expert = normalise_actions(np.asarray(labels["expert_actions"], np.float32)[:, order])
-            else:
-                expert = torch.cat([actions, actions[-1:]]).unsqueeze(1)
-            objects = torch.as_tensor(np.asarray(labels.get("object_position", np.zeros((steps + 1, 3))), np.float32))
-            # position j of a chunk is right only while the actions before it followed the plan
-            on_plan = ((actions.unsqueeze(1) - expert[:-1]).abs().amax(-1) < ON_PLAN).float()  # (T, tasks)
-            valid = torch.zeros(steps + 1, len(texts), chunk)
-            proposal = torch.zeros(steps + 1, len(texts), chunk, actions.shape[-1])
-            for j in range(chunk):
-                reach = steps + 1 - j if hindsight or own else steps - j
-                if reach <= 0:
-                    continue
-                proposal[:reach, :, j] = expert[j : j + reach]
-                valid[:reach, :, j] = 1.0
-                for i in range(j):
-                    valid[:reach, :, j] *= on_plan[i : i + reach]
-            nothing = torch.zeros(1, len(texts))
-            there = [
-                torch.full(v.shape[-1:], float(c.name in episode.cameras))
-                for c, v in zip(spec.cameras, views, strict=True)
-            ]
-            columns = {
-                "proprio": normalise_proprio(torch.as_tensor(episode.proprio, dtype=torch.float32)),
-                "lead": torch.cat([torch.zeros_like(actions[:1]), actions]),
-                "has_lead": torch.cat([torch.zeros(1), torch.ones(steps)]),
-                "chunk": proposal,
-                "chunk_mask": valid,
-                "reward": torch.cat([nothing, reward]),
-                "success": torch.cat([nothing, success]),
-                "outcome_mask": torch.cat([nothing, torch.full((steps, len(texts)), float(episode.outcome_known))]),
-                "object_position": 10 * objects,
-                "object_mask": torch.full((steps + 1,), float("object_position" in labels)),
-                "view_mask": torch.cat(there),
-                "proprio_mask": _mask(episode.proprio_mask, spec.proprio_dim),
-                "action_mask": _mask(episode.action_mask, spec.action_dim),
-            }
-            for key, value in columns.items():
-                self.columns.setdefault(key, []).append(value)
-            self.lengths.append(steps + 1)
-            self.texts.append(texts)
+    def __init__(self, model: WorldModel, episodes: Sequence[Episode], weights: Sequence[float] | None = None) -> None:
+        require_own_latents(model, episodes)
+        self.lengths = [len(episode) + 1 for episode in episodes]
+        self._odds = torch.ones(len(episodes)) if weights is None else torch.tensor(weights, dtype=torch.float32)
+        self._views = [camera_latents(model, episode) for episode in episodes]
+        read = [_columns(model, episode) for episode in episodes]
+        self._columns, self._texts = [columns for columns, _ in read], [texts for _, texts in read]
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def untaught(self) -> list[str]:
+        """A sentence on each read-out that no episode teaches."""
+        lacking = {
+            "outcome_mask": "no episode says its outcome: the model's reward and success stay untrained",
+            "object_mask": f"no episode has the label {OBJECT!r} (metres): the model's object position stays untrained",
+        }
+        return [text for key, text in lacking.items() if not any(column[key].any() for column in self._columns)]
 
     def sample(self, batch: int, frames: int, generator: torch.Generator) -> Batch:
         """``batch`` random clips of ``frames`` frames, each read as a random task that its labels allow.
@@ -151,7 +111,7 @@ class Clips:
         Raises:
             ValueError: no episode is long enough.
         """
-        long_enough = [i for i, n in enumerate(self.lengths) if n >= frames and self.odds[i] > 0]
+        long_enough = [i for i, n in enumerate(self.lengths) if n >= frames and self._odds[i] > 0]
         if not long_enough:
             raise ValueError(
                 f"training clips have {frames} frames, but the longest of {len(self)} episodes has "
@@ -161,25 +121,136 @@ class Clips:
         def draw(high: int) -> int:
             return int(torch.randint(high, (1,), generator=generator))
 
-        rows: dict[str, list[Tensor]] = {}
+        rows: list[dict[str, Tensor]] = []
         texts = []
-        odds = self.odds[long_enough]
+        odds = self._odds[long_enough]
         alike = bool((odds == odds[0]).all())
         for _ in range(batch):
             nth = draw(len(odds)) if alike else int(torch.multinomial(odds, 1, generator=generator))
             index = long_enough[nth]
             start = draw(self.lengths[index] - frames + 1)
-            task = draw(len(self.texts[index]))
-            texts.append(self.texts[index][task])
-            clip = torch.cat([view[start : start + frames].float() for view in self.views[index]], -1)
-            rows.setdefault("latents", []).append(clip)
-            for key, column in self.columns.items():
-                clip = column[index] if key in PER_EPISODE else column[index][start : start + frames]
-                rows.setdefault(key, []).append(clip[:, task] if key in PER_TASK else clip)
-            # a clip starts without history, so its first frame has no lead
-            rows["has_lead"][-1] = torch.cat([torch.zeros(1), rows["has_lead"][-1][1:]])
-        return Batch(**{key: torch.stack(value) for key, value in rows.items()}, texts=texts)  # type: ignore[arg-type]
+            task = draw(len(self._texts[index]))
+            texts.append(self._texts[index][task])
+            rows.append(self._clip(index, slice(start, start + frames), task))
+        stacked = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        stacked["has_lead"][:, 0] = 0  # a clip starts without history
+        return Batch(**stacked, texts=texts)
+
+    def _clip(self, index: int, part: slice, task: int) -> dict[str, Tensor]:
+        clip = {"latents": torch.cat([view[part].float() for view in self._views[index]], -1)}
+        for key, column in self._columns[index].items():
+            values = column if key in PER_EPISODE else column[part]
+            clip[key] = values[:, task] if key in PER_TASK else values
+        return clip
 
 
-def _mask(mask: np.ndarray | None, size: int) -> Tensor:
+def require_own_latents(model: WorldModel, episodes: Sequence[Episode], name: str = "this model") -> None:
+    """Raises ValueError if episodes hold latents that another model made."""
+    makers = {episode.encoder for episode in episodes if episode.latents and episode.encoder}
+    if makers - {model.encoder_sha256}:
+        theirs = ", ".join(sorted(maker[:12] for maker in makers))
+        raise ValueError(
+            f"the cached latents were made by the encoder {theirs}, but that of {name} is {model.encoder_sha256[:12]} "
+            f"(sha256): encode again with `kairos data encode --model {name}`"
+        )
+
+
+@torch.no_grad()
+def camera_latents(model: WorldModel, episode: Episode) -> list[Tensor]:
+    """Each camera's normalised latents (T + 1, C, h, w) of an episode, on the CPU; zero where a camera is missing."""
+    views = []
+    for camera in model.spec.cameras:
+        if camera.name in episode.latents:
+            views.append(torch.from_numpy(episode.latents[camera.name]))
+        elif camera.name in episode.images:
+            image = torch.from_numpy(np.asarray(episode.images[camera.name])).to(model.device)
+            views.append(model.encode_view(image).cpu())
+        else:
+            width = model.latent_shape[2] // len(model.spec.cameras)
+            views.append(torch.zeros(1, *model.latent_shape[:2], width).expand(len(episode) + 1, -1, -1, -1))
+    return views
+
+
+def _columns(model: WorldModel, episode: Episode) -> tuple[dict[str, Tensor], list[str]]:
+    """The fields of a `Batch` for a whole episode, with a task axis where `PER_TASK` has one, and the tasks' texts."""
+    spec, steps, labels = model.spec, len(episode), episode.labels
+    names, known = list(model.tasks), list(episode.label_tasks)
+    actions = model.normalise_actions(episode.actions).cpu()
+    hindsight = set(names) <= set(known) and "task_rewards" in labels
+    own = not hindsight and "expert_actions" in labels and known == [episode.task]
+    order = [known.index(name) for name in names] if hindsight else [0]
+    texts = list(model.tasks.values()) if hindsight else [episode.instruction]
+    if hindsight:
+        reward, success = (torch.from_numpy(_label(labels, k)[:, order]) for k in ("task_rewards", "task_success"))
+    else:
+        outcome = np.stack([episode.rewards, episode.success], 1).astype(np.float32)
+        reward, success = torch.from_numpy(outcome).split(1, 1)
+    if hindsight or own:
+        expert = model.normalise_actions(_label(labels, "expert_actions")[:, order]).cpu()
+        chunk, chunk_mask = _plans(expert, actions, model.chunk_length, steps + 1)
+    else:
+        executed = torch.cat([actions, actions[-1:]]).unsqueeze(1)
+        chunk, chunk_mask = _plans(executed, actions, model.chunk_length, steps)
+    proprio = torch.as_tensor(episode.proprio, dtype=torch.float32)
+    nothing = torch.zeros(1, len(texts))
+    there = [float(camera.name in episode.cameras) for camera in spec.cameras]
+    columns = {
+        "proprio": (proprio - model.proprio_mean.cpu()) / model.proprio_std.cpu(),
+        "lead": torch.cat([torch.zeros_like(actions[:1]), actions]),
+        "has_lead": torch.cat([torch.zeros(1), torch.ones(steps)]),
+        "chunk": chunk,
+        "chunk_mask": chunk_mask,
+        "reward": torch.cat([nothing, reward]),
+        "success": torch.cat([nothing, success]),
+        "outcome_mask": torch.cat([nothing, torch.full((steps, len(texts)), float(episode.outcome_known))]),
+        "object_position": 10 * _object_position(episode),
+        "object_mask": torch.full((steps + 1,), float(OBJECT in labels)),
+        "view_mask": torch.tensor(there).repeat_interleave(model.latent_shape[2] // len(there)),
+        "proprio_mask": _mask(episode.proprio_mask, spec.proprio_dim),
+        "action_mask": _mask(episode.action_mask, spec.action_dim),
+    }
+    return columns, texts
+
+
+def _plans(expert: Tensor, executed: Tensor, chunk: int, known: int) -> tuple[Tensor, Tensor]:
+    """Action chunks to propose at each frame, and which positions of them count.
+
+    Position j of a chunk is right only while the actions before it followed the plan.
+
+    Args:
+        expert: (T + 1, tasks, A), what the expert of each task does at each frame.
+        executed: (T, A).
+        chunk: N.
+        known: the first so many frames have an action of the expert.
+
+    Returns:
+        (T + 1, tasks, N, A), (T + 1, tasks, N).
+    """
+    frames, tasks, width = expert.shape
+    on_plan = ((executed.unsqueeze(1) - expert[:-1]).abs().amax(-1) < ON_PLAN).float()  # (T, tasks)
+    valid = torch.zeros(frames, tasks, chunk)
+    proposal = torch.zeros(frames, tasks, chunk, width)
+    for j in range(min(chunk, known)):
+        reach = known - j
+        proposal[:reach, :, j] = expert[j : j + reach]
+        valid[:reach, :, j] = 1.0
+        for i in range(j):
+            valid[:reach, :, j] *= on_plan[i : i + reach]
+    return proposal, valid
+
+
+def _label(labels: Mapping[str, Array], key: str) -> Array:
+    return np.asarray(labels[key], np.float32)
+
+
+def _object_position(episode: Episode) -> Tensor:
+    """(T + 1, 3) in metres; zero where nobody recorded it."""
+    shape = (len(episode) + 1, 3)
+    where = np.asarray(episode.labels.get(OBJECT, np.zeros(shape)), np.float32)
+    if where.shape != shape:
+        raise ValueError(f"the label {OBJECT!r} is {where.shape}, but the object read-out learns {shape}, in metres")
+    return torch.from_numpy(where)
+
+
+def _mask(mask: Array | None, size: int) -> Tensor:
     return torch.ones(size) if mask is None else torch.as_tensor(np.asarray(mask), dtype=torch.float32)

@@ -119,3 +119,21 @@ def instructions(episodes: Sequence[Episode]) -> dict[str, str]:
     for episode in episodes:
         found.setdefault(episode.task, episode.instruction)
     return dict(sorted(found.items()))
+
+
+def split(episodes: int, validation: int, starts: int) -> tuple[list[int], list[int], list[int]]:
+    """Numbers of the episodes for training, for validation, and for the starts that ship with the model.
+
+    The last two are spread evenly, so that every part of a mixture has its share of them.
+    """
+    held_out = validation + starts
+    if episodes <= held_out:
+        raise ValueError(
+            f"{episodes} episodes are too few: {validation} are kept for validation and {starts} as starts; record "
+            "more, or lower `validation` and `starts`"
+        )
+    chosen = [(2 * i + 1) * episodes // (2 * held_out) for i in range(held_out)]
+    # every so many of the chosen ones is for validation
+    checked = {chosen[(2 * i + 1) * held_out // (2 * validation)] for i in range(validation)}
+    rest = [i for i in range(episodes) if i not in set(chosen)]
+    return rest, sorted(checked), [i for i in chosen if i not in checked]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,25 @@ from tqdm import tqdm
 
 from kairos_env.runs import append_jsonl, atomic_write, read_jsonl, write_text
 
-LossFunction = Callable[[int, torch.Generator], tuple[Tensor, dict[str, Tensor | float]]]
+Metrics = Mapping[str, Tensor | float]
+LossFunction = Callable[[int, torch.Generator], tuple[Tensor, Metrics]]
+FLOOR = 0.05  # share of the peak learning rate that a stage ends with
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """One stage of optimisation. ``lr`` follows a linear warm-up and a cosine to a twentieth."""
+    """One stage of optimisation.
+
+    Args:
+        steps: of the optimiser.
+        lr: peak of the learning rate, which rises linearly and falls by a cosine to a twentieth.
+        warmup: steps of the rise.
+        weight_decay: of matrices; vectors are not decayed.
+        clip: largest norm of the gradient; longer ones are shortened to it.
+        ema: decay of the moving average of the parameters, which is what is kept in the end.
+        log_every: steps between two rows of the log.
+        checkpoint_every: steps between two checkpoints.
+    """
 
     steps: int
     lr: float
@@ -38,10 +52,78 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:
+    """Linear warm-up, then a cosine down to `FLOOR`."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    return config.lr * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+class Progress:
+    """All that a checkpoint holds: parameters, their moving average, the optimiser and the number of steps taken.
+
+    Attributes:
+        step: taken so far.
+        ema: name -> moving average of a parameter.
+    """
+
+    def __init__(self, modules: nn.Module, config: LoopConfig) -> None:
+        self.step, self._config = 0, config
+        self._parameters = {k: p for k, p in modules.named_parameters() if p.requires_grad}
+        matrices = [p for p in self._parameters.values() if p.ndim >= 2]
+        others = [p for p in self._parameters.values() if p.ndim < 2]
+        self._optimiser = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=config.lr,
+            betas=(0.9, 0.99),
+        )
+        self.ema = {k: p.detach().clone() for k, p in self._parameters.items()}
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self._parameters.values())).device
+
+    def restore(self, checkpoint: Path) -> None:
+        """Goes on from a checkpoint."""
+        saved = torch.load(checkpoint, weights_only=True)
+        self.step = saved["step"]
+        for key, value in saved["parameters"].items():
+            self._parameters[key].data.copy_(value)
+        for key, value in saved["ema"].items():
+            self.ema[key].copy_(value)
+        self._optimiser.load_state_dict(saved["optimiser"])
+
+    def save(self, checkpoint: Path) -> None:
+        """Writes a checkpoint, whole or not at all."""
+        value = {
+            "step": self.step,
+            "parameters": {k: p.detach() for k, p in self._parameters.items()},
+            "ema": self.ema,
+            "optimiser": self._optimiser.state_dict(),
+        }
+        with atomic_write(checkpoint) as part:
+            torch.save(value, part)
+
+    def descend(self, loss: Tensor) -> float:
+        """Takes one step down the gradient of ``loss``, and returns the gradient's norm.
+
+        Raises:
+            FloatingPointError: loss or gradient is not finite; nothing has changed.
+        """
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        value = float(loss.detach())
+        norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), self._config.clip))
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise FloatingPointError(f"the loss is {value}, the norm of its gradient {norm}, at step {self.step}")
+        for group in self._optimiser.param_groups:
+            group["lr"] = learning_rate(self._config, self.step)
+        self._optimiser.step()
+        decay = min(self._config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self._parameters.values()], 1 - decay)
+        self.step += 1
+        return norm
 
 
 def optimise(
@@ -64,80 +146,64 @@ def optimise(
         loss: (step, generator) -> loss and metrics.
         precision: ``"bf16"`` (autocast) or ``"fp32"``.
         every: (interval, callback(step, ema) -> metrics to log), for validation and sample strips.
+
+    Raises:
+        FloatingPointError: a loss or gradient is not finite; that step is not taken.
     """
-    parameters = {k: p for k, p in modules.named_parameters() if p.requires_grad}
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    others = [p for p in parameters.values() if p.ndim < 2]
-    optimiser = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=config.lr,
-        betas=(0.9, 0.99),
-    )
-    ema = {k: p.detach().clone() for k, p in parameters.items()}
-    checkpoint, metrics_file = folder / f"{name}.pt", folder / f"{name}.jsonl"
-    start = 0
+    progress, checkpoint, rows = Progress(modules, config), folder / f"{name}.pt", folder / f"{name}.jsonl"
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        start = saved["step"]
-        for key, value in saved["parameters"].items():
-            parameters[key].data.copy_(value)
-        for key, value in saved["ema"].items():
-            ema[key].copy_(value)
-        optimiser.load_state_dict(saved["optimiser"])
-    drop_rows_from(metrics_file, start)
-
-    def save(step: int) -> None:
-        value = {
-            "step": step,
-            "parameters": {k: p.detach() for k, p in parameters.items()},
-            "ema": ema,
-            "optimiser": optimiser.state_dict(),
-        }
-        with atomic_write(checkpoint) as part:
-            torch.save(value, part)
-
-    device = next(iter(parameters.values())).device.type
-    bar = tqdm(total=config.steps, initial=start, desc=name, unit="step", dynamic_ncols=True, mininterval=2)
+        progress.restore(checkpoint)
+    drop_rows_from(rows, progress.step)
     began = time.monotonic()
-    with bar:
-        for step in range(start, config.steps):
+    with tqdm(
+        total=config.steps, initial=progress.step, desc=name, unit="step", dynamic_ncols=True, mininterval=2
+    ) as bar:
+        while (step := progress.step) < config.steps:
             modules.train()
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(config, step)
-            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            with torch.autocast(progress.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 value, parts = loss(step, step_generator(seed, step))
-            if not torch.isfinite(value):
+            try:
+                norm = progress.descend(value)
+            except FloatingPointError as error:
                 raise FloatingPointError(
-                    f"{name}: the loss is {float(value)} at step {step}; the last checkpoint in {folder} is intact. "
-                    f"Lower the learning rate (now {config.lr}) and resume."
-                )
-            optimiser.zero_grad(set_to_none=True)
-            value.backward()
-            norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip)
-            optimiser.step()
-            decay = min(config.ema, (1 + step) / (10 + step))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(ema.values()), [p.detach() for p in parameters.values()], 1 - decay)
+                    f"{name}: {error}; the last checkpoint in {folder} is intact. Lower the learning rate (now "
+                    f"{config.lr}) and resume."
+                ) from None
             bar.update()
-            if step % config.log_every == 0 or step == config.steps - 1:
-                row = {
-                    "step": step,
-                    "loss": float(value.detach()),
-                    "grad_norm": float(norm),
-                    "lr": learning_rate(config, step),
+            last = progress.step == config.steps
+            if step % config.log_every == 0 or last:
+                shown = {k: float(v) for k, v in parts.items()}
+                row = {"step": step, "loss": float(value.detach()), "grad_norm": norm} | {
+                    "lr": learning_rate(config, step)
                 }
-                row |= {k: float(v) for k, v in parts.items()}
-                append_jsonl(metrics_file, row | {"seconds": round(time.monotonic() - began, 1)})
-                bar.set_postfix({k: f"{float(v):.3g}" for k, v in list(parts.items())[:4]}, refresh=False)
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                save(step + 1)
-            if every is not None and ((step + 1) % every[0] == 0 or step + 1 == config.steps):
-                append_jsonl(metrics_file, {"step": step} | every[1](step + 1, ema))
-    return ema
+                append_jsonl(rows, row | shown | {"seconds": round(time.monotonic() - began, 1)})
+                bar.set_postfix({k: f"{v:.3g}" for k, v in list(shown.items())[:4]}, refresh=False)
+            if progress.step % config.checkpoint_every == 0 or last:
+                progress.save(checkpoint)
+            if every is not None and (progress.step % every[0] == 0 or last):
+                append_jsonl(rows, {"step": step} | every[1](progress.step, progress.ema))
+    return progress.ema
 
 
-def drop_rows_from(metrics_file: Path, step: int) -> None:
-    """Removes rows that will be written again: those at or after ``step``, and a torn last line."""
-    if metrics_file.exists():
-        kept = [json.dumps(row) + "\n" for row in read_jsonl(metrics_file) if row["step"] < step]
-        write_text(metrics_file, "".join(kept))
+def drop_rows_from(rows: Path, step: int) -> None:
+    """Removes rows that will be written again, those at or after ``step``, and a torn last line."""
+    if rows.exists():
+        write_text(rows, "".join(json.dumps(row) + "\n" for row in read_jsonl(rows) if row["step"] < step))
+
+
+@torch.no_grad()
+def load_values(modules: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Gives the parameters of ``modules`` these values."""
+    for name, parameter in modules.named_parameters():
+        parameter.copy_(values[name])
+
+
+@contextlib.contextmanager
+def swapped(modules: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Temporarily gives the parameters of ``modules`` other values."""
+    kept = {name: p.detach().clone() for name, p in modules.named_parameters()}
+    load_values(modules, values)
+    try:
+        yield
+    finally:
+        load_values(modules, kept)

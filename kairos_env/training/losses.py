@@ -8,6 +8,7 @@ future frames and actions that are denoised together (joint), or one given the o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,21 +17,39 @@ from torch import Tensor
 
 from kairos_env.training.batches import Batch
 from kairos_env.world_model.flow import interpolate, to_sample, training_levels
-from kairos_env.world_model.heads import Readout
 from kairos_env.world_model.model import WorldModel
-from kairos_env.world_model.state import WorldState
+from kairos_env.world_model.state import LayerMemory, WorldState
+
+PROPRIO_BLEMISH = 0.1  # noise of a blemished history's proprioception, in its standard deviations
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights and noise of the training loss."""
+    """Weights and noise of the training loss.
 
-    frames: int = 18  # F, frames of the main pass; a clip has N more for the joint pass
-    pure_noise: float = 0.5  # share of noise levels that are exactly 1
-    history_noise: float = 0.5  # share of history frames that are noised, so that errors of a rollout are forgiven
-    history_level: float = 0.4  # highest noise level of those
-    imagined_history: float = 0.5  # share of history frames replaced by the model's own prediction, where used
-    motion: float = 4.0  # extra weight of latent cells that change
+    Args:
+        frames: F, frames of the main pass; a clip has N more for the joint pass.
+        pure_noise: share of noise levels that are exactly 1.
+        history_noise: share of history frames that are noised, so that errors of a rollout are forgiven.
+        history_level: highest noise level of those.
+        imagined_history: share of history frames replaced by the model's own prediction, where such are used.
+        motion: extra weight of latent cells that change; otherwise fading a small object out is the cheapest
+            prediction.
+        proprio: weight of the next proprioception, beside a weight of 1 for the next latent frame.
+        policy: weight of the action chunks.
+        reward: weight of the reward, where the data say it.
+        success: weight of the success, where the data say it.
+        object: weight of the object's position, where the data have it.
+        uncertainty: weight of the predicted error of a frame.
+        joint: weight of the joint pass (actions and frames together, and one given the other).
+    """
+
+    frames: int = 18
+    pure_noise: float = 0.5
+    history_noise: float = 0.5
+    history_level: float = 0.4
+    imagined_history: float = 0.5
+    motion: float = 4.0
     proprio: float = 0.5
     policy: float = 1.0
     reward: float = 1.0
@@ -39,24 +58,61 @@ class LossConfig:
     uncertainty: float = 0.05
     joint: float = 0.3
 
-
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    return (x * mask).sum() / mask.sum().clamp_min(1)
-
-
-def share(masked: Tensor, mask: Tensor) -> Tensor:
-    """Makes up for masked entries: the mean over the last axis is then that over the entries that count."""
-    return masked / mask.mean(-1, keepdim=True).clamp_min(1e-6)
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Name of each loss -> its weight in the sum."""
+        own = {name: getattr(self, name) for name in ("proprio", "policy", "reward", "success", "object")}
+        return own | {"video": 1.0, "uncertainty": self.uncertainty, "inverse": self.joint, "future": self.joint}
 
 
-def motion_weights(latents: Tensor, extra: float) -> Tensor:
-    """(B, F, C, h, w) -> (B, F - 1, 1, h, w), mean 1: cells that change from the last frame weigh up to 1 + extra.
+class Draws:
+    """The random numbers of one step, all from its generator."""
 
-    Without this a small object is worth so little that fading it out is the cheapest prediction.
+    def __init__(self, config: LossConfig, generator: torch.Generator, device: torch.device) -> None:
+        self._pure_noise, self._generator, self._device = config.pure_noise, generator, device
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self._generator).to(self._device)
+
+    def normal(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self._generator).to(self._device)
+
+    def levels(self, *shape: int) -> Tensor:
+        return training_levels(shape, self._pure_noise, self._generator).to(self._device)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Latents (B, F, C, h, w) and proprioception (B, F, P) at noise levels sigma (B, F)."""
+
+    latents: Tensor
+    proprio: Tensor
+    sigma: Tensor
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Action chunks (B, F, N, A) at noise levels sigma (B, F)."""
+
+    actions: Tensor
+    sigma: Tensor
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What the main pass gives.
+
+    Args:
+        denoised: the noisy stream's frames without their noise; None where there was no such stream.
+        tokens: stream -> (B, F, L, D).
+        proposals: tokens of the action chunks; None without chunks.
+        memory: after the last frame, of every layer.
     """
-    change = (latents[:, 1:] - latents[:, :-1]).square().mean(2, keepdim=True)
-    weights = 1 + extra * (change / 0.1).clamp(max=1)
-    return weights / weights.mean()
+
+    denoised: Frames | None
+    tokens: Mapping[str, Tensor]
+    proposals: Tensor | None
+    memory: tuple[LayerMemory, ...]
 
 
 def world_model_loss(
@@ -74,153 +130,199 @@ def world_model_loss(
         video: False leaves out whatever predicts frames, and learns from the observed ones alone: policy, reward,
             success and object, for less than half the time.
     """
-    frames, number = config.frames, model.chunk_length
-    dit, expert, kind = model.mixture.video_dit, model.mixture.action_dit, model.config.prediction
-    device = batch.latents.device
-
-    def rand(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator).to(device)
-
-    def randn_like(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator).to(device)
-
-    def levels(*shape: int) -> Tensor:
-        return training_levels(shape, config.pure_noise, generator).to(device)
-
-    clean, proprio = batch.latents[:, :frames], batch.proprio[:, :frames]
-    size = len(clean)
-    context = model.text(model.text.codes(batch.texts).to(device))
-    contexts = model.contexts(context)
-    memory = model.mixture.empty_memory(size, model.frame_tokens)
-    past = torch.zeros(size, dtype=torch.int64, device=device)
-    lead = model.lead(batch.lead[:, :frames], batch.has_lead[:, :frames])
-
-    # history: what is remembered, with the blemishes of an imagined one
-    sigma_h = config.history_level * rand(size, frames) * (rand(size, frames) < config.history_noise)
-    sigma_h[:, 0] *= rand(size) < 0.5  # planning mostly starts from a clean, observed frame
-    history = interpolate(clean, randn_like(clean), sigma_h)
-    history_proprio = interpolate(proprio, 0.1 * randn_like(proprio), sigma_h)
-
-    # noisy copies, denoised from the history
-    sigma = levels(size, frames)
-    noisy, noisy_proprio = (interpolate(x, randn_like(x), sigma) for x in (clean, proprio))
-    sigma_a = levels(size, frames)
-    chunk_noise = randn_like(batch.chunk[:, :frames])
-
-    def run(history: Tensor, history_proprio: Tensor, sigma_h: Tensor, policy: bool):  # type: ignore[no-untyped-def]
-        last = torch.cat([history[:, :1], history[:, :-1]], 1)
-        last_proprio = torch.cat([history_proprio[:, :1], history_proprio[:, :-1]], 1)
-        action, has = batch.lead[:, :frames], batch.has_lead[:, :frames]
-        t, modulation = dit.condition(sigma, action, has)
-        _, clean_modulation = dit.condition(sigma_h, action, has)
-        chunk = None
-        if policy:
-            noisy_chunk = interpolate(batch.chunk[:, :frames], chunk_noise, sigma_a)
-            chunk = (expert.action_encoder(noisy_chunk), expert.embed(sigma_a)[1])
-        streams = {"clean": (dit.embed_frames(history, history_proprio, last, last_proprio), clean_modulation)}
-        if video:
-            streams["noisy"] = (dit.embed_frames(noisy, noisy_proprio, last, last_proprio), modulation)
-        outputs, proposals, memory_after = model.mixture.frames(
-            lead, streams, contexts, memory, past, model.grid, chunk
-        )
-        if not video:
-            return None, None, outputs, proposals, memory_after
-        out, out_proprio = dit.read(outputs["noisy"], t, model.latent_shape[1])
-        if kind == "sample":
-            out, out_proprio = out.float() + last, out_proprio.float() + last_proprio
-        sample = to_sample(kind, out.float(), noisy, sigma)
-        return sample, to_sample(kind, out_proprio.float(), noisy_proprio, sigma), outputs, proposals, memory_after
-
+    draw = Draws(config, generator, batch.latents.device)
+    clip, future = batch.part(0, config.frames), batch.part(config.frames)
+    context = model.text(model.text.codes(batch.texts).to(batch.latents.device))
+    history = blemished(clip, config, draw)
+    noisy, chunks = noised(clip, draw)
     if imagined:
-        with torch.no_grad():
-            guess, guess_proprio, *_ = run(history, history_proprio, sigma_h, policy=False)
-        swap = rand(size, frames) < config.imagined_history
-        swap[:, 0] = False
-        history = torch.where(swap[..., None, None, None], guess, history)
-        history_proprio = torch.where(swap[..., None], guess_proprio, history_proprio)
-        sigma_h = torch.where(swap, torch.full_like(sigma_h, model.config.imagined_level), sigma_h)
+        history = with_imagined(model, clip, context, history, noisy, config, draw)
+    done = main_pass(model, clip, context, history, noisy if video else None, chunks)
 
-    sample, sample_proprio, outputs, proposals, layers = run(history, history_proprio, sigma_h, policy=True)
-    assert proposals is not None
-
-    view = batch.view_mask[:, None, None, None, :]
-    fields, moves = batch.proprio_mask[:, None], batch.action_mask[:, None]
-    losses = {}
+    losses = {"policy": policy_loss(model, clip, chunks, done), **readout_losses(model, clip, context, done)}
     if video:
-        error = (sample - clean).square()[:, 1:] * view
-        losses["video"] = share(error * motion_weights(clean, config.motion), view).mean()
-        losses["proprio"] = share((sample_proprio - proprio).square()[:, 1:] * fields, fields).mean()
-        target = share(error.detach(), view).mean((2, 3, 4)).clamp_min(1e-6).log()
-        log_error = model.heads.log_error(outputs["noisy"].detach())[:, 1:]
-        losses["uncertainty"] = (log_error - target).square().mean()
+        losses |= video_losses(model, clip, done, config)
+        losses |= joint_losses(model, clip, future, _state_after(model, history, done, context), config, draw)
+    total = torch.stack([config.weights[name] * value for name, value in losses.items()]).sum()
+    return total, {name: value.detach() for name, value in losses.items()}
 
-    noisy_chunk = interpolate(batch.chunk[:, :frames], chunk_noise, sigma_a)
-    actions = to_sample(kind, model.read_actions(proposals).float(), noisy_chunk, sigma_a)
-    off = share((actions - batch.chunk[:, :frames]).square() * moves[:, None], moves[:, None]).mean(-1)
-    losses["policy"] = masked_mean(off, batch.chunk_mask[:, :frames])
 
-    read: Readout = model.readout(outputs["clean"], context)
-    known = batch.outcome_mask[:, :frames]
-    losses["reward"] = masked_mean((read.reward - batch.reward[:, :frames]).square(), known)
-    losses["success"] = masked_mean(
-        F.binary_cross_entropy_with_logits(read.success, batch.success[:, :frames], reduction="none"), known
+# inputs of the main pass ----------------------------------------------------------------------------------------------
+
+
+def blemished(clip: Batch, config: LossConfig, draw: Draws) -> Frames:
+    """The clip as it is remembered: part of its frames noised, like those of an imagined history."""
+    size, frames = clip.latents.shape[:2]
+    sigma = config.history_level * draw.uniform(size, frames) * (draw.uniform(size, frames) < config.history_noise)
+    sigma[:, 0] *= draw.uniform(size) < 0.5  # planning mostly starts from a clean, observed frame
+    latents = interpolate(clip.latents, draw.normal(clip.latents), sigma)
+    return Frames(latents, interpolate(clip.proprio, PROPRIO_BLEMISH * draw.normal(clip.proprio), sigma), sigma)
+
+
+def noised(clip: Batch, draw: Draws) -> tuple[Frames, Chunks]:
+    """What is to be denoised: a noisy copy of every frame, and the action chunk at each."""
+    size, frames = clip.latents.shape[:2]
+    sigma = draw.levels(size, frames)
+    latents, proprio = (interpolate(x, draw.normal(x), sigma) for x in (clip.latents, clip.proprio))
+    level = draw.levels(size, frames)
+    return Frames(latents, proprio, sigma), Chunks(interpolate(clip.chunk, draw.normal(clip.chunk), level), level)
+
+
+def with_imagined(
+    model: WorldModel, clip: Batch, context: Tensor, history: Frames, noisy: Frames, config: LossConfig, draw: Draws
+) -> Frames:
+    """The history with some of its frames replaced by the model's own predictions, marked as such by their level."""
+    with torch.no_grad():
+        guess = main_pass(model, clip, context, history, noisy, None).denoised
+    assert guess is not None
+    swap = draw.uniform(*history.sigma.shape) < config.imagined_history
+    swap[:, 0] = False
+    return Frames(
+        torch.where(swap[..., None, None, None], guess.latents, history.latents),
+        torch.where(swap[..., None], guess.proprio, history.proprio),
+        torch.where(swap, torch.full_like(history.sigma, model.config.imagined_level), history.sigma),
     )
-    where, seen = batch.object_position[:, :frames], batch.object_mask[:, :frames]
-    astray = (read.object_position - where).abs().mean(-1)
-    losses["object"] = masked_mean(astray, seen)
-    if video:
-        astray_noisy = (model.heads.objects(outputs["noisy"]) - where).abs().mean(-1)
-        losses["object"] = losses["object"] + masked_mean(astray_noisy[:, 1:], seen[:, 1:])
 
-    total = (
-        config.policy * losses["policy"]
-        + config.reward * losses["reward"]
-        + config.success * losses["success"]
-        + config.object * losses["object"]
+
+def main_pass(
+    model: WorldModel, clip: Batch, context: Tensor, history: Frames, noisy: Frames | None, chunks: Chunks | None
+) -> Pass:
+    """Both streams over a clip at once: each noisy frame is denoised from the history before it."""
+    dit, expert, size = model.mixture.video_dit, model.mixture.action_dit, len(clip.latents)
+    last, last_proprio = _one_later(history.latents), _one_later(history.proprio)
+
+    def stream(frames: Frames) -> tuple[Tensor, Tensor, Tensor]:
+        t, modulation = dit.condition(frames.sigma, clip.lead, clip.has_lead)
+        return dit.embed_frames(frames.latents, frames.proprio, last, last_proprio), modulation, t
+
+    streams = {"clean": stream(history)[:2]}
+    if noisy is not None:
+        *streams["noisy"], t = stream(noisy)  # type: ignore[arg-type]
+    tokens, proposals, memory = model.mixture.frames(
+        model.lead(clip.lead, clip.has_lead),
+        streams,
+        model.contexts(context),
+        model.mixture.empty_memory(size, model.frame_tokens),
+        torch.zeros(size, dtype=torch.int64, device=clip.latents.device),
+        model.grid,
+        chunks and (expert.action_encoder(chunks.actions), expert.embed(chunks.sigma)[1]),
     )
-    if not video:
-        return total, {name: value.detach() for name, value in losses.items()}
+    if noisy is None:
+        return Pass(None, tokens, proposals, memory)
+    latents, proprio = (x.float() for x in dit.read(tokens["noisy"], t, model.latent_shape[1]))
+    kind = model.config.prediction
+    if kind == "sample":
+        latents, proprio = latents + last, proprio + last_proprio
+    denoised = Frames(
+        to_sample(kind, latents, noisy.latents, noisy.sigma),
+        to_sample(kind, proprio, noisy.proprio, noisy.sigma),
+        noisy.sigma,
+    )
+    return Pass(denoised, tokens, proposals, memory)
 
-    # joint pass: N more frames and the actions that lead to them
-    future, future_proprio = batch.latents[:, frames:], batch.proprio[:, frames:]
-    executed = batch.lead[:, frames:]
-    mode = rand(size)
+
+# losses by mode -------------------------------------------------------------------------------------------------------
+
+
+def video_losses(model: WorldModel, clip: Batch, done: Pass, config: LossConfig) -> dict[str, Tensor]:
+    """Forward and video mode: the next latent frame, its proprioception, and how far off the frame will be."""
+    assert done.denoised is not None
+    view, fields = clip.view_mask[:, None, None, None, :], clip.proprio_mask[:, None]
+    error = (done.denoised.latents - clip.latents).square()[:, 1:] * view
+    wrong = share(error.detach(), view).mean((2, 3, 4)).clamp_min(1e-6).log()
+    expected = model.heads.log_error(done.tokens["noisy"].detach())[:, 1:]
+    return {
+        "video": share(error * motion_weights(clip.latents, config.motion), view).mean(),
+        "proprio": share((done.denoised.proprio - clip.proprio).square()[:, 1:] * fields, fields).mean(),
+        "uncertainty": (expected - wrong).square().mean(),
+    }
+
+
+def policy_loss(model: WorldModel, clip: Batch, chunks: Chunks, done: Pass) -> Tensor:
+    """Policy mode: the action chunk at each frame."""
+    assert done.proposals is not None
+    output = model.read_actions(done.proposals).float()
+    actions = to_sample(model.config.prediction, output, chunks.actions, chunks.sigma)
+    fields = clip.action_mask[:, None, None]
+    return masked_mean(share((actions - clip.chunk).square() * fields, fields).mean(-1), clip.chunk_mask)
+
+
+def readout_losses(model: WorldModel, clip: Batch, context: Tensor, done: Pass) -> dict[str, Tensor]:
+    """What the heads read from each frame: reward, success, object position; 0 where the data do not say it.
+
+    The object is also read from the noisy tokens of a frame, which keeps small things alive in predictions.
+    """
+    read = model.readout(done.tokens["clean"], context)
+    unsure = F.binary_cross_entropy_with_logits(read.success, clip.success, reduction="none")
+    astray = masked_mean((read.object_position - clip.object_position).abs().mean(-1), clip.object_mask)
+    if "noisy" in done.tokens:
+        apart = (model.heads.objects(done.tokens["noisy"]) - clip.object_position).abs().mean(-1)
+        astray = astray + masked_mean(apart[:, 1:], clip.object_mask[:, 1:])
+    return {
+        "reward": masked_mean((read.reward - clip.reward).square(), clip.outcome_mask),
+        "success": masked_mean(unsure, clip.outcome_mask),
+        "object": astray,
+    }
+
+
+def joint_losses(
+    model: WorldModel, clip: Batch, future: Batch, state: WorldState, config: LossConfig, draw: Draws
+) -> dict[str, Tensor]:
+    """Joint, inverse and forward mode, a third of the clips each: N more frames and the actions that lead to them."""
+    size, number = future.lead.shape[:2]
+    mode = draw.uniform(size)
     inverse, forward = mode < 1 / 3, mode > 2 / 3
-    sigma_v = levels(size, number) * ~inverse[:, None]
-    sigma_c = levels(size) * ~forward
-    after = WorldState(
-        layers,
-        past + frames,
-        history[:, -1],
-        model.physical_proprio(history_proprio[:, -1]),
-        context,
-        past,
-        past.float(),
-        past.float(),
-    )
-    got_actions, got_video, got_proprio = model.denoise_jointly(
-        after,
-        interpolate(executed, randn_like(executed), sigma_c),
-        interpolate(future, randn_like(future), sigma_v),
-        interpolate(future_proprio, randn_like(future_proprio), sigma_v),
-        sigma_c,
+    sigma_v = draw.levels(size, number) * ~inverse[:, None]
+    sigma_a = draw.levels(size) * ~forward
+    actions, latents, proprio = model.denoise_jointly(
+        state,
+        interpolate(future.lead, draw.normal(future.lead), sigma_a),
+        interpolate(future.latents, draw.normal(future.latents), sigma_v),
+        interpolate(future.proprio, draw.normal(future.proprio), sigma_v),
+        sigma_a,
         sigma_v,
     )
     # an undirected joint sample should follow the expert, so only clips that do teach it
-    follows = batch.chunk_mask[:, frames - 1].amin(-1)
+    follows = clip.chunk_mask[:, -1].amin(-1)
     teach = torch.where(inverse, torch.ones_like(follows), follows * ~forward)
-    missed = share((got_actions - executed).square() * moves, moves).mean((1, 2))
-    losses["inverse"] = masked_mean(missed, teach)
+    view, fields, moves = clip.view_mask[:, None, None, None, :], clip.proprio_mask[:, None], clip.action_mask[:, None]
+    missed = share((actions - future.lead).square() * moves, moves).mean((1, 2))
+    unlike = share((latents - future.latents).square() * view, view).mean((2, 3, 4))
+    apart = share((proprio - future.proprio).square() * fields, fields).mean(-1)
     denoised = (sigma_v > 0).float()
-    unlike = share((got_video - future).square() * view, view).mean((2, 3, 4))
-    apart = share((got_proprio - future_proprio).square() * fields, fields).mean(-1)
-    losses["future"] = masked_mean(unlike, denoised) + config.proprio * masked_mean(apart, denoised)
+    return {
+        "inverse": masked_mean(missed, teach),
+        "future": masked_mean(unlike, denoised) + config.proprio * masked_mean(apart, denoised),
+    }
 
-    total = (
-        total
-        + losses["video"]
-        + config.proprio * losses["proprio"]
-        + config.uncertainty * losses["uncertainty"]
-        + config.joint * (losses["inverse"] + losses["future"])
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the entries that count; 0 where none does."""
+    return (x * mask).sum() / mask.sum().clamp_min(1)
+
+
+def share(masked: Tensor, mask: Tensor) -> Tensor:
+    """Makes up for masked entries: the mean over the last axis is then that over the entries that count."""
+    return masked / mask.mean(-1, keepdim=True).clamp_min(1e-6)
+
+
+def motion_weights(latents: Tensor, extra: float) -> Tensor:
+    """(B, F, C, h, w) -> (B, F - 1, 1, h, w), mean 1: cells that change from the last frame weigh up to 1 + extra."""
+    change = (latents[:, 1:] - latents[:, :-1]).square().mean(2, keepdim=True)
+    weights = 1 + extra * (change / 0.1).clamp(max=1)
+    return weights / weights.mean()
+
+
+def _one_later(frames: Tensor) -> Tensor:
+    """What stood one frame earlier, at each frame; the first is its own predecessor."""
+    return torch.cat([frames[:, :1], frames[:, :-1]], 1)
+
+
+def _state_after(model: WorldModel, history: Frames, done: Pass, context: Tensor) -> WorldState:
+    """The state that the main pass ends in, from which the joint pass goes on."""
+    size, frames = history.sigma.shape
+    none = torch.zeros(size, dtype=torch.int64, device=history.sigma.device)
+    proprio = model.physical_proprio(history.proprio[:, -1])
+    return WorldState(
+        done.memory, none + frames, history.latents[:, -1], proprio, context, none, none.float(), none.float()
     )
-    return total, {name: value.detach() for name, value in losses.items()}

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 
 import h5py
@@ -25,13 +24,14 @@ from kairos_env.datasets.conform import conform
 from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.datasets.hdf5.recorded import EpisodeFile, EpisodeWriter
 from kairos_env.datasets.latents.cache import CacheError, LatentCache, LatentCacheWriter, write_episode
-from kairos_env.datasets.latents.windows import LatentWindows, read_ahead
-from kairos_env.records import Camera, Episode, RobotSpec, SpecMismatch
+from kairos_env.records import Camera, Episode, RobotSpec
 from kairos_env.sims.tabletop.env import TASKS, make_spec
+from kairos_env.training.batches import PER_EPISODE, PER_FRAME, Clips
+from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import DataConfig, instructions, load_mixture
 from kairos_env.training.loop import LoopConfig
 from kairos_env.training.losses import LossConfig
-from kairos_env.training.trainer import TrainConfig, train
+from kairos_env.training.run import train
 from kairos_env.world_model.checkpoint import load
 from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.tokenizers.image import to_unit
@@ -288,93 +288,20 @@ def test_another_robot_or_recording_is_refused(home: Path, tmp_path: Path) -> No
         LatentCache(tmp_path)
 
 
-# windows --------------------------------------------------------------------------------------------------------------
+# clips ----------------------------------------------------------------------------------------------------------------
 
 
-def test_windows_are_parts_of_episodes_and_a_function_of_seed_and_step(home: Path) -> None:
-    cache = LatentCache(home / "cache")
-    windows = LatentWindows([cache], frames=6, batch=8, seed=3)
-    whole = list(islice(windows.stream(ahead=3), 6))
-    resumed = list(islice(LatentWindows([LatentCache(home / "cache")], 6, 8, seed=3, held=1).stream(4), 2))
-    for a, b in zip([*whole[4:], whole[2]], [*resumed, windows[2]], strict=True):
-        assert all(torch.equal(getattr(a, f), getattr(b, f)) for f in ("latents", "proprio", "actions", "success"))
-    assert not torch.equal(whole[0].proprio, LatentWindows([cache], 6, 8, seed=4)[0].proprio)
-    assert whole[0].latents.shape == (8, 6, 4, 2, 4) and whole[0].latents.dtype == torch.float32
-    assert whole[0].cameras.all() and whole[0].instructions == ("schiebe den Würfel",) * 8
-    drawn = set()
-    for row in range(8):
-        found = [
-            (number, start)
-            for number, e in enumerate(cache)
-            for start in range(len(e) - 4)
-            if np.array_equal(e.proprio[start : start + 6], whole[0].proprio[row])
-        ]
-        ((number, start),) = found
-        drawn.add(number)
-        e, part = cache[number], slice(start, start + 5)
-        assert np.array_equal(e.actions[part], whole[0].actions[row])
-        assert np.array_equal(e.rewards[part], whole[0].rewards[row])
-        views = np.concatenate([e.latents[c.name][start : start + 6] for c in SPEC.cameras], -1)
-        assert np.array_equal(views, whole[0].latents[row])
-    assert len(drawn) > 1 and 0 not in {LENGTHS[n] for n in drawn} and 4 not in drawn  # which is too short
-
-
-def test_every_window_is_as_likely(home: Path) -> None:
-    cache = LatentCache(home / "cache")
-    windows, counts = LatentWindows([cache], frames=10, batch=500), np.zeros(len(cache))
-    firsts = {e.proprio[start].tobytes(): number for number, e in enumerate(cache) for start in range(len(e) + 1)}
-    for step in range(8):
-        for first in windows[step].proprio[:, 0].numpy():
-            counts[firsts[first.tobytes()]] += 1
-    want = np.maximum(0, np.array(cache.frames) - 9.0)
-    np.testing.assert_allclose(counts / counts.sum(), want / want.sum(), atol=0.04)
-
-
-def test_weights_of_caches(home: Path, tmp_path: Path) -> None:
-    record(tmp_path / "record", (7, 7))
-    more = encode(dataclasses.replace(config(home, tmp_path / "cache"), data=str(tmp_path / "record")), progress=False)
-    both = [LatentCache(home / "cache"), more]
-    second = {row.tobytes() for e in more for row in e.proprio}
-
-    def share(weights: tuple[float, ...] | None) -> float:
-        drawn = LatentWindows(both, 3, 400, weights=weights)[0].proprio[:, 0].numpy()
-        return float(np.mean([row.tobytes() in second for row in drawn]))
-
-    assert share((1, 0)) == 0 and share((0, 2)) == 1 and abs(share((1, 3)) - 0.75) < 0.1
-    assert abs(share(None) - 12 / (12 + sum(max(0, n - 1) for n in LENGTHS))) < 0.1
-    for weights in ((1,), (-1, 2), (0, 0), (float("nan"), 1)):
-        with pytest.raises(ValueError, match="as many weights"):
-            LatentWindows(both, 3, 4, weights=weights)
-    with pytest.raises(ValueError, match="windows have 20 frames, but the longest episode of .* has 8"):
-        LatentWindows(both, 20, 4, weights=(1, 1))
-    with pytest.raises(SpecMismatch):
-        other = LatentCache(home / "cache")
-        other.spec = dataclasses.replace(SPEC, control_rate_hz=1.0)
-        LatentWindows([both[0], other], 3, 4)
-
-
-def test_reading_ahead_is_bounded_stops_and_passes_errors_on() -> None:
-    made: list[int] = []
-
-    def make(step: int) -> int:
-        if step == 9:
-            raise BrokenEpisode("number nine")
-        made.append(step)
-        return step
-
-    stream = read_ahead(make, 4, 3)
-    assert next(stream) == 4
-    time.sleep(0.05)
-    assert len(made) <= 4
-    assert list(islice(stream, 4)) == [5, 6, 7, 8]
-    with pytest.raises(BrokenEpisode, match="number nine"):
-        next(stream)
-    stream = read_ahead(make, 20, 2)
-    next(stream)
-    stream.close()
-    count = len(made)
-    time.sleep(0.05)
-    assert len(made) == count
+def test_clips_of_a_cache_are_those_of_its_recording(home: Path) -> None:
+    model, cache = load(home / "model"), LatentCache(home / "cache")
+    drawn = []
+    for episodes in (cache, EpisodeFile(home / "record")):
+        drawn.append(Clips(model, episodes).sample(8, 6, torch.Generator().manual_seed(3)))
+    for name in (*PER_FRAME, *PER_EPISODE):
+        torch.testing.assert_close(*(getattr(batch, name) for batch in drawn), atol=2e-3, rtol=1e-3)
+    assert drawn[0].latents.shape == (8, 6, 4, 2, 4) and drawn[0].latents.dtype == torch.float32
+    assert drawn[0].texts == ["schiebe den Würfel"] * 8 and drawn[0].view_mask.all()
+    with pytest.raises(ValueError, match="made by the encoder"):
+        Clips(load(home / "other"), cache)
 
 
 def anonymous_kib() -> int:
@@ -392,11 +319,12 @@ def test_memory_does_not_grow_with_the_data(home: Path, tmp_path: Path) -> None:
         writer.finish({})
     cache = LatentCache(tmp_path / "cache")
     assert cache.nbytes == 4 * 8_192_000
-    windows = LatentWindows([cache], 8, 8, held=1)
-    _ = windows[0]
+    clips = Clips(WorldModel.from_preset("debug", spec, TASKS), [dataclasses.replace(e, encoder="") for e in cache])
+    generator = torch.Generator().manual_seed(0)
+    clips.sample(8, 8, generator)
     before = anonymous_kib()
-    for step in range(100):
-        _ = windows[step]
+    for _ in range(100):
+        clips.sample(8, 8, generator)
     held = list(cache)
     assert len(held) == 4 and anonymous_kib() - before < 6000
 

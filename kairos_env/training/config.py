@@ -1,0 +1,70 @@
+"""The configuration of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kairos_env.training.loop import LoopConfig
+from kairos_env.training.losses import LossConfig
+
+
+@dataclass(frozen=True)
+class PixelWeights:
+    """Which pixels the tokenizer must get right. Of the defaults, nothing depends on what a scene looks like.
+
+    Args:
+        unusual: extra weight of pixels that differ from the camera's median image by more than 40 grey levels.
+        coloured: extra weight of those among them that have a colour (channels more than 80 apart). It keeps a small
+            coloured object beside a large grey robot, as on the table top and in LIBERO; 10 was right for both.
+    """
+
+    unusual: float = 4.0
+    coloured: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Args:
+        out: run folder; an existing one is resumed.
+        preset: model size (debug, tiny, small); unused with ``init``, which has its own.
+        seed: fixes initialisation, clips and noise.
+        device: cpu or cuda.
+        precision: bf16 (autocast) or fp32.
+        validation: episodes kept out of training, for the validation rows and strips.
+        tokenizer: optimisation of stage 1, the tokenizer.
+        tokenizer_batch: images in a step of stage 1.
+        pixels: weights of pixels in stage 1.
+        model: optimisation of stage 2, the world-action model.
+        batch: clips in a step of stage 2.
+        loss: weights and noise of stage 2.
+        imagined_from: share of stage 2 after which a third of the steps see imagined history.
+        video_every: of so many steps of stage 2 one learns all modes; the others learn policy, reward and success from
+            observed frames alone, for less than half the time.
+        sample_every: steps between validation rollouts with film strips.
+        starts: held-out first observations that ship with the model.
+        init: bundled name or folder of a model to go on from; its tokenizer and latent statistics are kept and
+            stage 1 is skipped. What depends on fields or cameras that differ starts anew, which is said.
+        weights: float16 or float32, how the finished model is stored.
+    """
+
+    out: str = "runs/tiny"
+    preset: str = "tiny"
+    seed: int = 0
+    device: str = "cpu"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    validation: int = 16
+    tokenizer: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2000, lr=2e-3, ema=0.995))
+    tokenizer_batch: int = 64
+    pixels: PixelWeights = field(default_factory=PixelWeights)
+    model: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2400, lr=1.5e-3, warmup=150))
+    batch: int = 12
+    loss: LossConfig = field(default_factory=LossConfig)
+    imagined_from: float = 0.25
+    video_every: int = 1
+    sample_every: int = 400
+    starts: int = 48
+    init: str = ""
+    weights: Literal["float16", "float32"] = "float16"

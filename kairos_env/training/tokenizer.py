@@ -1,0 +1,67 @@
+"""Stage 1: pictures to latents and back, and the statistics of the latents, which travel with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kairos_env.records import Array, Episode
+from kairos_env.training.batches import camera_latents
+from kairos_env.training.config import PixelWeights, TrainConfig
+from kairos_env.training.loop import Metrics, load_values, optimise
+from kairos_env.world_model.model import Statistics, WorldModel
+from kairos_env.world_model.tokenizers.image import to_unit
+
+LATENT_NOISE = 0.1  # makes the decoder forgive the errors that a predicted latent has
+UNUSUAL, COLOURED = 40, 80  # grey levels, see `PixelWeights`
+
+
+def train_tokenizer(model: WorldModel, episodes: Sequence[Episode], config: TrainConfig, folder: Path) -> None:
+    """Trains the model's tokenizer on the pictures of all episodes, then sets the model's statistics."""
+    cameras = [camera.name for camera in model.spec.cameras]
+    views = [[e.images[name] for e in episodes if name in e.images] for name in cameras]
+    frames = torch.from_numpy(np.concatenate([images for view in views for images in view]))
+    ends = torch.tensor([sum(map(len, view)) for view in views]).cumsum(0)
+    usual = torch.stack([median_image(part) for part in frames.tensor_split(ends[:-1])])
+    noise_shape = (config.tokenizer_batch, *model.latent_shape[:2], model.latent_shape[2] // len(cameras))
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        drawn = torch.randint(len(frames), (config.tokenizer_batch,), generator=generator)
+        images = frames[drawn]
+        weights = pixel_weights(images, usual[torch.bucketize(drawn, ends, right=True)], config.pixels)
+        noise = LATENT_NOISE * torch.randn(noise_shape, generator=generator)
+        device = model.device
+        return model.tokenizer.loss(to_unit(images).to(device), weights.to(device), noise.to(device))
+
+    averaged = optimise("tokenizer", model.tokenizer, loss, config.tokenizer, folder, config.seed, config.precision)
+    load_values(model.tokenizer, averaged)
+    model.set_statistics(Statistics.identity(model.latent_shape[0], model.spec.proprio_dim))
+    latents = torch.cat([torch.cat(camera_latents(model, e), -1) for e in episodes])
+    mean, std = latents.mean((0, 2, 3)).tolist(), latents.std((0, 2, 3)).tolist()
+    model.set_statistics(Statistics(tuple(mean), tuple(std), *moments([e.proprio for e in episodes])))
+
+
+def median_image(frames: Tensor) -> Tensor:
+    """Median image (H, W, 3) of a sample of uint8 frames (N, H, W, 3): what is there when nothing is there."""
+    if not len(frames):
+        return torch.zeros(frames.shape[1:])
+    chosen = torch.linspace(0, len(frames) - 1, min(500, len(frames))).long()
+    return frames[chosen].float().median(0).values
+
+
+def pixel_weights(images: Tensor, usual: Tensor, weights: PixelWeights) -> Tensor:
+    """uint8 (B, H, W, 3) and what their cameras usually see -> (B, 1, H, W), mean 1."""
+    unusual = (images.float() - usual).abs().amax(-1) > UNUSUAL
+    spread = images.amax(-1).float() - images.amin(-1).float()
+    found = 1 + weights.unusual * unusual.float() + weights.coloured * (unusual & (spread > COLOURED)).float()
+    return (found / found.mean()).unsqueeze(1)
+
+
+def moments(values: Sequence[Array]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each column of all arrays (T, D)."""
+    rows = np.concatenate(values)
+    return tuple(rows.mean(0).tolist()), tuple((rows.std(0) + 1e-6).tolist())

@@ -1,0 +1,88 @@
+"""A training run: exact resumption after kill -9, learning, and readable refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from moving_square import SPEC, config, moving_square, run
+from paths import TESTS
+
+from kairos_env.sims.tabletop.env import TASKS
+from kairos_env.training.losses import LossConfig
+from kairos_env.training.run import train
+from kairos_env.training.validation import rollout_metrics
+from kairos_env.world_model.checkpoint import load
+
+
+def curve(folder: Path, stage: str) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / f"{stage}.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_to_the_identical_curve(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(whole)
+    code = f"from pathlib import Path; from moving_square import run; run(Path({str(killed)!r}))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    for stage, line in (("tokenizer", 6), ("model", 2), ("model", 8)):
+        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+        metrics = killed / f"{stage}.jsonl"
+        while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= line):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    model = load(run(killed))
+    for stage in ("tokenizer", "model"):
+        assert curve(killed, stage) == curve(whole, stage)
+    for a, b in zip(model.parameters(), load(whole / "model").parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)
+    assert len(model.starts) == 3 and model.starts[0].instruction == TASKS["push"]
+
+
+@pytest.mark.slow
+def test_learns_what_actions_do(tmp_path: Path) -> None:
+    """A minute of training on the moving square beats the copy of the first frame and follows the actions."""
+    torch.set_num_threads(1)
+    base = config(tmp_path / "run")
+    longer = dataclasses.replace(
+        base,
+        tokenizer=dataclasses.replace(base.tokenizer, steps=300, lr=4e-3, checkpoint_every=300),
+        tokenizer_batch=16,
+        model=dataclasses.replace(base.model, steps=300, lr=4e-3, checkpoint_every=300),
+        batch=16,
+        sample_every=1000,
+    )
+    episodes = [moving_square(i) for i in range(80)]
+    model = load(train(longer, episodes, SPEC, {"push": TASKS["push"]}))
+    unseen = [moving_square(1000 + i) for i in range(8)]
+    metrics = rollout_metrics(model, unseen)
+    assert metrics["psnr_5"] > metrics["psnr_5_copy"] + 1, metrics
+    shuffled = [dataclasses.replace(e, actions=o.actions) for e, o in zip(unseen, unseen[1:] + unseen[:1], strict=True)]
+    assert metrics["psnr_5"] > rollout_metrics(model, shuffled)["psnr_5"] + 1
+    moved = np.mean([np.linalg.norm(e.proprio[-1, :3] - e.proprio[0, :3]) for e in unseen])
+    assert metrics["position_error_last"] < 0.6 * moved
+
+
+def test_same_folder_other_configuration_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, steps=2)
+    with pytest.raises(ValueError, match="another configuration"):
+        run(tmp_path, steps=3)
+
+
+def test_too_few_or_too_short_episodes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="too few"):
+        train(config(tmp_path), [moving_square(0)] * 3, SPEC, TASKS)
+    short = dataclasses.replace(config(tmp_path / "b", 2), loss=LossConfig(frames=30))
+    with pytest.raises(ValueError, match="clips have 34 frames"):
+        train(short, [moving_square(i) for i in range(8)], SPEC, {"push": TASKS["push"]})

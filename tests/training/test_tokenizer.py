@@ -1,0 +1,46 @@
+"""Stage 1: which pixels count, and pictures of any shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from moving_square import SPEC, config, moving_square
+
+from kairos_env.records import Camera
+from kairos_env.sims.tabletop.env import TASKS
+from kairos_env.training.config import PixelWeights
+from kairos_env.training.run import train
+from kairos_env.training.tokenizer import median_image, pixel_weights
+from kairos_env.world_model.checkpoint import load
+
+
+def test_colour_counts_only_where_a_data_set_says_so() -> None:
+    table = torch.full((1, 4, 4, 3), 90, dtype=torch.uint8)
+    picture = table.clone()
+    picture[0, 0, 0] = torch.tensor([220, 30, 30])  # a red thing
+    picture[0, 1, 1] = 200  # a grey one
+    for weights, red in ((PixelWeights(), 5.0), (PixelWeights(coloured=10), 15.0)):
+        found = pixel_weights(picture, median_image(table), weights)[0, 0]
+        assert found.mean() == pytest.approx(1)
+        assert float(found[0, 0] / found[3, 3]) == pytest.approx(red)
+        assert float(found[1, 1] / found[3, 3]) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("height", [48, 96])
+def test_pictures_need_not_be_square(height: int, tmp_path: Path) -> None:
+    spec = dataclasses.replace(SPEC, cameras=(Camera("scene", height, 64), Camera("wrist", height, 64)))
+    rng = np.random.default_rng(0)
+
+    def views(seed: int) -> dict[str, np.ndarray]:
+        return {c.name: rng.integers(0, 256, (13, height, 64, 3), np.uint8) for c in spec.cameras}
+
+    episodes = [dataclasses.replace(moving_square(seed), images=views(seed)) for seed in range(7)]
+    one_eyed = dataclasses.replace(episodes[6], images={"scene": episodes[6].images["scene"]})
+    small = dataclasses.replace(config(tmp_path, 2), validation=1, starts=1, tokenizer_batch=4, batch=2)
+    model = load(train(small, [*episodes[:6], one_eyed], spec, {"push": TASKS["push"]}))
+    assert model.latent_shape[1:] == (height // 8, 16)
+    assert np.isfinite(model.statistics.latent_std).all()
