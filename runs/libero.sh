@@ -17,8 +17,8 @@ kairos sims install libero
 kairos record-libero --out "$out/demonstrations" --suites "$suites" --per-task 40 --states 0-39 --workers 2
 
 # First model. `tiny-words` reads instructions word by word: two equal bowls differ by the sentence only.
-kairos train data.path="$out/demonstrations" out="$out/first" preset=tiny-words pixels.coloured=10 tokenizer.steps=1600 \
-  model.steps=2400 loss.frames=12 loss.history_noise=0.2 video_every=4
+kairos train data.path="$out/demonstrations" out="$out/first" preset=tiny-words pixels.coloured=10 \
+  tokenizer.steps=1600 model.steps=2400 loss.frames=12 loss.history_noise=0.2 video_every=4
 
 # Dataset aggregation: the model acts, the expert says at every frame what it would have done.
 kairos record-libero --out "$out/own" --suites "$suites" --actor "$out/first/model" --per-task 5 \
