@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kairos_env.training.batches import Batch
+from kairos_env.world_model.attention.visibility import LayerMemory
 from kairos_env.world_model.flow import interpolate, to_sample, training_levels
 from kairos_env.world_model.model import WorldModel
-from kairos_env.world_model.state import LayerMemory, WorldState
+from kairos_env.world_model.state import WorldState
 
 PROPRIO_BLEMISH = 0.1  # noise of a blemished history's proprioception, in its standard deviations
 
@@ -191,13 +192,12 @@ def main_pass(
     dit, expert, size = model.mixture.video_dit, model.mixture.action_dit, len(clip.latents)
     last, last_proprio = _one_later(history.latents), _one_later(history.proprio)
 
-    def stream(frames: Frames) -> tuple[Tensor, Tensor, Tensor]:
-        t, modulation = dit.condition(frames.sigma, clip.lead, clip.has_lead)
-        return dit.embed_frames(frames.latents, frames.proprio, last, last_proprio), modulation, t
-
-    streams = {"clean": stream(history)[:2]}
-    if noisy is not None:
-        *streams["noisy"], t = stream(noisy)  # type: ignore[arg-type]
+    given = {"clean": history} if noisy is None else {"clean": history, "noisy": noisy}
+    condition = {name: dit.condition(frames.sigma, clip.lead, clip.has_lead) for name, frames in given.items()}
+    streams = {
+        name: (dit.embed_frames(frames.latents, frames.proprio, last, last_proprio), condition[name][1])
+        for name, frames in given.items()
+    }
     tokens, proposals, memory = model.mixture.frames(
         model.lead(clip.lead, clip.has_lead),
         streams,
@@ -205,11 +205,11 @@ def main_pass(
         model.mixture.empty_memory(size, model.frame_tokens),
         torch.zeros(size, dtype=torch.int64, device=clip.latents.device),
         model.grid,
-        chunks and (expert.action_encoder(chunks.actions), expert.embed(chunks.sigma)[1]),
+        None if chunks is None else (expert.action_encoder(chunks.actions), expert.embed(chunks.sigma)[1]),
     )
     if noisy is None:
         return Pass(None, tokens, proposals, memory)
-    latents, proprio = (x.float() for x in dit.read(tokens["noisy"], t, model.latent_shape[1]))
+    latents, proprio = (x.float() for x in dit.read(tokens["noisy"], condition["noisy"][0], model.latent_shape[1]))
     kind = model.config.prediction
     if kind == "sample":
         latents, proprio = latents + last, proprio + last_proprio

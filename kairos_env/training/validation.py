@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,5 +90,5 @@ def psnr(a: Array, b: Array) -> float:
     return float((10 * np.log10(255**2 / np.maximum(error, 1e-6))).mean())
 
 
-def _side_by_side(model: WorldModel, images: dict[str, Array]) -> Array:
+def _side_by_side(model: WorldModel, images: Mapping[str, Array]) -> Array:
     return np.concatenate([images[camera.name] for camera in model.spec.cameras], -2)
