@@ -53,11 +53,7 @@ for module in pkgutil.walk_packages(kairos_env.__path__, "kairos_env."):
 """
 
 
-@pytest.mark.parametrize(
-    "blocked",
-    [OPTIONAL, pytest.param(POSIX, marks=pytest.mark.xfail(reason="five modules still lock with fcntl"))],
-    ids=["without extras", "without POSIX"],
-)
+@pytest.mark.parametrize("blocked", [OPTIONAL, POSIX], ids=["without extras", "without POSIX"])
 def test_every_module_imports(blocked: tuple[str, ...], tmp_path: Path) -> None:
     done = python(IMPORT_ALL, without(blocked, tmp_path), tmp_path)
     assert done.returncode == 0, done.stderr
