@@ -12,7 +12,6 @@ How to add a simulator
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -20,6 +19,7 @@ import gymnasium as gym
 import numpy as np
 
 from kairos_env.records import Array, RobotSpec
+from kairos_env.runs import did_you_mean
 
 StepResult = tuple[dict[str, Array], float, bool, bool, dict[str, Any]]
 
@@ -153,15 +153,6 @@ def check_names(given: Mapping[str, Any], legal: Iterable[str], what: str) -> di
             raise ValueError(f"the {what} {name!r} is called {_RENAMED[name]!r} now")
         raise ValueError(f"unknown {what} {name!r}; {did_you_mean(name, legal)}")
     return dict(given)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: what was probably meant, or what there is."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(map(repr, close))}?"
-    return f"there are {', '.join(known[:12])}{f' and {len(known) - 12} more' if len(known) > 12 else ''}"
 
 
 def as_initial_state(chosen: Any, count: int | None, task: str) -> int:

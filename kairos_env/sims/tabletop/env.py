@@ -11,7 +11,8 @@ import gymnasium as gym
 import numpy as np
 
 from kairos_env.records import Array, Camera, Field, RobotSpec
-from kairos_env.sims.simulator import Simulator, StepResult, as_initial_state, did_you_mean
+from kairos_env.runs import did_you_mean
+from kairos_env.sims.simulator import Simulator, StepResult, as_initial_state
 from kairos_env.sims.tabletop.tasks import CUBE_REST_HEIGHT, INTEREST, TASKS, TaskState, measure
 
 __all__ = ["CAMERAS", "TASKS", "RobosuiteEnv", "make_spec"]
@@ -62,7 +63,7 @@ def make_spec(cameras: Sequence[str] = ("scene",), image_size: int = 64) -> Robo
 def check_task(task: str) -> str:
     """Returns ``task``, or raises ValueError with the legal names."""
     if not isinstance(task, str) or task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; {did_you_mean(str(task), TASKS)}")
+        raise ValueError(f"unknown task {task!r}; {did_you_mean(task, TASKS)}")
     return task
 
 
