@@ -13,17 +13,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from kairos_env.datasets.lerobot.mapping import FeatureMap
+from kairos_env.policies import WorldModelPolicy
 from kairos_env.records import Observation
 from kairos_env.world_model.model import WorldModel
 from lerobot_policy_kairos.configuration_kairos import TRAINING, KairosConfig
@@ -72,9 +73,7 @@ class KairosPolicy(PreTrainedPolicy):
 
     def reset(self) -> None:
         """Forgets the episodes of all robots."""
-        self._state: Any = None
-        self._action: Tensor | None = None
-        self._queue: deque[Tensor] = deque()
+        self._robots: list[WorldModelPolicy] = []  # one for each robot of the batch
 
     def select_action(self, batch: dict[str, Any], **unused: Any) -> Tensor:
         """The next action of each robot: (B, A) float32, physical units.
@@ -83,21 +82,18 @@ class KairosPolicy(PreTrainedPolicy):
             ValueError: another number of robots than before, without a `reset`.
         """
         seen = self._read(batch)
-        if self._state is None:
-            seeds = self._sequence.integers(2**31, size=len(seen)).tolist()
-            self._state = self.model.observe(seen, seeds=seeds)
-        elif self._state.batch_size != len(seen):
+        if not self._robots:
+            for seed in self._sequence.integers(2**31, size=len(seen)).tolist():
+                robot = WorldModelPolicy(self.model, steps=self.config.steps, execute=self.config.n_action_steps)
+                robot.reset(seed)
+                self._robots.append(robot)
+        if len(self._robots) != len(seen):
             raise ValueError(
-                f"a batch of {len(seen)} observations after one of {self._state.batch_size}: reset() the policy when "
+                f"a batch of {len(seen)} observations after one of {len(self._robots)}: reset() the policy when "
                 "new episodes begin"
             )
-        else:
-            self._state = self.model.observe(seen, self._state, self._action)
-        if not self._queue:
-            chunk = self.model.act(self._state, steps=self.config.steps)
-            self._queue.extend(chunk[:, : self.config.n_action_steps].unbind(1))
-        self._action = self._queue.popleft()
-        return self._action[:, self._order]
+        actions = np.stack(WorldModelPolicy.act_together(self._robots, seen, size=len(seen)))
+        return torch.from_numpy(actions).to(self.config.device)[:, self._order]
 
     def predict_action_chunk(self, batch: dict[str, Any], **unused: Any) -> Tensor:
         """The next N actions of each robot, (B, N, A), from this observation alone."""
