@@ -26,8 +26,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
-
 _VERSIONS = (
     *("kairos-env", "torch", "numpy", "gymnasium", "mujoco", "robosuite", "h5py", "zarr", "av"),
     *("transformers", "diffusers"),
@@ -122,6 +120,8 @@ class WriteLock:
     """
 
     def __init__(self, path: str | os.PathLike[str], doing: str = "writing") -> None:
+        from filelock import FileLock, Timeout  # the interpreters of simulators read this module and lack it
+
         path = Path(path)
         self._file = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
         self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any, Unpack
 import gymnasium as gym
 import numpy as np
 
-from kairos_env.env.imagination import Imagination, Moment, Outcome, Settings, draw_seed
+from kairos_env.env.episodes import EpisodeState, Outcome
+from kairos_env.env.imagination import (
+    Imagination,
+    ImaginationOptions,
+    check_render_mode,
+    draw_seed,
+    share_imagination,
+)
+from kairos_env.env.vector_env import WorldModelVectorEnv
 from kairos_env.records import Array
 
 if TYPE_CHECKING:
-    from kairos_env.env.vector_env import WorldModelVectorEnv
     from kairos_env.world_model.model import WorldModel
 
 
@@ -49,7 +56,7 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
         model: str | os.PathLike[str] | WorldModel | Imagination = "kairos-tiny",
         *,
         render_mode: str | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[ImaginationOptions],
     ) -> None:
         check_render_mode(render_mode)
         self.imagination, self._own = share_imagination(model, settings)
@@ -57,7 +64,7 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
         self.metadata = {**self.metadata, "render_fps": self.imagination.spec.control_rate_hz}
         self.observation_space: gym.spaces.Dict = self.imagination.observation_space  # type: ignore[assignment]
         self.action_space = self.imagination.action_space
-        self._moment: Moment | None = None
+        self._episode: EpisodeState | None = None
 
     @property
     def model(self) -> WorldModel:
@@ -82,7 +89,7 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
         super().reset(seed=seed)
         episode = draw_seed(self.np_random) if seed is None else seed
         outcome = self.imagination.begin([episode], [options or {}])
-        self._moment = outcome.moment
+        self._episode = outcome.episodes
         return _first(outcome.observation), _first_info(outcome)
 
     def step(self, action: Array) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
@@ -96,7 +103,7 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
             ResetNeeded: before the first `reset`.
         """
         outcome = self.imagination.step(self.get_state(), np.asarray(action)[None])
-        self._moment = outcome.moment
+        self._episode = outcome.episodes
         return (
             _first(outcome.observation),
             float(outcome.reward[0]),
@@ -105,29 +112,27 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
             _first_info(outcome),
         )
 
-    def get_state(self) -> Moment:
+    def get_state(self) -> EpisodeState:
         """Where the episode stands: a value that later steps do not change."""
-        if self._moment is None:
+        if self._episode is None:
             raise gym.error.ResetNeeded("no episode has begun; call reset() first")
-        return self._moment
+        return self._episode
 
-    def set_state(self, moment: Moment) -> None:
-        """Goes (back) to ``moment`` of this or another environment of the same model.
+    def set_state(self, state: EpisodeState) -> None:
+        """Goes (back) to where an episode of this or another environment of the same model stood.
 
         The same actions then lead to the same future. What later resets draw is not affected.
         """
-        if len(moment) != 1:
-            raise ValueError(f"the moment holds {len(moment)} episodes, this environment holds 1; use moment.select")
-        self._moment = moment
+        if len(state) != 1:
+            raise ValueError(f"the state holds {len(state)} episodes, this environment holds 1; use state.select")
+        self._episode = state
 
     def fork(self, n: int) -> WorldModelVectorEnv:
-        """``n`` copies of the present moment, imagined side by side in one batch.
+        """``n`` copies of the present state, imagined side by side in one batch.
 
         They start equal and stay equal under equal actions: what differs later, the actions did. Nothing
         resets by itself; a branch that has finished stays finished and earns nothing more.
         """
-        from kairos_env.env.vector_env import WorldModelVectorEnv
-
         branches = WorldModelVectorEnv(
             n, self.imagination, autoreset_mode="Disabled", finished="hold", render_mode=self.render_mode
         )
@@ -145,27 +150,7 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
         """Frees the simulator that gave starts, if this environment made one."""
         if self._own:
             self.imagination.close()
-        self._moment = None
-
-
-def share_imagination(
-    model: str | os.PathLike[str] | WorldModel | Imagination, settings: Settings
-) -> tuple[Imagination, bool]:
-    """The imagination to use, and whether it was made here (and is to be closed by its maker)."""
-    if not isinstance(model, Imagination):
-        return Imagination(model, **settings), True
-    if settings:
-        raise ValueError(f"an Imagination has its settings already; got {sorted(settings)} as well")
-    return model, False
-
-
-def check_render_mode(render_mode: str | None) -> None:
-    """Raises ValueError unless frames can be rendered that way."""
-    if render_mode not in (None, "rgb_array"):
-        raise ValueError(
-            f"render_mode {render_mode!r} is unknown here; use 'rgb_array'. For a window, "
-            "gym.make(..., render_mode='human') (needs pygame) or `kairos play` (a browser page)"
-        )
+        self._episode = None
 
 
 def _first(columns: dict[str, Array]) -> dict[str, Array]:

@@ -9,28 +9,25 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import gymnasium as gym
 import numpy as np
 import torch
 
-from kairos_env.env.initial_observations import Start, Starts
+from kairos_env.env.episodes import EpisodeState, Outcome
+from kairos_env.env.initial_observations import InitialObservations, Start
 from kairos_env.env.reward import RewardChoice, make_reward
 from kairos_env.records import Array, Observation
 from kairos_env.runs import did_you_mean
 from kairos_env.sims.simulator import check_names
 from kairos_env.world_model.model import LATENT_LIMIT, WorldModel
 
-if TYPE_CHECKING:
-    from kairos_env.world_model.state import WorldState
-
 RESET_OPTIONS = ("observation", "instruction", "task", "start", "initial_state")
 RENDER_HEIGHT = 256  # pixels; what a model sees is often too small to look at
 
 
-class Settings(TypedDict, total=False):
+class ImaginationOptions(TypedDict, total=False):
     """The keyword arguments that `WorldModelEnv` and `WorldModelVectorEnv` hand to `Imagination`."""
 
     task: str | None
@@ -44,87 +41,13 @@ class Settings(TypedDict, total=False):
     uncertainty_limit: float | None
 
 
-@dataclass(frozen=True)
-class Moment:
-    """Where B imagined episodes stand. A value: keep it, branch from it, come back to it.
-
-    Args:
-        state: the model's memory of the B episodes.
-        steps: int64 (B,), imagined decisions so far.
-        seeds: int64 (B,), the episode seeds; ``reset(seed=...)`` with one starts the same episode again.
-        tasks: str objects (B,), task names, empty for a free instruction.
-        instructions: str objects (B,).
-        finished: bool (B,), the episode has terminated or was truncated.
-    """
-
-    state: WorldState
-    steps: Array
-    seeds: Array
-    tasks: Array
-    instructions: Array
-    finished: Array
-
-    def __len__(self) -> int:
-        """Number of episodes B."""
-        return len(self.steps)
-
-    def select(self, rows: Array) -> Moment:
-        """The episodes ``rows`` (int), in that order; repeating one branches it."""
-        columns = {k: getattr(self, k)[rows] for k in _COLUMNS}
-        return Moment(self.state.select(rows.tolist()), **columns)
-
-    def overwrite(self, rows: Array, other: Moment) -> Moment:
-        """Episode ``rows[i]`` becomes episode ``i`` of ``other``; the rest stays."""
-        if len(rows) == len(self):
-            return other.select(np.argsort(rows))
-        order = np.arange(len(self))
-        order[rows] = len(self) + np.arange(len(rows))
-        columns = {k: np.concatenate([getattr(self, k), getattr(other, k)])[order] for k in _COLUMNS}
-        return Moment(type(self.state).cat([self.state, other.state]).select(order.tolist()), **columns)
-
-
-_COLUMNS = ("steps", "seeds", "tasks", "instructions", "finished")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What B environments return from reset or step: arrays with leading B, and the moment after it.
-
-    ``info`` holds one column (B,) per key; ``truncated_reason`` is empty where nothing was truncated.
-    """
-
-    moment: Moment
-    observation: dict[str, Array]
-    reward: Array
-    terminated: Array
-    truncated: Array
-    info: dict[str, Array]
-
-    def overwrite(self, rows: Array, other: Outcome) -> Outcome:
-        """Row ``rows[i]`` becomes row ``i`` of ``other``; the rest stays."""
-
-        def put(mine: Array, theirs: Array) -> Array:
-            merged = mine.copy()
-            merged[rows] = theirs
-            return merged
-
-        return Outcome(
-            self.moment.overwrite(rows, other.moment),
-            {k: put(v, other.observation[k]) for k, v in self.observation.items()},
-            put(self.reward, other.reward),
-            put(self.terminated, other.terminated),
-            put(self.truncated, other.truncated),
-            {k: put(v, other.info[k]) for k, v in self.info.items()},
-        )
-
-
 class Imagination:
     """Starts, steps and judges imagined episodes, B at once. Holds settings, no episode.
 
     Args:
         model: bundled name, folder, hub id, or a loaded `WorldModel`.
         task: one of the model's tasks; None takes the start's own instruction, else the model's default.
-        start: where episodes begin, see `Starts`: ``"dataset"``, the id of a simulator or the simulator
+        start: where episodes begin, see `InitialObservations`: ``"dataset"``, the id of a simulator or the simulator
             itself, an `Observation` or several.
         reward: ``"learned"``, a function ``StepOutput -> (B,)``, or a goal image; see `make_reward`.
         steps: denoising steps of one imagined decision; None is the model's default.
@@ -167,7 +90,7 @@ class Imagination:
         self.model = load_model(model, device)
         self.spec = self.model.spec
         self.task = self._check_task(task)
-        self.starts = Starts(start, self.model)
+        self.initial_observations = InitialObservations(start, self.model)
         self.reward = make_reward(reward, self.model)
         self.steps = steps
         self.max_episode_steps = max_episode_steps
@@ -195,7 +118,7 @@ class Imagination:
         observations, tasks = [b[0] for b in begun], [b[1] for b in begun]
         state = self.model.observe(observations, seeds=list(seeds))
         count = len(observations)
-        moment = Moment(
+        episodes = EpisodeState(
             state,
             steps=np.zeros(count, np.int64),
             seeds=np.array(seeds, np.int64),
@@ -204,24 +127,24 @@ class Imagination:
             finished=np.zeros(count, bool),
         )
         if self.latent_only:
-            return self.resume(moment)
+            return self.resume(episodes)
         # The first observation is the real one, not its reconstruction.
         real = {c.key: np.stack([o.images[c.name] for o in observations]) for c in self.spec.cameras}
         real["proprio"] = self._clip(np.stack([o.proprio for o in observations]))
-        return self.resume(moment, real)
+        return self.resume(episodes, real)
 
-    def resume(self, moment: Moment, observation: dict[str, Array] | None = None) -> Outcome:
-        """What a reset to ``moment`` returns; the observation is imagined unless it is given."""
-        state, count = moment.state, len(moment)
+    def resume(self, episodes: EpisodeState, observation: dict[str, Array] | None = None) -> Outcome:
+        """What a reset to ``episodes`` returns; the observation is imagined unless it is given."""
+        state, count = episodes.world_state, len(episodes)
         success = np.asarray(state.success.cpu(), np.float64)
         no_truncation = np.full(count, "", object)
         return Outcome(
-            moment,
+            episodes,
             self._look(state.latent, state.proprio.cpu().numpy()) if observation is None else observation,
             reward=np.zeros(count),
-            terminated=moment.finished.copy(),
+            terminated=episodes.finished.copy(),
             truncated=np.zeros(count, bool),
-            info=self._info(moment, success, np.zeros(count), no_truncation),
+            info=self._info(episodes, success, np.zeros(count), no_truncation),
         )
 
     def _first_observation(self, seed: int, options: Mapping[str, Any]) -> tuple[Observation, str]:
@@ -230,7 +153,7 @@ class Imagination:
         task = self._check_task(options.get("task")) or self.task
         given = options.get("observation")
         if given is None:
-            observation = self.starts.draw(seed, task, options)
+            observation = self.initial_observations.draw(seed, task, options)
         else:
             if options.get("start") is not None or options.get("initial_state") is not None:
                 raise ValueError("reset got both an observation and a start; pass one of them")
@@ -247,28 +170,28 @@ class Imagination:
         if task is None or task in self.model.tasks:
             return task
         raise ValueError(
-            f"task {task!r} is unknown; {did_you_mean(task, self.model.tasks)} "
-            "Any other wish can be put in words: reset(options={'instruction': ...})"
+            f"the model knows no task {task!r} (wishes in words: reset(options={{'instruction': ...}})); "
+            + did_you_mean(str(task), self.model.tasks)
         )
 
     # Stepping
 
-    def step(self, moment: Moment, actions: Any) -> Outcome:
+    def step(self, episodes: EpisodeState, actions: Any) -> Outcome:
         """Imagines one decision of every episode, in one batched model step.
 
         Args:
-            moment: where they stand.
+            episodes: where they stand.
             actions: (B, A), physical units; clipped to the robot's range.
 
         Raises:
             ValueError: wrong shape, not numeric, or not finite.
         """
-        self._check_shape(actions, len(moment))
-        out = self.model.step(moment.state, actions, steps=self.steps)
+        self._check_shape(actions, len(episodes))
+        out = self.model.step(episodes.world_state, actions, steps=self.steps)
         latent, proprio = out.latent, out.proprio
         reward = torch.as_tensor(self.reward(out), dtype=torch.float32, device=latent.device)
-        if reward.shape != (len(moment),):
-            raise ValueError(f"the reward function returned shape {tuple(reward.shape)}, expected {(len(moment),)}")
+        if reward.shape != (len(episodes),):
+            raise ValueError(f"the reward function returned shape {tuple(reward.shape)}, expected {(len(episodes),)}")
         # One table, because every copy from a GPU waits for it. Latents are bounded, so their sum is finite
         # exactly if all of them are.
         judged = torch.stack((reward, out.success, out.uncertainty, latent.flatten(1).sum(1)), 1)
@@ -278,11 +201,11 @@ class Imagination:
             table, latent = np.nan_to_num(table), latent.nan_to_num()
         rewards, success, uncertainty = table[:, -4:-1].T.astype(np.float64)
 
-        steps = moment.steps + 1
+        steps = episodes.steps + 1
         terminated, reason = self._judge(steps, success, uncertainty, broken)
         truncated = reason != ""
-        finished = moment.finished | terminated | truncated
-        after = Moment(out.state, steps, moment.seeds, moment.tasks, moment.instructions, finished)
+        finished = episodes.finished | terminated | truncated
+        after = EpisodeState(out.state, steps, episodes.seeds, episodes.tasks, episodes.instructions, finished)
         info = self._info(after, success, uncertainty, reason)
         return Outcome(after, self._look(latent, table[:, :-4]), rewards, terminated, truncated, info)
 
@@ -314,15 +237,15 @@ class Imagination:
     def _succeeded(self, success: Array) -> Array:
         return success >= self.success_threshold if self.success_threshold is not None else np.zeros(len(success), bool)
 
-    def _info(self, moment: Moment, success: Array, uncertainty: Array, reason: Array) -> dict[str, Array]:
+    def _info(self, episodes: EpisodeState, success: Array, uncertainty: Array, reason: Array) -> dict[str, Array]:
         return {
             "success": self._succeeded(success),
             "success_probability": success.copy(),
             "uncertainty": uncertainty.copy(),
-            "imagined_step": moment.steps.copy(),
-            "task": moment.tasks.copy(),
-            "instruction": moment.instructions.copy(),
-            "seed": moment.seeds.copy(),
+            "imagined_step": episodes.steps.copy(),
+            "task": episodes.tasks.copy(),
+            "instruction": episodes.instructions.copy(),
+            "seed": episodes.seeds.copy(),
             "truncated_reason": reason,
         }
 
@@ -339,12 +262,12 @@ class Imagination:
     def _clip(self, proprio: Array) -> Array:
         return np.minimum(np.maximum(proprio, self._proprio_low), self._proprio_high)  # np.clip is slow on few numbers
 
-    def render(self, moment: Moment) -> Array:
+    def render(self, episodes: EpisodeState) -> Array:
         """Uint8 (B, s*H, s*W, 3): every episode's newest frame, cameras of one height side by side.
 
         The whole number s enlarges small frames to at most `RENDER_HEIGHT`, pixel by pixel.
         """
-        frames = self.model.decode(moment.state.latent)
+        frames = self.model.decode(episodes.world_state.latent)
         first = self.spec.cameras[0]
         views = [frames[camera.name] for camera in self.spec.cameras if camera.height == first.height]
         strip = np.concatenate(views, axis=2)  # (B, H, W, 3)
@@ -353,7 +276,7 @@ class Imagination:
 
     def close(self) -> None:
         """Frees the simulator that gave starts, if there was one. The model is the caller's."""
-        self.starts.close()
+        self.initial_observations.close()
 
 
 def load_model(model: str | os.PathLike[str] | WorldModel, device: str = "auto") -> WorldModel:
@@ -377,3 +300,23 @@ def load_model(model: str | os.PathLike[str] | WorldModel, device: str = "auto")
 def draw_seed(generator: np.random.Generator) -> int:
     """The next episode seed of an environment's own sequence."""
     return int(generator.integers(2**31))
+
+
+def share_imagination(
+    model: str | os.PathLike[str] | WorldModel | Imagination, settings: ImaginationOptions
+) -> tuple[Imagination, bool]:
+    """The imagination to use, and whether it was made here (and is to be closed by its maker)."""
+    if not isinstance(model, Imagination):
+        return Imagination(model, **settings), True
+    if settings:
+        raise ValueError(f"an Imagination has its settings already; got {sorted(settings)} as well")
+    return model, False
+
+
+def check_render_mode(render_mode: str | None) -> None:
+    """Raises ValueError unless frames can be rendered that way."""
+    if render_mode not in (None, "rgb_array"):
+        raise ValueError(
+            f"render_mode {render_mode!r} is unknown here; use 'rgb_array'. For a window, "
+            "gym.make(..., render_mode='human') (needs pygame) or `kairos play` (a browser page)"
+        )

@@ -1,4 +1,4 @@
-"""Where imagined episodes begin: always a real observation, never a dreamt one."""
+"""Where imagined episodes begin: always at a real observation, never at a dreamt one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 
 from kairos_env.records import Observation, SpecMismatch
-from kairos_env.sims.make import make_simulator
+from kairos_env.runs import did_you_mean
+from kairos_env.sims.make import make_simulator, spec_of
 
 if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
@@ -18,30 +19,31 @@ if TYPE_CHECKING:
 Start = str | Observation | Sequence[Observation] | gym.Env[Any, Any]
 
 
-class Starts:
-    """Draws start observations.
+class InitialObservations:
+    """Draws the first observations of episodes.
 
     Args:
-        start: ``"dataset"`` (the real starts that ship with the model), an `Observation` or several, the
-            id of a simulator (``"Kairos-Robosuite-v0"``; made with the model's cameras, and reset for
-            every start), or such a simulator, which then stays the caller's to close.
-        model: whose robot the starts must show.
+        start: ``"dataset"`` (the real observations that ship with the model), an `Observation` or several, the
+            id of a simulator (``"Kairos-Robosuite-v0"``, ``"Kairos-LIBERO-v0"``, ``module:factory``; made with the
+            model's cameras and rate, and reset for every episode), or such a simulator, which then stays the
+            caller's to close.
+        model: whose robot they must show.
 
     Raises:
         SpecMismatch: another robot.
-        ValueError: the model ships no starts, or an unknown id.
+        ValueError: the model ships no observations, or an unknown id.
     """
 
     def __init__(self, start: Start, model: WorldModel) -> None:
         self.spec = model.spec
-        self.observations: list[Observation] = []
+        self.model_tasks = model.tasks
+        self.recorded: list[Observation] = []
         self.simulator: gym.Env[Any, Any] | None = None
         self._made_simulator = False
-        self._simulator_task: str | None = None
         if isinstance(start, str) and start == "dataset":
-            # Which task a bundled start was recorded for says nothing about what is wanted now.
-            self.observations = [dataclasses.replace(o, instruction="") for o in model.starts]
-            if not self.observations:
+            # Which task a bundled observation was recorded for says nothing about what is wanted now.
+            self.recorded = [dataclasses.replace(o, instruction="") for o in model.starts]
+            if not self.recorded:
                 raise ValueError(
                     "this model ships no start observations; pass start='Kairos-Robosuite-v0' (a simulator), "
                     "start=Observation(...), or reset(options={'observation': ...})"
@@ -49,51 +51,52 @@ class Starts:
         elif isinstance(start, str):
             self.simulator, self._made_simulator = self._make(start), True
         elif isinstance(start, gym.Env):
+            self.spec.require_same(spec_of(start), "model", "simulator")
             self.simulator = start
         elif isinstance(start, Observation):
-            self.observations = [start]
+            self.recorded = [start]
         elif isinstance(start, list | tuple) and start and all(isinstance(o, Observation) for o in start):
-            self.observations = list(start)
+            self.recorded = list(start)
         else:
             raise TypeError(
                 f"start is a {type(start).__name__}; use 'dataset', a simulator or its id, an Observation, "
                 "or a list of at least one Observation"
             )
-        for observation in self.observations:
+        for observation in self.recorded:
             observation.check(self.spec)
         if self.simulator is not None:
-            theirs = getattr(self.simulator.unwrapped, "robot_spec", None)
-            if theirs is None:
-                raise TypeError(f"{self.simulator} has no robot_spec, so it cannot be matched with the model's robot")
-            self.spec.require_same(theirs)
-            # Simulators keep the task of their last reset; ours fall back to the one they were made with.
-            self._simulator_task = getattr(self.simulator.unwrapped, "task", None)
+            inner: Any = self.simulator.unwrapped
+            # A simulator keeps the task of its last reset; an episode without one gets the task it was made with.
+            self._default_task = getattr(inner, "task", None)
+            self._simulator_tasks: Mapping[str, str] = inner.tasks() if hasattr(inner, "tasks") else {}
 
     def draw(self, seed: int, task: str | None, options: Mapping[str, Any]) -> Observation:
-        """The start of the episode ``seed``; its instruction is empty where the start implies none.
+        """The first observation of the episode ``seed``; its instruction is empty where it implies none.
 
         Args:
-            seed: picks the start.
-            task: what a simulator is asked to set up; None is its own default.
-            options: ``start`` (int) picks one of the observations instead, ``initial_state`` (int) one
-                of the simulator's starts.
+            seed: picks it.
+            task: of the model, which a simulator is asked to set up; None is the simulator's own default.
+            options: ``start`` (int) picks one of the recorded ones instead, ``initial_state`` (int) one of the
+                simulator's initial states.
         """
-        index, state_id = options.get("start"), options.get("initial_state")
+        index, state = options.get("start"), options.get("initial_state")
         if self.simulator is not None:
             if index is not None:
                 raise ValueError("reset got start=..., but starts come from a simulator; pass initial_state=...")
-            wish = {"task": task or self._simulator_task, "initial_state": state_id}
+            wish = {"task": self._default_task if task is None else self._task_there(task), "initial_state": state}
             observed, info = self.simulator.reset(seed=seed, options={k: v for k, v in wish.items() if v is not None})
             return Observation.from_gym(observed, info.get("instruction", ""))
-        if state_id is not None:
+        if state is not None:
             raise ValueError("reset got initial_state=..., but starts are recorded; pass start=... (their index)")
-        count = len(self.observations)
+        count = len(self.recorded)
         if index is None:
             # A generator of its own: the start depends on the episode's seed alone, not on what ran before.
             index = int(np.random.default_rng(seed).integers(count))
+        if isinstance(index, bool) or not isinstance(index, int | np.integer):
+            raise ValueError(f"start={index!r}: give the index of a recorded start, 0 ... {count - 1}")
         if not 0 <= index < count:
             raise ValueError(f"start {index} does not exist; there are {count}: 0 ... {count - 1}")
-        return self.observations[index]
+        return self.recorded[index]
 
     def close(self) -> None:
         """Closes the simulator that was made here."""
@@ -101,10 +104,23 @@ class Starts:
             self.simulator.close()
             self._made_simulator = False
 
-    def _make(self, environment_id: str) -> gym.Env[Any, Any]:
+    def _make(self, name: str) -> gym.Env[Any, Any]:
         try:
-            return make_simulator(environment_id, self.spec)
+            return make_simulator(name, self.spec)
         except SpecMismatch:
             raise
         except ValueError as error:
-            raise ValueError(f"start {environment_id!r} is neither 'dataset' nor a simulator: {error}") from None
+            raise ValueError(f"start {name!r} is neither 'dataset' nor a simulator: {error}") from None
+
+    def _task_there(self, task: str) -> str:
+        """What the simulator calls the model's ``task``: its name, the end of its name, or the words of it."""
+        there = self._simulator_tasks
+        if not there or task in there:
+            return task
+        words = self.model_tasks.get(task)
+        same_name = (name for name in there if name.rpartition("/")[2] == task)
+        same_words = (name for name, instruction in there.items() if words and instruction == words)
+        found = next(same_name, None) or next(same_words, None)
+        if found is None:
+            raise ValueError(f"the simulator of the starts has no task {task!r}; {did_you_mean(task, there)}")
+        return found

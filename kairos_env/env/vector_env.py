@@ -17,8 +17,14 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 
 from kairos_env.autoreset import AutoresetVectorEnv, Batch, Reset, autoreset_mode_of, check_num_envs, columns_info
-from kairos_env.env.env import check_render_mode, share_imagination
-from kairos_env.env.imagination import Imagination, Moment, Outcome, Settings, draw_seed
+from kairos_env.env.episodes import EpisodeState, Outcome
+from kairos_env.env.imagination import (
+    Imagination,
+    ImaginationOptions,
+    check_render_mode,
+    draw_seed,
+    share_imagination,
+)
 from kairos_env.records import Array
 
 if TYPE_CHECKING:
@@ -50,7 +56,7 @@ class WorldModelVectorEnv(AutoresetVectorEnv):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         finished: Literal["error", "hold"] = "error",
         render_mode: str | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[ImaginationOptions],
     ) -> None:
         check_num_envs(num_envs)
         check_render_mode(render_mode)
@@ -113,17 +119,17 @@ class WorldModelVectorEnv(AutoresetVectorEnv):
             truncated=np.where(over, self._now.truncated, outcome.truncated),
         )
 
-    def get_state(self) -> Moment:
+    def get_state(self) -> EpisodeState:
         """Where the episodes stand: a value that later steps do not change."""
         if self._now is None:
             raise gym.error.ResetNeeded("no episode has begun; call reset() first")
-        return self._now.moment
+        return self._now.episodes
 
-    def set_state(self, moment: Moment) -> None:
-        """Goes (back) to ``moment``. What later resets draw is not affected."""
-        if len(moment) != self.num_envs:
-            raise ValueError(f"the moment holds {len(moment)} episodes, this environment {self.num_envs}")
-        self._now = self.imagination.resume(moment)
+    def set_state(self, state: EpisodeState) -> None:
+        """Goes (back) to where the episodes stood. What later resets draw is not affected."""
+        if len(state) != self.num_envs:
+            raise ValueError(f"the state holds {len(state)} episodes, this environment {self.num_envs}")
+        self._now = self.imagination.resume(state)
 
     def render(self) -> tuple[Array, ...] | None:
         """The newest frame of every sub-environment, enlarged: uint8 (height, width, 3) each."""

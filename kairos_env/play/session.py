@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kairos_env.env.initial_observations import Start, Starts
+from kairos_env.env.initial_observations import InitialObservations, Start
 from kairos_env.records import Array, Observation, RobotSpec
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class PlaySession:
 
     Args:
         model: the world model; only its verbs are used.
-        start: where a reset begins, see `Starts`; the instruction is replaced by the task's.
+        start: where a reset begins, see `InitialObservations`; the instruction is replaced by the task's.
         task: a name of ``model.tasks``; None takes the first.
         steps: denoising steps of an imagined frame; None takes the model's own number.
         seed: of the starts' order and of imagination.
@@ -92,7 +92,7 @@ class PlaySession:
         self.model = model
         self.tasks: dict[str, str] = dict(model.tasks) or {"task": model.spec.instruction}
         self.moments: list[Moment] = []
-        self._starts = Starts(start, model)
+        self._starts = InitialObservations(start, model)
         self._steps = steps
         self._rng = np.random.default_rng(seed)
         self._folder = folder
@@ -204,7 +204,7 @@ class PlaySession:
             "proprio": [dataclasses.asdict(field) for field in spec.proprio],
             "action": [dataclasses.asdict(field) for field in spec.action],
             "keys": key_map(spec),
-            "starts": len(self._starts.observations),
+            "starts": len(self._starts.recorded),
             "futures": FUTURES,
         }
 

@@ -188,9 +188,9 @@ def test_an_episode_that_breaks_down_leaves_its_neighbours_alone() -> None:
     envs = WorldModelVectorEnv(2, model, autoreset_mode="SameStep", success_threshold=None)
     envs.reset(seed=0)
     envs.step(np.zeros((2, 2)))
-    moment = envs.get_state()
+    state = envs.get_state()
     envs.reset(seed=0)
-    envs.set_state(moment.overwrite(np.array([1]), envs.get_state().select(np.array([1]))))
+    envs.set_state(state.overwrite(np.array([1]), envs.get_state().select(np.array([1]))))
     ends = [envs.step(np.zeros((2, 2))) for _ in range(3)]
     assert [e[3].tolist() for e in ends] == [[False, False], [True, False], [False, True]]
     assert ends[1][4]["final_info"]["truncated_reason"].tolist() == ["non_finite", None]
@@ -227,23 +227,23 @@ def test_going_back_repeats_the_future() -> None:
     actions = random_actions(envs, 3)
     for a in actions[:2]:
         envs.step(a)
-    moment = envs.get_state()
+    state = envs.get_state()
     first = envs.step(actions[2])
-    envs.set_state(moment)
+    envs.set_state(state)
     assert data_equivalence(first, envs.step(actions[2]), exact=True)
     with pytest.raises(ValueError, match="holds 2 episodes, this environment 4"):
-        envs.set_state(moment.select(np.array([0, 1])))
+        envs.set_state(state.select(np.array([0, 1])))
 
 
-def test_overwriting_a_moment_puts_each_episode_in_its_row() -> None:
+def test_overwriting_a_state_puts_each_episode_in_its_row() -> None:
     envs, others = counting_envs(4), counting_envs(2)
     envs.reset(options={"start": [0, 1, 2, 3]})
     others.reset(options={"start": [8, 9]})
     merged = envs.get_state().overwrite(np.array([3, 1]), others.get_state())
-    assert merged.state.proprio[:, 1].tolist() == [0.0, 9.0, 2.0, 8.0]
+    assert merged.world_state.proprio[:, 1].tolist() == [0.0, 9.0, 2.0, 8.0]
     assert merged.seeds[[3, 1]].tolist() == others.get_state().seeds.tolist()
     everything = others.get_state().overwrite(np.array([1, 0]), others.get_state())
-    assert everything.state.proprio[:, 1].tolist() == [9.0, 8.0]
+    assert everything.world_state.proprio[:, 1].tolist() == [9.0, 8.0]
 
 
 def test_render_gives_a_frame_for_each() -> None:
@@ -288,7 +288,7 @@ def test_gymnasiums_vector_wrappers_work() -> None:
         ({"num_envs": 0}, "num_envs is 0"),
         ({"autoreset_mode": "Sometimes"}, r"one of \['NextStep', 'SameStep', 'Disabled'\]"),
         ({"render_mode": "human"}, "use 'rgb_array'"),
-        ({"task": "dance"}, "the model knows"),
+        ({"task": "dance"}, "the model knows no task 'dance'"),
     ],
 )
 def test_settings_that_are_not_legal(settings: dict[str, Any], says: str) -> None:
@@ -305,62 +305,3 @@ def test_actions_and_order() -> None:
         envs.step(np.zeros((3, 2)))
     envs.close()
     envs.close()
-
-
-# Stable-Baselines3
-
-
-def test_stable_baselines_adapter_reports_ends_as_it_wants_them() -> None:
-    pytest.importorskip("stable_baselines3")
-    from kairos_env.env.sb3 import SB3VecEnv
-
-    envs = SB3VecEnv(counting_envs(2, autoreset_mode="SameStep", max_episode_steps=3))
-    envs.seed(0)  # sub-environment 0 succeeds after 2 decisions; 1 would need 3, which is the limit as well
-    observed = envs.reset()
-    assert observed["proprio"][:, 0].tolist() == [1.0, 1.0]
-    assert envs.action_space == gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
-    moved = observed["proprio"][:, 1]
-    observed, rewards, dones, infos = envs.step(np.array([[1.0, 0.0], [-1.0, 0.0]], np.float32))
-    assert (observed["proprio"][:, 1] - moved).tolist() == [0.5, -0.5]  # physical units
-    assert rewards.dtype == np.float32
-    assert not dones.any()
-    observed, _, dones, infos = envs.step(np.zeros((2, 2)))
-    assert dones.tolist() == [True, False]
-    assert infos[0]["terminal_observation"]["proprio"][0] == 3.0
-    assert infos[0]["TimeLimit.truncated"] is False
-    assert infos[0]["is_success"] is True
-    assert observed["proprio"][0, 0] == 1.0
-    assert "terminal_observation" not in infos[1]
-
-
-def test_stable_baselines_adapter_marks_time_limits() -> None:
-    pytest.importorskip("stable_baselines3")
-    from kairos_env.env.sb3 import SB3VecEnv
-
-    envs = SB3VecEnv(counting_envs(1, autoreset_mode="SameStep", max_episode_steps=1))
-    envs.reset()
-    *_, infos = envs.step(np.zeros((1, 2)))
-    assert infos[0]["TimeLimit.truncated"] is True
-    assert infos[0]["is_success"] is False
-
-
-def test_stable_baselines_adapter_needs_same_step() -> None:
-    pytest.importorskip("stable_baselines3")
-    from kairos_env.env.sb3 import SB3VecEnv
-
-    with pytest.raises(ValueError, match="autoreset_mode='SameStep'"):
-        SB3VecEnv(counting_envs(2))
-
-
-@pytest.mark.parametrize("seen", ["pixels", "latent"])
-def test_ppo_trains_on_it(model: WorldModel, seen: str) -> None:
-    sb3 = pytest.importorskip("stable_baselines3")
-    from stable_baselines3.common.vec_env import VecMonitor
-
-    from kairos_env.env.sb3 import SB3VecEnv
-
-    settings: dict[str, Any] = {"observation": seen, "max_episode_steps": 3, "success_threshold": None}
-    envs = gym.make_vec(WORLD, num_envs=2, model=model, autoreset_mode="SameStep", **settings)
-    ppo = sb3.PPO("MultiInputPolicy", VecMonitor(SB3VecEnv(envs)), n_steps=4, batch_size=8, n_epochs=1, device="cpu")
-    ppo.learn(8)
-    assert len(ppo.ep_info_buffer) == 2

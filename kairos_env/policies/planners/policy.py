@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from kairos_env.policies.memory import Memory, RememberingPolicy
 from kairos_env.policies.planners.action_sampling import continued, stay
 from kairos_env.policies.planners.planning import ActionPlan, PlanningModel, option_names
 from kairos_env.records import Array, RobotSpec
+from kairos_env.sims.simulator import check_names
 
 
 class PlannerPolicy(RememberingPolicy):
@@ -46,7 +46,9 @@ class PlannerPolicy(RememberingPolicy):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        check_options(planner, options)
+        legal = option_names(planner)
+        if legal is not None:
+            check_names(options, legal, f"option of {getattr(planner, '__name__', planner)}")
         super().__init__(Memory(model, task, instruction, seed), execute)
         self.planner = planner
         self.deadline = deadline
@@ -70,17 +72,6 @@ class PlannerPolicy(RememberingPolicy):
         )
         self._planned_at = memory.decisions
         return self.plan.actions
-
-
-def check_options(planner: Callable[..., ActionPlan], options: Iterable[str]) -> None:
-    """Raises ValueError, with the nearest name, unless all ``options`` are those of ``planner``."""
-    legal = option_names(planner)
-    for name in options:
-        if legal is not None and name not in legal:
-            near = difflib.get_close_matches(name, legal, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            whose = getattr(planner, "__name__", planner)
-            raise ValueError(f"{whose} has no option {name!r}.{hint} It has {', '.join(sorted(legal))}")
 
 
 def shifted(spec: RobotSpec, actions: Array, by: int) -> Array:

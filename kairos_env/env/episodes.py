@@ -1,0 +1,89 @@
+"""Where imagined episodes stand, and what a reset or a step of them came to: values with one row for each episode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kairos_env.records import Array
+
+if TYPE_CHECKING:
+    from kairos_env.world_model.state import WorldState
+
+
+@dataclass(frozen=True)
+class EpisodeState:
+    """Where B imagined episodes stand. A value: keep it, branch from it, come back to it.
+
+    Args:
+        world_state: the model's memory of the B episodes.
+        steps: int64 (B,), imagined decisions so far.
+        seeds: int64 (B,), the episode seeds; ``reset(seed=...)`` with one starts the same episode again.
+        tasks: str objects (B,), task names, empty for a free instruction.
+        instructions: str objects (B,).
+        finished: bool (B,), the episode has terminated or was truncated.
+    """
+
+    world_state: WorldState
+    steps: Array
+    seeds: Array
+    tasks: Array
+    instructions: Array
+    finished: Array
+
+    def __len__(self) -> int:
+        """Number of episodes B."""
+        return len(self.steps)
+
+    def select(self, rows: Array) -> EpisodeState:
+        """The episodes ``rows`` (int), in that order; repeating one branches it."""
+        columns = {k: getattr(self, k)[rows] for k in _COLUMNS}
+        return EpisodeState(self.world_state.select(rows.tolist()), **columns)
+
+    def overwrite(self, rows: Array, other: EpisodeState) -> EpisodeState:
+        """Episode ``rows[i]`` becomes episode ``i`` of ``other``; the rest stays."""
+        if len(rows) == len(self):
+            return other.select(np.argsort(rows))
+        order = np.arange(len(self))
+        order[rows] = len(self) + np.arange(len(rows))
+        columns = {k: np.concatenate([getattr(self, k), getattr(other, k)])[order] for k in _COLUMNS}
+        return EpisodeState(
+            type(self.world_state).cat([self.world_state, other.world_state]).select(order.tolist()), **columns
+        )
+
+
+_COLUMNS = ("steps", "seeds", "tasks", "instructions", "finished")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What B environments return from reset or step: arrays with leading B, and where the episodes stand then.
+
+    ``info`` holds one column (B,) per key; ``truncated_reason`` is empty where nothing was truncated.
+    """
+
+    episodes: EpisodeState
+    observation: dict[str, Array]
+    reward: Array
+    terminated: Array
+    truncated: Array
+    info: dict[str, Array]
+
+    def overwrite(self, rows: Array, other: Outcome) -> Outcome:
+        """Row ``rows[i]`` becomes row ``i`` of ``other``; the rest stays."""
+
+        def put(mine: Array, theirs: Array) -> Array:
+            merged = mine.copy()
+            merged[rows] = theirs
+            return merged
+
+        return Outcome(
+            self.episodes.overwrite(rows, other.episodes),
+            {k: put(v, other.observation[k]) for k, v in self.observation.items()},
+            put(self.reward, other.reward),
+            put(self.terminated, other.terminated),
+            put(self.truncated, other.truncated),
+            {k: put(v, other.info[k]) for k, v in self.info.items()},
+        )
