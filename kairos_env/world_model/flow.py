@@ -1,4 +1,4 @@
-"""Flow matching: path, prediction, Euler sampler, reproducible noise. The time convention stands here, once.
+"""Flow matching: path, prediction, noise levels, reproducible noise. The time convention stands here, once.
 
 Noise level sigma in [0, 1]: ``z_sigma = (1 - sigma) z + sigma eps``; sigma = 0 is clean data, sigma = 1 is noise.
 The velocity is ``u = dz/dsigma = eps - z``; the timestep that a network sees is ``1000 sigma``.
@@ -8,7 +8,10 @@ The velocity is ``u = dz/dsigma = eps - z``; the timestep that a network sees is
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,12 +32,6 @@ def interpolate(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 def to_sample(prediction: Prediction, output: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
     """Clean data implied by a network output: ``z = z_sigma - sigma u``."""
     return output if prediction == "sample" else noisy - expand(sigma, noisy) * output
-
-
-def euler(noisy: Tensor, sample: Tensor, sigma: float, next_sigma: float) -> Tensor:
-    """One Euler step from ``sigma`` to ``next_sigma < sigma`` along the velocity implied by ``sample``."""
-    velocity = (noisy - sample) / sigma
-    return noisy + (next_sigma - sigma) * velocity
 
 
 def schedule(steps: int, shift: float = 1.0) -> list[float]:
@@ -89,8 +86,42 @@ def training_levels(shape: tuple[int, ...], pure_noise: float, generator: torch.
     return torch.where(pure, torch.ones_like(levels), levels)
 
 
-def counter_noise(seed: Tensor, counter: Tensor, stream: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise as a pure function of (seed, counter, stream): (B,), (B,) -> (B, *shape) float32.
+def draw_noise(
+    seeds: Tensor | Sequence[int],
+    shape: Sequence[int],
+    counter: Tensor | None = None,
+    stream: int = 0,
+    generator: Literal["counter", "torch"] = "counter",
+) -> Tensor:
+    """Standard normal noise (B, *shape), float32; an element depends on its own seed, counter and stream alone.
+
+    Args:
+        seeds: (B,), at least 0.
+        counter: (B,) int64, which draw of the seed; None is the first.
+        stream: independent noise of the same seed and counter.
+        generator: ``"counter"`` computes it on the seeds' device. ``"torch"`` draws it on the CPU; stream 0 of the
+            first draw is torch's generator with that seed, as published.
+    """
+    if generator == "torch":
+        draws = []
+        for row, seed in enumerate(torch.as_tensor(seeds).tolist()):
+            key = [seed, stream] if counter is None else [seed, stream, int(counter[row])]
+            # a generator's seed for any numbers, without relation between neighbours
+            mixed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) if any(key[1:]) else seed
+            draws.append(torch.randn(tuple(shape), generator=torch.Generator().manual_seed(mixed)))
+        return torch.stack(draws)
+    seed = torch.as_tensor(seeds)
+    return _counter_noise(seed, torch.zeros_like(seed) if counter is None else counter, stream, tuple(shape))
+
+
+def draw_video_noise(seeds: Sequence[int], shape: Sequence[int], stream: int = 0) -> Tensor:
+    """Noise of latents, shape (F, C, h, w) -> (B, F, C, h, w); drawn channel by channel, as published."""
+    frames, channels, *cells = shape
+    return draw_noise(seeds, (channels, frames, *cells), stream=stream, generator="torch").movedim(2, 1)
+
+
+def _counter_noise(seed: Tensor, counter: Tensor, stream: int, shape: tuple[int, ...]) -> Tensor:
+    """A pure function of (seed, counter, stream): (B,), (B,) -> (B, *shape).
 
     A counter-based generator (splitmix64 finaliser, then Box-Muller) gives every element of a batch the
     same noise whatever stands beside it, which no torch.Generator can.

@@ -25,9 +25,10 @@ from kairos_env.records import Array, Observation, RobotSpec
 from kairos_env.world_model.action_expert import StreamingActionDiT
 from kairos_env.world_model.config import WorldModelConfig, get_preset
 from kairos_env.world_model.dit import StreamingVideoDiT
-from kairos_env.world_model.flow import counter_noise, euler, schedule, to_sample
+from kairos_env.world_model.flow import draw_noise, schedule, to_sample
 from kairos_env.world_model.heads import FrameHeads, Readout
 from kairos_env.world_model.mixture import Contexts, MixtureOfTransformers
+from kairos_env.world_model.sampling import Parts, denoise, towards
 from kairos_env.world_model.state import Rollout, StepOutput, WorldState
 from kairos_env.world_model.text.small import make_encoder
 from kairos_env.world_model.tokenizers.image import DOWNSAMPLING, Tokenizer, to_uint8, to_unit
@@ -286,15 +287,21 @@ class WorldModel(nn.Module):
                 f"step takes actions (B, A) = ({state.batch_size}, {self.spec.action_dim}), got {tuple(lead.shape)}"
             )
         last_proprio = self.normalise_proprio(state.proprio)
-        latent = counter_noise(state.seed, state.past, VIDEO_NOISE, self.latent_shape)
-        proprio = counter_noise(state.seed, state.past, PROPRIO_NOISE, (self.spec.proprio_dim,))
-        levels = schedule(steps or self.config.denoising_steps)
-        log_error = latent.new_zeros(state.batch_size)
-        for level, following in zip(levels[:-1], levels[1:], strict=True):
-            sample, sample_proprio, tokens = self._denoise(state, lead, latent, proprio, last_proprio, level)
+        log_error = lead.new_zeros(state.batch_size)
+
+        def predict(data: Parts, level: tuple[float, ...]) -> Parts:
+            nonlocal log_error
+            latent, proprio = data
+            *samples, tokens = self._denoise(state, lead, latent, proprio, last_proprio, level[0])
             log_error = self.heads.log_error(tokens)[:, 0]
-            latent = euler(latent, sample, level, following)
-            proprio = euler(proprio, sample_proprio, level, following)
+            return tuple(samples)
+
+        levels = schedule(steps or self.config.denoising_steps)
+        noise = (
+            self._noise(state, VIDEO_NOISE, *self.latent_shape),
+            self._noise(state, PROPRIO_NOISE, self.spec.proprio_dim),
+        )
+        latent, proprio = denoise(predict, noise, [levels] * 2, towards)
         physical = self.physical_proprio(proprio)
         # not clipped when non-finite: NaN must stay visible to whoever steps
         latent = latent.clamp(-LATENT_LIMIT, LATENT_LIMIT)
@@ -318,35 +325,38 @@ class WorldModel(nn.Module):
     @_verb
     def act(self, state: WorldState, steps: int | None = None) -> Tensor:
         """Proposes an action chunk (B, N, A), physical units. No video is computed."""
-        shape = (self.chunk_length, self.spec.action_dim)
-        actions = counter_noise(state.seed, state.past, ACTION_NOISE, shape)
-        levels = schedule(steps or self.config.action_steps)
         expert = self.mixture.action_dit
         context = self.mixture.read_context(state.context, video=False)
-        for level, following in zip(levels[:-1], levels[1:], strict=True):
-            sigma = actions.new_full((state.batch_size,), level)
+
+        def predict(data: Parts, level: tuple[float, ...]) -> list[Tensor]:
+            actions = data[0]
+            sigma = actions.new_full((state.batch_size,), level[0])
             _, modulation = expert.embed(sigma)
-            tokens = self.mixture.propose(
-                (expert.action_encoder(actions), modulation), context, state.layers, state.past
-            )
-            sample = to_sample(self.config.prediction, self.read_actions(tokens), actions, sigma)
-            actions = euler(actions, sample.float(), level, following)
-        return self.physical_actions(actions)
+            chunk = expert.action_encoder(actions), modulation
+            tokens = self.mixture.propose(chunk, context, state.layers, state.past)
+            return [to_sample(self.config.prediction, self.read_actions(tokens), actions, sigma).float()]
+
+        noise = self._noise(state, ACTION_NOISE, self.chunk_length, self.spec.action_dim)
+        levels = schedule(steps or self.config.action_steps)
+        return self.physical_actions(denoise(predict, (noise,), [levels], towards)[0])
 
     @_verb
     def joint(self, state: WorldState, steps: int | None = None) -> tuple[Tensor, Tensor]:
         """Denoises a chunk and the video that it leads to together: (B, N, A) physical, (B, N, C, h, w) latents."""
         number = self.chunk_length
-        actions = counter_noise(state.seed, state.past, ACTION_NOISE, (number, self.spec.action_dim))
-        video = counter_noise(state.seed, state.past, VIDEO_NOISE, (number, *self.latent_shape))
-        proprio = counter_noise(state.seed, state.past, PROPRIO_NOISE, (number, self.spec.proprio_dim))
+
+        def predict(data: Parts, level: tuple[float, ...]) -> Parts:
+            actions, video, proprio = data
+            sigma = actions.new_full((state.batch_size,), level[0])
+            return self.denoise_jointly(state, actions, video, proprio, sigma, sigma[:, None].expand(-1, number))
+
         levels = schedule(steps or self.config.action_steps)
-        for level, following in zip(levels[:-1], levels[1:], strict=True):
-            sigma = actions.new_full((state.batch_size,), level)
-            new = self.denoise_jointly(state, actions, video, proprio, sigma, sigma[:, None].expand(-1, number))
-            actions, video, proprio = (
-                euler(old, sample, level, following) for old, sample in zip((actions, video, proprio), new, strict=True)
-            )
+        noise = (
+            self._noise(state, ACTION_NOISE, number, self.spec.action_dim),
+            self._noise(state, VIDEO_NOISE, number, *self.latent_shape),
+            self._noise(state, PROPRIO_NOISE, number, self.spec.proprio_dim),
+        )
+        actions, video, _ = denoise(predict, noise, [levels] * 3, towards)
         return self.physical_actions(actions), video
 
     @_verb
@@ -364,14 +374,18 @@ class WorldModel(nn.Module):
         video = torch.stack([self.encode(frame) for frame in future], 1)
         proprio = np.stack([[o.proprio for o in frame] for frame in future], 1)
         states = self.normalise_proprio(torch.as_tensor(proprio, dtype=torch.float32, device=self.device))
-        actions = counter_noise(state.seed, state.past, ACTION_NOISE, (number, self.spec.action_dim))
+        clean = video.new_zeros(state.batch_size, number)
+
+        def predict(data: Parts, level: tuple[float, ...]) -> list[Tensor]:
+            sigma = data[0].new_full((state.batch_size,), level[0])
+            return [self.denoise_jointly(state, data[0], video, states, sigma, clean)[0]]
+
+        noise = self._noise(state, ACTION_NOISE, number, self.spec.action_dim)
         levels = schedule(steps or self.config.action_steps)
-        clean = actions.new_zeros(state.batch_size, number)
-        for level, following in zip(levels[:-1], levels[1:], strict=True):
-            sigma = actions.new_full((state.batch_size,), level)
-            sample, _, _ = self.denoise_jointly(state, actions, video, states, sigma, clean)
-            actions = euler(actions, sample, level, following)
-        return self.physical_actions(actions)
+        return self.physical_actions(denoise(predict, (noise,), [levels], towards)[0])
+
+    def _noise(self, state: WorldState, stream: int, *shape: int) -> Tensor:
+        return draw_noise(state.seed, shape, state.past, stream)
 
     # passes that the verbs and the training share -------------------------------------------------------------
 

@@ -1,7 +1,7 @@
-"""Samplers over functions: Euler steps, guidance, distilled sampling, TeaCache, reproducible noise.
+"""Denoising: one loop over noise levels, for one or several parts of the data side by side; guidance.
 
-A sampler knows no network. It asks a velocity, a function of noisy data and their noise levels, and moves the data
-along it from noise (sigma = 1) to a sample (sigma = 0); ``flow`` has the convention. Latents are (B, F, C, h, w) with
+A sampler knows no network. It asks a prediction, a function of noisy data and their noise levels, and moves the data
+from noise (sigma = 1) to a sample (sigma = 0); ``flow`` has the convention. Latents are (B, F, C, h, w) with
 one noise level per frame (B, F), since observed frames are clean from the start; actions are (B, N, A) with one noise
 level per chunk (B,). Levels are float32. Data stay in the dtype of the noise that a sampler is given.
 """
@@ -9,21 +9,67 @@ level per chunk (B,). Levels are float32. Data stay in the dtype of the noise th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 JointVelocity = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 Progress = Callable[[range], Iterable[int]]  # for example tqdm
+Parts = tuple[Tensor, ...]
+Predict = Callable[[Parts, tuple[float, ...]], Sequence[Tensor]]  # noisy data, their levels -> what `Advance` takes
+Advance = Callable[[Tensor, Tensor, float, float, int], Tensor]  # data, prediction, level, next level, number of step
 
-# Wan2.1-T2V-1.3B, which the published video weights were accelerated with; highest power first.
-TEACACHE_COEFFICIENTS = (-5.21862437e04, 9.23041404e03, -5.28275948e02, 1.36987616e01, -4.99875664e-02)
+
+def along(data: Tensor, velocity: Tensor, sigma: float, following: float, index: int = 0) -> Tensor:
+    """One Euler step along a predicted velocity."""
+    return data + (following - sigma) * velocity.to(data.dtype)
 
 
-# samplers -------------------------------------------------------------------------------------------------------------
+def towards(data: Tensor, sample: Tensor, sigma: float, following: float, index: int = 0) -> Tensor:
+    """One Euler step along the velocity that a predicted sample implies."""
+    return data + (following - sigma) * ((data - sample) / sigma)
+
+
+def renoise(noise: Callable[[int], Tensor]) -> Advance:
+    """Steps of weights distilled by distribution matching (DMD): guess the sample, noise it again at the next level.
+
+    ``x0 = x - sigma v``, then ``x = (1 - sigma') x0 + sigma' eps``; the levels are `flow.distilled_schedule`.
+
+    Args:
+        noise: number of the level -> data; the published sampler uses the same noise at every one.
+    """
+
+    def advance(data: Tensor, velocity: Tensor, sigma: float, following: float, index: int) -> Tensor:
+        sample = data - sigma * velocity.to(data.dtype)
+        return (1 - following) * sample + following * noise(index + 1) if following > 0 else sample
+
+    return advance
+
+
+def denoise(
+    predict: Predict,
+    noise: Parts,
+    schedules: Sequence[Sequence[float]],
+    advance: Advance = along,
+    progress: Progress = iter,
+) -> Parts:
+    """Every part from noise to a sample, all of them step by step together: the denoising loop.
+
+    Args:
+        predict: the parts and their noise levels -> a prediction for each, of the kind that ``advance`` takes.
+        noise: the parts at the first level.
+        schedules: of each part falling noise levels, one more than there are steps.
+        progress: wraps the step numbers.
+    """
+    data = noise
+    for index in progress(range(len(schedules[0]) - 1)):
+        predictions = predict(data, tuple(levels[index] for levels in schedules))
+        data = tuple(
+            advance(x, prediction, levels[index], levels[index + 1], index)
+            for x, prediction, levels in zip(data, predictions, schedules, strict=True)
+        )
+    return data
 
 
 def sample_video(
@@ -32,8 +78,9 @@ def sample_video(
     sigmas: Sequence[float],
     observed: Tensor | None = None,
     progress: Progress = iter,
+    advance: Advance = along,
 ) -> Tensor:
-    """Denoises latent frames by Euler steps.
+    """Denoises latent frames.
 
     Args:
         velocity: latents (B, F, C, h, w), sigma (B, F) -> (B, F, C, h, w).
@@ -42,50 +89,26 @@ def sample_video(
         observed: (B, n, C, h, w), the first n latent frames; they are there from the start with sigma = 0 and come
             out unchanged.
         progress: wraps the step numbers.
+        advance: `renoise` for distilled weights.
 
     Returns:
         (B, F, C, h, w) in the dtype of ``noise``.
     """
-    latents = _with_observed(noise, observed)
-    for step in progress(range(len(sigmas) - 1)):
-        direction = velocity(latents, _levels(latents, sigmas[step], observed))
-        latents = _with_observed(_euler(latents, direction, sigmas, step), observed)
-    return latents
 
+    def predict(data: Parts, levels: tuple[float, ...]) -> list[Tensor]:
+        latents = _with_observed(data[0], observed)
+        return [velocity(latents, _levels(latents, levels[0], observed))]
 
-def sample_distilled(
-    velocity: Velocity,
-    noise: Callable[[int], Tensor],
-    sigmas: Sequence[float],
-    observed: Tensor | None = None,
-    progress: Progress = iter,
-) -> Tensor:
-    """Denoises with weights distilled by distribution matching (DMD): guess the sample, noise it again, and so on.
-
-    ``x0 = x - sigma v``, then ``x = (1 - sigma') x0 + sigma' eps`` at the next level sigma'.
-
-    Args:
-        noise: step -> (B, F, C, h, w); step 0 is the start. The published sampler uses the same noise at every step.
-
-    The rest is as in `sample_video`; ``sigmas`` is `flow.distilled_schedule`.
-    """
-    latents = _with_observed(noise(0), observed)
-    for step in progress(range(len(sigmas) - 1)):
-        direction = velocity(latents, _levels(latents, sigmas[step], observed))
-        latents = latents - sigmas[step] * direction.to(latents.dtype)
-        if sigmas[step + 1] > 0:
-            latents = (1 - sigmas[step + 1]) * latents + sigmas[step + 1] * noise(step + 1)
-        latents = _with_observed(latents, observed)
-    return latents
+    return _with_observed(denoise(predict, (noise,), [sigmas], advance, progress)[0], observed)
 
 
 def sample_actions(velocity: Velocity, noise: Tensor, sigmas: Sequence[float], progress: Progress = iter) -> Tensor:
     """Denoises action chunks by Euler steps: velocity (B, N, A), (B,) -> (B, N, A); noise (B, N, A) -> (B, N, A)."""
-    actions = noise
-    for step in progress(range(len(sigmas) - 1)):
-        level = torch.full(actions.shape[:1], sigmas[step], device=actions.device)
-        actions = _euler(actions, velocity(actions, level), sigmas, step)
-    return actions
+
+    def predict(data: Parts, levels: tuple[float, ...]) -> list[Tensor]:
+        return [velocity(data[0], _level(data[0], levels[0]))]
+
+    return denoise(predict, (noise,), [sigmas], progress=progress)[0]
 
 
 def sample_joint(
@@ -113,17 +136,18 @@ def sample_joint(
             f"frames and actions take their steps together: the video schedule has {len(video_sigmas) - 1} steps, "
             f"the action schedule {len(action_sigmas) - 1}; give both the same number"
         )
-    latents, actions = _with_observed(video_noise, observed), action_noise
-    for step in progress(range(len(video_sigmas) - 1)):
-        level = torch.full(actions.shape[:1], action_sigmas[step], device=actions.device)
-        directions = velocity(latents, _levels(latents, video_sigmas[step], observed), actions, level)
-        latents = _with_observed(_euler(latents, directions[0], video_sigmas, step), observed)
-        actions = _euler(actions, directions[1], action_sigmas, step)
-    return latents, actions
+
+    def predict(data: Parts, levels: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+        latents = _with_observed(data[0], observed)
+        return velocity(latents, _levels(latents, levels[0], observed), data[1], _level(data[1], levels[1]))
+
+    noise, schedules = (video_noise, action_noise), [video_sigmas, action_sigmas]
+    latents, actions = denoise(predict, noise, schedules, progress=progress)
+    return _with_observed(latents, observed), actions
 
 
-def _euler(data: Tensor, direction: Tensor, sigmas: Sequence[float], step: int) -> Tensor:
-    return data + (sigmas[step + 1] - sigmas[step]) * direction.to(data.dtype)
+def _level(actions: Tensor, sigma: float) -> Tensor:
+    return torch.full(actions.shape[:1], sigma, device=actions.device)
 
 
 def _with_observed(latents: Tensor, observed: Tensor | None) -> Tensor:
@@ -170,104 +194,3 @@ def guided_joint(joint: JointVelocity, negative: Velocity, scale: float) -> Join
         return guide(positive, negative(latents, sigma), scale), direction
 
     return velocity
-
-
-# TeaCache -------------------------------------------------------------------------------------------------------------
-
-
-class Embedded(Protocol):
-    """Latents as a transformer's input: what `TeaCache` needs of `bidirectional.VideoTokens`."""
-
-    @property
-    def tokens(self) -> Tensor: ...
-    @property
-    def modulation(self) -> Tensor: ...
-
-
-Tokens = TypeVar("Tokens", bound=Embedded)
-
-
-class TeaCache:
-    """A `Velocity` that skips the blocks while the timestep's modulation hardly changes (Liu et al. 2024, TeaCache).
-
-    What all blocks together added to the tokens when they last ran is added again instead. The relative L1 change of
-    the modulation from step to step goes through a polynomial that was fitted to the change of the output; the blocks
-    run when the sum of these since they last ran reaches the threshold, and always at the first and the last step.
-
-    One object serves one clip and one prompt; ``computed`` and ``skipped`` count its steps.
-
-    Args:
-        embed: latents, sigma -> tokens and modulation.
-        blocks: those -> output tokens.
-        read: output tokens, the input -> velocity.
-        steps: of the whole schedule.
-        threshold: 0 skips nothing; the published setting is 0.1.
-        coefficients: of the polynomial, highest power first.
-    """
-
-    def __init__(
-        self,
-        embed: Callable[[Tensor, Tensor], Tokens],
-        blocks: Callable[[Tokens], Tensor],
-        read: Callable[[Tensor, Tokens], Tensor],
-        steps: int,
-        threshold: float,
-        coefficients: Sequence[float] = TEACACHE_COEFFICIENTS,
-    ) -> None:
-        if not threshold >= 0:
-            raise ValueError(f"the TeaCache threshold must be at least 0, got {threshold}")
-        self.embed, self.blocks, self.read = embed, blocks, read
-        self.steps, self.threshold, self.coefficients = steps, threshold, tuple(coefficients)
-        self.computed = self.skipped = 0
-        self._change = 0.0
-        self._modulation = self._added = torch.empty(0)
-
-    def __call__(self, latents: Tensor, sigma: Tensor) -> Tensor:
-        """latents (B, F, C, h, w), sigma (B, F) -> velocity (B, F, C, h, w)."""
-        if self.computed + self.skipped == self.steps:
-            raise ValueError(f"this TeaCache has served its {self.steps} steps; make a new one for the next clip")
-        video = self.embed(latents, sigma)
-        if self._due(video.modulation):
-            tokens = self.blocks(video)
-            self._added = tokens - video.tokens
-            self.computed += 1
-        else:
-            tokens = video.tokens + self._added
-            self.skipped += 1
-        return self.read(tokens, video)
-
-    def _due(self, modulation: Tensor) -> bool:
-        step, before, self._modulation = self.computed + self.skipped, self._modulation, modulation
-        if step in (0, self.steps - 1) or self.threshold == 0:
-            self._change = 0.0
-            return True
-        change = float((modulation - before).abs().mean() / before.abs().mean())
-        self._change += float(np.polyval(self.coefficients, change))
-        if self._change < self.threshold:
-            return False
-        self._change = 0.0
-        return True
-
-
-# noise ----------------------------------------------------------------------------------------------------------------
-
-
-def seeded_noise(seeds: Sequence[int], shape: Sequence[int], stream: int = 0) -> Tensor:
-    """Standard normal noise (B, *shape), float32 on the CPU; an element depends on its own seed alone.
-
-    Args:
-        seeds: (B,), at least 0.
-        stream: independent noise of the same seed. Stream 0 is torch's CPU generator with that seed, as published.
-    """
-    draws = []
-    for seed in seeds:
-        # a generator's seed for any pair of numbers, without relation between neighbours
-        mixed = int(np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0]) if stream else seed
-        draws.append(torch.randn(tuple(shape), generator=torch.Generator().manual_seed(mixed)))
-    return torch.stack(draws)
-
-
-def video_noise(seeds: Sequence[int], shape: Sequence[int], stream: int = 0) -> Tensor:
-    """Noise of latents, shape (F, C, h, w) -> (B, F, C, h, w); drawn channel by channel, as published."""
-    frames, channels, *cells = shape
-    return seeded_noise(seeds, (channels, frames, *cells), stream).movedim(2, 1)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from kairos_env.records import Camera, Observation, SpecMismatch
 from kairos_env.sims.tabletop.env import TASKS, make_spec
 from kairos_env.world_model.config import get_preset
-from kairos_env.world_model.flow import counter_noise
 from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.state import WorldState
 
@@ -287,13 +286,3 @@ def test_two_cameras_side_by_side() -> None:
 def test_unknown_preset_names_the_legal_ones() -> None:
     with pytest.raises(ValueError, match=r"did you mean 'tiny'"):
         WorldModel.from_preset("tinny", SPEC, TASKS)
-
-
-def test_counter_noise_is_normal_and_reproducible() -> None:
-    seed, counter = torch.arange(200), torch.zeros(200, dtype=torch.int64)
-    noise = counter_noise(seed, counter, 0, (501,))
-    assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
-    torch.testing.assert_close(noise[7:9], counter_noise(seed[7:9], counter[7:9], 0, (501,)))
-    assert abs(torch.corrcoef(noise[:2])[0, 1]) < 0.15
-    assert (noise != counter_noise(seed, counter + 1, 0, (501,))).float().mean() > 0.99
-    assert (noise != counter_noise(seed, counter, 1, (501,))).float().mean() > 0.99

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,19 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from kairos_env.world_model.flow import distilled_schedule, schedule, shape_aware_shift
+from kairos_env.world_model.flow import distilled_schedule, draw_noise, draw_video_noise, schedule, shape_aware_shift
+from kairos_env.world_model.published.teacache import COEFFICIENTS, TeaCache
 from kairos_env.world_model.sampling import (
-    TEACACHE_COEFFICIENTS,
-    TeaCache,
     guided,
     guided_joint,
     guided_merged,
+    renoise,
     sample_actions,
-    sample_distilled,
     sample_joint,
     sample_video,
-    seeded_noise,
-    video_noise,
 )
 
 SHAPE = (2, 3, 4, 2, 2)  # B, F, C, h, w
@@ -206,7 +204,8 @@ def test_distilled_steps_are_the_formula(published: bool) -> None:
         asked.append(step)
         return noises[step]
 
-    got = sample_distilled(lambda x, s: torch.sin(3 * x) + columns(s), noise, sigmas, observed)
+    field = lambda x, s: torch.sin(3 * x) + columns(s)
+    got = sample_video(field, noise(0), sigmas, observed, advance=renoise(noise))
     x = noises[0].clone()
     for step in range(4):
         x[:, :1] = observed
@@ -222,7 +221,8 @@ def test_distilled_steps_are_the_formula(published: bool) -> None:
 def test_distilled_sampling_of_a_perfect_velocity_gives_the_sample() -> None:
     target = random(*SHAPE)
     noise = lambda step: random(*SHAPE, seed=step + 1)
-    got = sample_distilled(lambda x, s: (x - target) / columns(s).double(), noise, distilled_schedule())
+    field = lambda x, s: (x - target) / columns(s).double()
+    got = sample_video(field, noise(0), distilled_schedule(), advance=renoise(noise))
     torch.testing.assert_close(got, target, rtol=0, atol=1e-6)
 
 
@@ -250,7 +250,7 @@ def teacache(modulations: list[float], threshold: float, coefficients: tuple[flo
 def test_teacache_with_threshold_0_is_exact() -> None:
     noise, sigmas = random(*SHAPE) * 0.1, schedule(6)
     # a polynomial that is negative everywhere must not make it skip
-    cache = teacache([1.0] * 6, 0.0, TEACACHE_COEFFICIENTS)
+    cache = teacache([1.0] * 6, 0.0, COEFFICIENTS)
     assert torch.equal(sample_video(cache, noise, sigmas), sample_video(lambda x, s: x + x**2, noise, sigmas))
     assert (cache.computed, cache.skipped) == (6, 0)
 
@@ -297,18 +297,36 @@ def test_teacache_serves_one_clip() -> None:
 
 
 def test_noise_depends_on_the_own_seed_only() -> None:
-    batch = video_noise([5, 6, 7], (3, 4, 2, 2))
-    assert torch.equal(batch[1:2], video_noise([6], (3, 4, 2, 2)))
+    batch = draw_video_noise([5, 6, 7], (3, 4, 2, 2))
+    assert torch.equal(batch[1:2], draw_video_noise([6], (3, 4, 2, 2)))
     assert not torch.equal(batch[0], batch[1])
-    assert torch.equal(seeded_noise([3], (8, 7), 2), seeded_noise([3], (8, 7), 2))
+    assert torch.equal(
+        draw_noise([3], (8, 7), stream=2, generator="torch"), draw_noise([3], (8, 7), stream=2, generator="torch")
+    )
 
 
 def test_noise_of_the_published_pipeline() -> None:
     drawn = torch.randn(1, 16, 3, 4, 6, generator=torch.Generator().manual_seed(11), dtype=torch.float32)
-    assert torch.equal(video_noise([11], (3, 16, 4, 6)), drawn.permute(0, 2, 1, 3, 4))
+    assert torch.equal(draw_video_noise([11], (3, 16, 4, 6)), drawn.permute(0, 2, 1, 3, 4))
 
 
-def test_streams_of_one_seed_are_unrelated() -> None:
-    draws = torch.stack([seeded_noise([seed], (4000,), stream)[0] for seed in (0, 1) for stream in (0, 1, 2)])
+@pytest.mark.parametrize("generator", ["counter", "torch"])
+def test_streams_of_one_seed_are_unrelated(generator: str) -> None:
+    draws = torch.stack(
+        [draw_noise([seed], (4000,), stream=stream, generator=generator)[0] for seed in (0, 1) for stream in (0, 1, 2)]
+    )
     correlation = torch.corrcoef(draws) - torch.eye(len(draws))
     assert correlation.abs().max() < 0.06
+
+
+@pytest.mark.parametrize("generator", ["counter", "torch"])
+def test_noise_is_normal_and_reproducible(generator: str) -> None:
+    draw = functools.partial(draw_noise, shape=(501,), generator=generator)
+    seed, counter = torch.arange(200), torch.zeros(200, dtype=torch.int64)
+    noise = draw(seed, counter=counter)
+    assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
+    torch.testing.assert_close(noise[7:9], draw(seed[7:9], counter=counter[7:9]))
+    torch.testing.assert_close(noise, draw(seed))
+    assert abs(torch.corrcoef(noise[:2])[0, 1]) < 0.15
+    assert (noise != draw(seed, counter=counter + 1)).float().mean() > 0.99
+    assert (noise != draw(seed, counter=counter, stream=1)).float().mean() > 0.99

@@ -15,16 +15,10 @@ import torch
 
 from kairos_env.records import Array
 from kairos_env.world_model.config import WorldActionConfig
-from kairos_env.world_model.flow import distilled_schedule, schedule, shape_aware_shift
+from kairos_env.world_model.flow import distilled_schedule, draw_video_noise, schedule, shape_aware_shift
 from kairos_env.world_model.published.memory import explain_out_of_memory
-from kairos_env.world_model.sampling import (
-    TeaCache,
-    Velocity,
-    guided_merged,
-    sample_distilled,
-    sample_video,
-    video_noise,
-)
+from kairos_env.world_model.published.teacache import TeaCache
+from kairos_env.world_model.sampling import Velocity, along, guided_merged, renoise, sample_video
 from kairos_env.world_model.text.qwen import Context
 from kairos_env.world_model.tokenizers.wan_vae import SPATIAL, TEMPORAL
 
@@ -51,7 +45,7 @@ class Request:
         guidance: scale of classifier-free guidance; 1 is none and takes half the time; by default that of the weights.
         seed: of the noise. The same seed on the same device gives the same clip.
         fit: what to do with an image of another size: crop its centre, pad it with black, or stretch it.
-        teacache: threshold of `sampling.TeaCache`; 0 computes every step, 0.1 is usual.
+        teacache: threshold of `TeaCache`; 0 computes every step, 0.1 is usual.
         merge_guidance: both passes of guidance as one of twice the batch; faster where memory allows it.
     """
 
@@ -312,13 +306,11 @@ def _run(model: WorldActionModel, settings: Settings, image: Array | None, progr
 
     def noise(step: int) -> torch.Tensor:
         shape = (frames, config.latent_channels, rows, columns)
-        return video_noise([settings.seed], shape, 0 if config.published else step).to(model.device, dtype)
+        return draw_video_noise([settings.seed], shape, 0 if config.published else step).to(model.device, dtype)
 
     bar = functools.partial(tqdm, desc="denoising", unit="step", disable=not progress)
-    if settings.sampler == "dmd":
-        latents = sample_distilled(velocity, noise, settings.sigmas, observed, bar)
-    else:
-        latents = sample_video(velocity, noise(0), settings.sigmas, observed, bar)
+    advance = renoise(noise) if settings.sampler == "dmd" else along
+    latents = sample_video(velocity, noise(0), settings.sigmas, observed, bar, advance)
     if not latents.isfinite().all():
         raise FloatingPointError(
             f"the model's output is not finite; {model.dtype} may be too small for these weights, or they are damaged"

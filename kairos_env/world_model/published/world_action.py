@@ -29,7 +29,7 @@ from kairos_env.world_model.action_expert import ActionDiT
 from kairos_env.world_model.attention.visibility import LOCAL, Clip, LayerMemory, Mixing, Tokens
 from kairos_env.world_model.config import WorldActionConfig, get_release
 from kairos_env.world_model.dit import VideoDiT
-from kairos_env.world_model.flow import schedule, shape_aware_shift
+from kairos_env.world_model.flow import draw_noise, draw_video_noise, schedule, shape_aware_shift
 from kairos_env.world_model.mixture import Contexts, MixtureOfTransformers
 from kairos_env.world_model.published.memory import explain_out_of_memory
 from kairos_env.world_model.sampling import (
@@ -39,8 +39,6 @@ from kairos_env.world_model.sampling import (
     sample_actions,
     sample_joint,
     sample_video,
-    seeded_noise,
-    video_noise,
 )
 from kairos_env.world_model.text.qwen import Context, ContextEncoder, check_width
 from kairos_env.world_model.tokenizers.image import VideoTokenizer, to_uint8, to_unit
@@ -452,12 +450,13 @@ class WorldActionModel(nn.Module):
         return schedule(steps, self.config.generation.action_shift)
 
     def _video_noise(self, observed: Tensor, frames: int, seeds: Sequence[int] | int) -> Tensor:
-        return self._noise(video_noise(_each(seeds, len(observed)), (frames, *observed.shape[2:])))
+        return self._noise(draw_video_noise(_each(seeds, len(observed)), (frames, *observed.shape[2:])))
 
     def _action_noise(self, batch: int, horizon: int | None, seeds: Sequence[int] | int) -> Tensor:
         shape = (horizon or self._expert().config.chunk, self.config.action_dim)
         # published: actions and frames start from the same seed, so that their first values coincide
-        return self._noise(seeded_noise(_each(seeds, batch), shape, stream=0 if self.config.published else 1))
+        stream = 0 if self.config.published else 1
+        return self._noise(draw_noise(_each(seeds, batch), shape, stream=stream, generator="torch"))
 
     def _noise(self, noise: Tensor) -> Tensor:
         """Published sampling stays in the weights' dtype; otherwise the data are float32 between the steps."""
