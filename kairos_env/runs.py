@@ -272,12 +272,16 @@ def did_you_mean(word: object, known: Iterable[object]) -> str:
     Dotted words are also compared by their last parts, since people forget the section of a key.
     """
     names = [str(name) for name in known]
-    tails = {name.rpartition(".")[2]: name for name in names}
+    tails = {_last_part(name): name for name in names}
     close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
-    close += [tails[t] for t in difflib.get_close_matches(str(word).rpartition(".")[2], tails, n=1, cutoff=0.75)]
+    close += [tails[tail] for tail in difflib.get_close_matches(_last_part(str(word)), tails, n=1, cutoff=0.75)]
     if close:
         return f"did you mean {' or '.join(repr(name) for name in dict.fromkeys(close))}?"
     return f"legal: {', '.join(names[:24]) or 'none'}" + (f" and {len(names) - 24} more" if len(names) > 24 else "")
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition(".")[2].lstrip("-")
 
 
 def check_initial_states(first: int, count: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shlex
@@ -16,11 +15,11 @@ from libero_home import libero_home
 from paths import ROOT
 
 from kairos_env.cli import main as cli
-from kairos_env.cli.options import compose
-from kairos_env.cli.train import TrainRun
+from kairos_env.cli.options import bind
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CARDS = sorted((ROOT / "kairos_env" / "pretrained").glob("*/README.md"))
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 SCRIPTS = sorted((ROOT / "runs").glob("*.sh"))
 BLOCKS = [
     pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")
@@ -90,7 +89,7 @@ def commands_of_shell(script: str) -> list[list[str]]:
 def documented_commands() -> list[tuple[str, list[str]]]:
     """Where a command is documented, and its words behind `kairos`."""
     found = [(path.name, words) for path in SCRIPTS for words in commands_of_shell(path.read_text(encoding="utf-8"))]
-    for page in [*PAGES, *CARDS]:
+    for page in [*PAGES, *CARDS, *BENCHMARKS]:
         text = page.read_text(encoding="utf-8")
         place = str(page.relative_to(ROOT))
         blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
@@ -101,27 +100,15 @@ def documented_commands() -> list[tuple[str, list[str]]]:
     return found
 
 
-def find_command(words: list[str]) -> tuple[cli.Command | cli.Group, list[str]]:
-    node: cli.Command | cli.Group = cli.ROOT
-    while isinstance(node, cli.Group) and words and not words[0].startswith("-"):
-        assert words[0] in node.commands, f"no command {words[0]!r}"
-        node, words = node.commands[words[0]], words[1:]
-    return node, words
-
-
 @pytest.mark.parametrize(
     "words", [pytest.param(words, id=f"{place}: {' '.join(words)}"[:120]) for place, words in documented_commands()]
 )
 def test_documented_command_is_understood(words: list[str]) -> None:
-    command, options = find_command(words)
+    name, command, options = cli.find(words)
     if not options or options == ["--help"]:
         return  # named in a sentence
-    assert isinstance(command, cli.Command), f"{' '.join(words)} takes no options"
-    parser = argparse.ArgumentParser()
-    command.build(parser)
-    arguments = parser.parse_args(options)
-    if hasattr(arguments, "overrides"):
-        compose(TrainRun, arguments.overrides)
+    assert isinstance(command, cli.Command), f"{name} has no command {options[0]!r}"
+    bind(command.load(), options, name)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

@@ -155,7 +155,7 @@ def normalise(name: str) -> str:
 
 
 # Imported through another requirement of ours that cannot exist without them.
-BROUGHT_ALONG = {"omegaconf": "hydra-core", "OpenGL": "mujoco"}
+BROUGHT_ALONG = {"omegaconf": "hydra-core", "yaml": "hydra-core", "OpenGL": "mujoco"}
 # Imported only by what runs in a simulator's own interpreter, which `kairos sims install` builds.
 IN_A_SIMULATOR = {"libero", "scipy"}
 

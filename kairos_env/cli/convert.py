@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from kairos_env.cli.options import Fields, Positional
 
 if TYPE_CHECKING:
     from kairos_env.world_model.config import WorldActionConfig
@@ -16,43 +18,41 @@ if TYPE_CHECKING:
 DTYPES = {"keep": None, "bf16": "bfloat16", "fp32": "float32"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `kairos convert`."""
-    from kairos_env.world_model.config import RELEASES
+@dataclass(frozen=True)
+class ConvertConfig:
+    """What to convert, and how.
 
-    add = parser.add_argument
-    add("weights", type=Path, help="published .safetensors, its .index.json or its folder; or a model folder of ours")
-    add(
-        "--release",
-        metavar="NAME",
-        help=f"which weights these are: {', '.join(RELEASES)}; needed only where shapes and names do not tell. For a "
-        "model of your own: a JSON file with its configuration",
-    )
-    add("--check", action="store_true", help="only look: release, names, shapes, dtype, problems; writes nothing")
-    add("--out", type=Path, help="model folder to write (default: models/RELEASE); the file with --to-published")
-    add("--dtype", choices=DTYPES, default="keep", help="of the transformer; bf16 halves fp32 (default: %(default)s)")
-    add("--vae", type=Path, metavar="FILE", help="Wan2.1_VAE.pth or its diffusers folder, to be copied into the folder")
-    add("--text", metavar="FOLDER", help="text encoder, or its hub name (owner/name): recorded, loaded with the model")
-    add(
-        "--system-prompt",
-        type=Path,
-        metavar="FILE",
-        help="text that the encoder is told first; the published weights know another one than our own wording",
-    )
-    add("--to-published", action="store_true", help="the way back: one file under the published names")
-    add("--prefix", help="of the video names with --to-published, such as pipe.dit.video_dit. (default: the release's)")
-    add("--force", action="store_true", help="accept a file name that contradicts the release")
-    parser.epilog = (
-        f"{parser.epilog or ''}\n\n"
-        "A published file holds tensors and nothing else. Run under another release's resolution, sampler or text\n"
-        "encoder it gives bad pictures without an error, which is the most common failure. The folder written here\n"
-        "names all of them, and what does not fit is refused when it is loaded.\n\n"
-        "in Python:  WorldActionModel.from_pretrained('models/4b-libero', device='cuda')"
-    )
+    Args:
+        weights: published .safetensors, its .index.json or its folder; or a model folder.
+        release: which weights these are, needed only where shapes and names do not tell. For a model of your own: a
+            JSON file with its configuration.
+        check: only look: release, names, shapes, dtype, problems; writes nothing.
+        out: model folder to write, by default models/RELEASE; the file with --to-published.
+        dtype: of the transformer; bf16 halves fp32.
+        vae: Wan2.1_VAE.pth or its diffusers folder, to be copied into the folder.
+        text: text encoder, or its hub name (owner/name): recorded, loaded with the model.
+        system_prompt: file with the text that the encoder is told first; the published weights know another one than
+            the default wording.
+        to_published: the way back: one file under the published names.
+        prefix: of the video names with --to-published, such as pipe.dit.video_dit.; by default the release's.
+        force: accept a file name that contradicts the release.
+    """
+
+    weights: Positional[Path]
+    release: str | None = None
+    check: bool = False
+    out: Path | None = None
+    dtype: Literal["keep", "bf16", "fp32"] = "keep"
+    vae: Path | None = None
+    text: str | None = None
+    system_prompt: Path | None = None
+    to_published: bool = False
+    prefix: str | None = None
+    force: bool = False
 
 
-def main(args: argparse.Namespace) -> int:
-    """Converts or checks; 0, or 1 if a check finds a problem.
+def run(args: Fields[ConvertConfig]) -> int:
+    """Converts or checks; 1 if a check finds a problem.
 
     Raises:
         ValueError, OSError: the request cannot be met.
@@ -113,14 +113,14 @@ def _release(name: str | None) -> str | WorldActionConfig | None:
         raise ValueError(f"{name} is no configuration of a model: {error}") from None
 
 
-def _identified(args: argparse.Namespace) -> WorldActionConfig:
+def _identified(args: ConvertConfig) -> WorldActionConfig:
     from kairos_env.world_model.published.keys import choose_release, published_weights
 
     shapes = {name: tensor.shape for name, tensor in published_weights(args.weights).items()}
     return choose_release(shapes, args.weights, _release(args.release), args.force)
 
 
-def _check(args: argparse.Namespace, ours: bool) -> int:
+def _check(args: ConvertConfig, ours: bool) -> int:
     from kairos_env.world_model.published.folder import TRANSFORMER, read_folder
     from kairos_env.world_model.published.keys import published_weights
 

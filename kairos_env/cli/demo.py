@@ -6,17 +6,17 @@ what needs none: imagined episodes from the real starts that ship with the model
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from kairos_env.cli.options import Fields
 from kairos_env.records import Array, Observation
 from kairos_env.runs import INITIAL_STATES
 
@@ -35,7 +35,7 @@ SIMULATOR = "Kairos-Robosuite-v0"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Amount:
     """How much is done; ``--short`` takes the least of everything, which proves the path and no number.
 
     Args:
@@ -51,46 +51,55 @@ class Settings:
     speed_s: float = 1.5
 
     @classmethod
-    def short(cls) -> Settings:
+    def short(cls) -> Amount:
         return cls(rollouts=1, plans=1, episodes=1, speed_s=0.1)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `kairos demo`."""
-    parser.add_argument("--model", default="kairos-tiny", help="bundled name or model folder (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
-    parser.add_argument("--planner", choices=("best_of_n", "cem"), default="best_of_n", help="default: %(default)s")
-    parser.add_argument("--episodes", type=int, default=None, help="closed-loop episodes a task (default: 10)")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="parent of the run's folder")
-    parser.add_argument("--short", action="store_true", help="one of everything, for a quick look")
-    parser.add_argument("--no-simulator", action="store_true", help="imagination only, as on a machine without OpenGL")
+@dataclass(frozen=True)
+class DemoConfig:
+    """What to show.
+
+    Args:
+        model: bundled name or model folder.
+        device: cpu, cuda, ...
+        planner: of the plans made in imagination.
+        episodes: closed-loop episodes a task; by default 10.
+        out: parent of the run's folder.
+        short: one of everything, for a quick look.
+        no_simulator: imagination only, as on a machine without OpenGL.
+    """
+
+    model: str = "kairos-tiny"
+    device: str = "cpu"
+    planner: Literal["best_of_n", "cem"] = "best_of_n"
+    episodes: int | None = None
+    out: Path = Path("runs/demo")
+    short: bool = False
+    no_simulator: bool = False
+
+    def __post_init__(self) -> None:
+        if self.episodes is not None and self.episodes < 1:
+            raise ValueError(f"episodes must be at least 1, got {self.episodes}")
 
 
-def main(args: argparse.Namespace) -> int:
-    """Runs the demo; returns 0, or 2 when it cannot start (the reason is printed)."""
+def run(args: Fields[DemoConfig]) -> int:
+    """Runs the demo."""
     from rich.console import Console
 
     from kairos_env.policies.make import load_model
     from kairos_env.runs import open_run
 
     console = Console(highlight=False, soft_wrap=True)
-    settings = Settings.short() if args.short else Settings()
+    settings = Amount.short() if args.short else Amount()
     if args.episodes is not None:
         settings = dataclasses.replace(settings, episodes=args.episodes)
-    if settings.episodes < 1:
-        console.print(f"--episodes is {settings.episodes}; at least 1 is needed")
-        return 2
     began = time.perf_counter()
-    try:
-        model = load_model(str(args.model), args.device)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:  # each says what to do
-        console.print(f"cannot load the model: {error}", markup=False)
-        return 2
+    model = load_model(args.model, args.device)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     console.print(
         f"[bold]{args.model}[/]: {millions:.1f} M parameters, {model.spec.name}, tasks {', '.join(model.tasks)}"
     )
-    config = dataclasses.asdict(settings) | {"model": str(args.model), "planner": args.planner}
+    config = dataclasses.asdict(settings) | {"model": args.model, "planner": args.planner}
     folder = open_run(args.out / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", config)
 
     try:
@@ -134,7 +143,7 @@ def open_simulator(model: WorldModel) -> RobosuiteEnv:
 
 
 def beside_reality(
-    model: WorldModel, simulator: RobosuiteEnv, settings: Settings, folder: Path, console: Console
+    model: WorldModel, simulator: RobosuiteEnv, settings: Amount, folder: Path, console: Console
 ) -> dict[str, Any]:
     """The same actions in the simulator and in imagination; only the first frame is shared."""
     from kairos_env.eval.imagination.image_metrics import mean_squared_error
@@ -165,7 +174,7 @@ def beside_reality(
 
 
 def plan_blindly(
-    model: WorldModel, simulator: RobosuiteEnv, settings: Settings, planner: str, folder: Path, console: Console
+    model: WorldModel, simulator: RobosuiteEnv, settings: Amount, planner: str, folder: Path, console: Console
 ) -> dict[str, Any]:
     """Whole episodes are planned in imagination from one real frame, then executed with closed eyes."""
     from kairos_env.media import film_strip, side_by_side, write_mp4, write_png
@@ -202,9 +211,7 @@ def plan_blindly(
     return {"planned_blindly": counts}
 
 
-def act(
-    model: WorldModel, args: argparse.Namespace, settings: Settings, folder: Path, console: Console
-) -> dict[str, Any]:
+def act(model: WorldModel, args: DemoConfig, settings: Amount, folder: Path, console: Console) -> dict[str, Any]:
     """The action-only policy in the real simulator, by the evaluation that `kairos eval` runs."""
     from kairos_env.eval.closed_loop.episodes import EvalConfig, evaluate
 
@@ -216,7 +223,7 @@ def act(
         episodes=settings.episodes,
         simulator=SIMULATOR,
         simulator_options={"cameras": [c.name for c in model.spec.cameras], "image_size": model.spec.cameras[0].height},
-        model=str(args.model),
+        model=args.model,
         device=args.device,
         first_initial_state=FIRST_START,
         max_decisions=DECISIONS,
@@ -227,7 +234,7 @@ def act(
     return {"closed_loop": {cell.task: dataclasses.asdict(cell) for cell in results.cells}}
 
 
-def in_imagination(model: WorldModel, settings: Settings, folder: Path, console: Console) -> dict[str, Any]:
+def in_imagination(model: WorldModel, settings: Amount, folder: Path, console: Console) -> dict[str, Any]:
     """What needs no simulator: the policy in imagined episodes, from real starts that ship with the model."""
     from kairos_env.media import film_strip, side_by_side, write_mp4, write_png
 

@@ -7,7 +7,6 @@ their own: a GL library that is missing or wrong often ends the process instead 
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -20,6 +19,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
+
+from kairos_env.cli.values import print_json
 
 DISTRIBUTION = "kairos-env"
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
@@ -54,7 +55,7 @@ renderer.close()
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One line of the report: what was looked at, how it stands, and the command that would mend it."""
 
     section: str
@@ -102,10 +103,10 @@ def requirements() -> dict[str, list[str]]:
     return groups
 
 
-def check_packages() -> Iterator[Finding]:
+def check_packages() -> Iterator[Diagnosis]:
     """Python and the core requirements, against their ranges and the tested versions."""
     python_ok = sys.version_info >= (3, 11)
-    yield Finding(
+    yield Diagnosis(
         "Python",
         platform.python_implementation(),
         "ok" if python_ok else "problem",
@@ -117,7 +118,7 @@ def check_packages() -> Iterator[Finding]:
         yield _check_requirement("Packages", requirement, tested, missing="problem")
 
 
-def check_extras() -> Iterator[Finding]:
+def check_extras() -> Iterator[Diagnosis]:
     """One finding for each extra: complete, or what is missing and the command for it."""
     tested = tested_versions()
     for extra, wanted in sorted(requirements().items()):
@@ -126,12 +127,12 @@ def check_extras() -> Iterator[Finding]:
         found = [_check_requirement("", r, tested, missing="note") for r in wanted if _name(r) != DISTRIBUTION]
         lacking = [f"{f.name} ({f.text})" for f in found if f.remedy]
         if lacking:
-            yield Finding("Extras", extra, "note", "needs " + ", ".join(lacking), _pip(f"'{DISTRIBUTION}[{extra}]'"))
+            yield Diagnosis("Extras", extra, "note", "needs " + ", ".join(lacking), _pip(f"'{DISTRIBUTION}[{extra}]'"))
         else:
-            yield Finding("Extras", extra, "ok", ", ".join(f"{f.name} {f.text}" for f in found))
+            yield Diagnosis("Extras", extra, "ok", ", ".join(f"{f.name} {f.text}" for f in found))
 
 
-def check_rendering(backends: Iterable[str] = GL_BACKENDS, timeout: float = 60.0) -> list[Finding]:
+def check_rendering(backends: Iterable[str] = GL_BACKENDS, timeout: float = 60.0) -> list[Diagnosis]:
     """One finding for each MuJoCo backend, which renders a frame off-screen; a problem only if none of them works.
 
     Without MuJoCo, which comes with the extra ``sim``, one note says so.
@@ -143,46 +144,45 @@ def check_rendering(backends: Iterable[str] = GL_BACKENDS, timeout: float = 60.0
     section = "Off-screen rendering"
     if importlib.util.find_spec("mujoco") is None:
         text = "not installed: the simulator is an extra"
-        return [Finding(section, "mujoco", "note", text, _pip(f"'{DISTRIBUTION}[sim]'"))]
+        return [Diagnosis(section, "mujoco", "note", text, _pip(f"'{DISTRIBUTION}[sim]'"))]
     chosen = os.environ.get("MUJOCO_GL")
     results = [_render(backend, timeout) for backend in dict.fromkeys([*backends, *filter(None, [chosen])])]
     works = [backend for backend, error, _ in results if not error]
     findings = [
-        Finding(section, backend, "note" if error else "ok", error or text)
-        for backend, error, text in results
+        Diagnosis(section, backend, "note" if error else "ok", error or text) for backend, error, text in results
     ]
     if not works:
         remedy = f"sudo apt-get install -y {GL_PACKAGES}   (Debian, Ubuntu; elsewhere: Mesa's EGL or OSMesa)"
-        findings.append(Finding(section, "any", "problem", "no backend renders a frame", remedy))
+        findings.append(Diagnosis(section, "any", "problem", "no backend renders a frame", remedy))
     elif chosen and chosen not in works:
         text = f"MUJOCO_GL={chosen} is set, which does not render here; {' and '.join(works)} would"
-        findings.append(Finding(section, "MUJOCO_GL", "problem", text, f"export MUJOCO_GL={works[0]}"))
+        findings.append(Diagnosis(section, "MUJOCO_GL", "problem", text, f"export MUJOCO_GL={works[0]}"))
     elif chosen:
-        findings.append(Finding(section, "MUJOCO_GL", "ok", f"{chosen} (set by you)"))
+        findings.append(Diagnosis(section, "MUJOCO_GL", "ok", f"{chosen} (set by you)"))
     return findings
 
 
-def check_device() -> Iterator[Finding]:
+def check_device() -> Iterator[Diagnosis]:
     """Processor, memory, and the accelerator that torch sees."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    yield Finding("Device", "cpu", "ok", f"{cores} cores, {memory:.0f} GiB memory")
+    yield Diagnosis("Device", "cpu", "ok", f"{cores} cores, {memory:.0f} GiB memory")
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield Finding("Device", "torch", "problem", f"does not import: {_last_line(str(error))}", _pip("torch"))
+        yield Diagnosis("Device", "torch", "problem", f"does not import: {_last_line(str(error))}", _pip("torch"))
         return
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)
             text = f"{device.name}, {device.total_memory / 2**30:.0f} GiB"
-            yield Finding("Device", f"cuda:{index}", "ok", text)
+            yield Diagnosis("Device", f"cuda:{index}", "ok", text)
     else:
         text = "none; everything bundled runs on the CPU"
-        yield Finding("Device", "gpu", "note", text)
+        yield Diagnosis("Device", "gpu", "note", text)
 
 
-def check_engines() -> Iterator[Finding]:
+def check_engines() -> Iterator[Diagnosis]:
     """Which engines compute attention and the gated delta rule here, and why the others do not."""
     try:
         from kairos_env.world_model.engines import VARIABLES, EngineError, report
@@ -191,31 +191,31 @@ def check_engines() -> Iterator[Finding]:
     try:
         statuses = report()
     except EngineError as error:
-        yield Finding("Engines", "chosen", "problem", str(error), f"unset {' '.join(VARIABLES.values())}")
+        yield Diagnosis("Engines", "chosen", "problem", str(error), f"unset {' '.join(VARIABLES.values())}")
         return
     for status in statuses:
         text = status.reason or "available"
-        yield Finding("Engines", f"{status.kind} {status.name}", "ok" if status.available else "note", text)
+        yield Diagnosis("Engines", f"{status.kind} {status.name}", "ok" if status.available else "note", text)
 
 
-def check_models(root: Path = CHECKPOINTS, needed: str = DEFAULT_CHECKPOINT) -> Iterator[Finding]:
+def check_models(root: Path = CHECKPOINTS, needed: str = DEFAULT_CHECKPOINT) -> Iterator[Diagnosis]:
     """The bundled models: the needed one is there, and every tensor file of every one is whole."""
     names = {path.name for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
     for name in sorted(names | {needed}, key=lambda name: (name != needed, name)):
         yield _check_model(root / name)
 
 
-def _check_model(folder: Path) -> Finding:
+def _check_model(folder: Path) -> Diagnosis:
     remedy = "check out the repository anew, or train it: kairos train --help"
     tensors = sorted(folder.glob("*.safetensors"))
     if not tensors or not list(folder.glob("*.json")):
         have = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         text = f"pretrained/{folder.name} needs *.json and *.safetensors, but holds {have or 'nothing'}"
-        return Finding("Models", folder.name, "problem", text, remedy)
+        return Diagnosis("Models", folder.name, "problem", text, remedy)
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        return Finding("Models", folder.name, "problem", f"cannot be read: {error}", _pip("safetensors"))
+        return Diagnosis("Models", folder.name, "problem", f"cannot be read: {error}", _pip("safetensors"))
     broken = []
     for path in tensors:
         try:
@@ -224,29 +224,28 @@ def _check_model(folder: Path) -> Finding:
         except (SafetensorError, OSError) as error:
             broken.append(f"{path.name}: {_last_line(str(error))}")
     if broken:
-        return Finding("Models", folder.name, "problem", "; ".join(broken), remedy)
+        return Diagnosis("Models", folder.name, "problem", "; ".join(broken), remedy)
     size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file()) / 2**20
-    return Finding("Models", folder.name, "ok", f"{size:.1f} MiB")
+    return Diagnosis("Models", folder.name, "ok", f"{size:.1f} MiB")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of `kairos doctor`."""
-    parser.add_argument("--gl-only", action="store_true", help="check off-screen rendering and nothing else")
-    parser.add_argument("--json", action="store_true", help="print one JSON list of findings")
+def run(gl_only: bool = False, json: bool = False) -> int:
+    """Prints the report; 1 if something that is installed does not work (``--gl-only``: if no frame is rendered).
 
-
-def main(args: argparse.Namespace) -> int:
-    """Prints the report. Returns 0 if all that is installed works (``--gl-only``: if a frame is rendered), else 1."""
-    findings: list[Finding] = []
-    if not args.gl_only:
+    Args:
+        gl_only: check off-screen rendering and nothing else.
+        json: print one JSON list of findings.
+    """
+    findings: list[Diagnosis] = []
+    if not gl_only:
         findings += [*check_packages(), *check_device(), *check_engines(), *check_models()]
     rendering = check_rendering()
     renders = any(f.status == "ok" for f in rendering)
     findings += rendering
-    if not args.gl_only:
+    if not gl_only:
         findings += check_extras()
-    if args.json:
-        print(json.dumps([asdict(f) for f in findings], indent=2))
+    if json:
+        print_json([asdict(f) for f in findings])
     else:
         _print_report(findings)
         problems = sum(f.status == "problem" for f in findings)
@@ -255,12 +254,12 @@ def main(args: argparse.Namespace) -> int:
         elif not renders:
             verdict = "The model works; the simulator is not installed."
         else:
-            verdict = "Off-screen rendering works." if args.gl_only else "Everything that the bundled demo needs works."
+            verdict = "Off-screen rendering works." if gl_only else "Everything that the bundled demo needs works."
         print(f"\n{verdict}")
-    return int(any(f.status == "problem" for f in findings) or (args.gl_only and not renders))
+    return int(any(f.status == "problem" for f in findings) or (gl_only and not renders))
 
 
-def _print_report(findings: list[Finding]) -> None:
+def _print_report(findings: list[Diagnosis]) -> None:
     width = max(len(f.name) for f in findings)
     section = ""
     for f in findings:
@@ -272,22 +271,22 @@ def _print_report(findings: list[Finding]) -> None:
             print(f"      {'':<{width}}  -> {f.remedy}")
 
 
-def _check_requirement(section: str, requirement: str, tested: Mapping[str, str], missing: Status) -> Finding:
+def _check_requirement(section: str, requirement: str, tested: Mapping[str, str], missing: Status) -> Diagnosis:
     """Compares one requirement string with what is installed; a remedy marks it as not satisfied."""
     name = _name(requirement)
     version = tested.get(_normalise(name), "")
     try:
         installed = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return Finding(section, name, missing, "not installed", _pip(f"'{requirement}'"))
+        return Diagnosis(section, name, missing, "not installed", _pip(f"'{requirement}'"))
     # A local label such as +cpu is another build of the same version.
     public = installed.split("+")[0]
     if not _in_range(requirement, public):
         text = f"{installed}, but {requirement} is needed"
-        return Finding(section, name, missing, text, _pip(f"'{requirement}'"))
+        return Diagnosis(section, name, missing, text, _pip(f"'{requirement}'"))
     if version and public != version:
-        return Finding(section, name, "note", f"{installed} (tested with {version})")
-    return Finding(section, name, "ok", installed)
+        return Diagnosis(section, name, "note", f"{installed} (tested with {version})")
+    return Diagnosis(section, name, "ok", installed)
 
 
 def _in_range(requirement: str, version: str) -> bool:

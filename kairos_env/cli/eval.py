@@ -1,118 +1,101 @@
-"""`kairos eval`: policies against the simulators, imagination against reality."""
+"""`kairos eval`: success of policies in simulators, tables of it, and comparisons."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import importlib
-import json
-from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from kairos_env.cli.options import add_options, read_options
-
-Run = Callable[[argparse.Namespace], int]
-Build = Callable[[argparse.ArgumentParser], Run]
+from kairos_env.cli.options import Fields, Positional
+from kairos_env.cli.values import print_json
+from kairos_env.eval.closed_loop import benchmark, episodes
+from kairos_env.eval.closed_loop.benchmark_jobs import BenchmarkConfig
+from kairos_env.eval.closed_loop.episodes import EvalConfig
 
 
-def _measurement(module: str, config_name: str, run_name: str) -> Build:
-    """A command of `kairos eval`: a flat config, and a function of it whose result is printed as a table."""
+@dataclass(frozen=True)
+class LiberoPlus(BenchmarkConfig):
+    """An evaluation on LIBERO-plus."""
 
-    def build(parser: argparse.ArgumentParser) -> Run:
-
-        home = importlib.import_module(module)
-        config_class, measure = getattr(home, config_name), getattr(home, run_name)
-        add_options(parser, config_class, aliases={"policies": "--policy", "output": "--out"})
-
-        def run(args: argparse.Namespace) -> int:
-            config = read_options(args, config_class)
-            report = measure(config, progress=True)
-            print(f"{report.table()}\n\nwritten to {config.output}")
-            return int(bool(getattr(report, "errors", 0)))
-
-        return run
-
-    return build
+    output: str = "runs/libero-plus"
+    benchmark: str = field(default="libero-plus", init=False)
 
 
-def _benchmark(benchmark: str) -> Build:
-    """A command of `kairos eval` that runs a benchmark."""
+@dataclass(frozen=True)
+class Libero(BenchmarkConfig):
+    """An evaluation on LIBERO."""
 
-    def build(parser: argparse.ArgumentParser) -> Run:
-        from kairos_env.eval.closed_loop.benchmark import describe, evaluate
-        from kairos_env.eval.closed_loop.benchmark_jobs import BenchmarkConfig
-
-        add_options(parser, BenchmarkConfig, ["benchmark"], {"policies": "--policy", "output": "--out"})
-        parser.set_defaults(output=f"runs/{benchmark}")
-
-        def run(args: argparse.Namespace) -> int:
-            config = dataclasses.replace(read_options(args, BenchmarkConfig), benchmark=benchmark)
-            if config.dry_run:
-                print(describe(config))
-                return 0
-            report = evaluate(config, progress=True)
-            print(f"{report.table()}\n\n{report.timing()}\n\nwritten to {config.output}")
-            return int(bool(report.errors))
-
-        return run
-
-    return build
+    output: str = "runs/libero"
+    benchmark: str = field(default="libero", init=False)
 
 
-def probe(parser: argparse.ArgumentParser) -> Run:
-    from kairos_env.eval.imagination.probe import ProbeConfig, train_probe
+def closed_loop(config: Fields[EvalConfig]) -> int:
+    """Evaluates; 1 if an episode ended in an error."""
+    report = episodes.evaluate(config, progress=True)
+    print(f"{report.table()}\n\nwritten to {config.output}")
+    return int(bool(report.errors))
 
-    add_options(parser, ProbeConfig, aliases={"output": "--out"})
 
-    def run(args: argparse.Namespace) -> int:
-        config = read_options(args, ProbeConfig)
-        probe = train_probe(config, progress=True)
-        print("on held-out real frames: " + ", ".join(f"{name} {value}" for name, value in probe.floor.items()))
-        print(f"written to {config.output}")
+def libero(config: Fields[Libero]) -> int:
+    """Evaluates; 1 if an episode ended in an error."""
+    return _benchmark(config)
+
+
+def libero_plus(config: Fields[LiberoPlus]) -> int:
+    """Evaluates; 1 if an episode ended in an error."""
+    return _benchmark(config)
+
+
+def _benchmark(config: BenchmarkConfig) -> int:
+    if config.dry_run:
+        print(benchmark.describe(config))
         return 0
-
-    return run
-
-
-def table(parser: argparse.ArgumentParser) -> Run:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders with results.jsonl: shards, or several runs")
-    parser.add_argument("--out", help="where to write the report; the default is the folder, if there is only one")
-    parser.add_argument("--published", action="store_true", help="also print what others published")
-
-    def run(args: argparse.Namespace) -> int:
-        from kairos_env.eval.report.benchmark import make_benchmark_report
-        from kairos_env.eval.rows import read_runs
-
-        if args.out is None and len(args.runs) > 1:
-            raise ValueError(f"{len(args.runs)} runs become one report: say where with --out")
-        report = make_benchmark_report(read_runs(args.runs))
-        out = args.out or args.runs[0]
-        report.save(out, args.runs)
-        published = f"{report.published()}\n\n" if args.published else ""
-        print(f"{report.table()}\n\n{published}{report.timing()}\n\nwritten to {out}")
-        return 0
-
-    return run
+    report = benchmark.evaluate(config, progress=True)
+    print(f"{report.table()}\n\n{report.timing()}\n\nwritten to {config.output}")
+    return int(bool(report.errors))
 
 
-def compare(parser: argparse.ArgumentParser) -> Run:
-    parser.add_argument("first", metavar="RUN_A", help="folder with results.jsonl")
-    parser.add_argument("second", metavar="RUN_B", help="another one, or the same with other policies")
-    parser.add_argument("--policy-a", help="which policy of the first run, if it has several")
-    parser.add_argument("--policy-b", help="which policy of the second run")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+def table(runs: Positional[tuple[Path, ...]], out: Path | None = None, published: bool = False) -> int:
+    """Makes the report of one or several runs.
 
-    def run(args: argparse.Namespace) -> int:
-        from kairos_env.eval.report.compare import compare_runs, comparison_dict, comparison_text
+    Args:
+        runs: folders with results.jsonl: shards, or several runs.
+        out: where to write the report; by default the folder, if there is only one.
+        published: also print what others published.
+    """
+    from kairos_env.eval.report.benchmark import make_benchmark_report
+    from kairos_env.eval.rows import read_runs
 
-        comparison = compare_runs(args.first, args.second, args.policy_a, args.policy_b)
-        print(json.dumps(comparison_dict(comparison), indent=1) if args.json else comparison_text(comparison))
-        return 0
+    if out is None and len(runs) > 1:
+        raise ValueError(f"{len(runs)} runs become one report: say where with --out")
+    report = make_benchmark_report(read_runs(runs))
+    out = out or runs[0]
+    report.save(out, runs)
+    others = f"{report.published()}\n\n" if published else ""
+    print(f"{report.table()}\n\n{others}{report.timing()}\n\nwritten to {out}")
+    return 0
 
-    return run
 
+def compare(
+    first: Positional[Path],
+    second: Positional[Path],
+    policy_a: str | None = None,
+    policy_b: str | None = None,
+    json: bool = False,
+) -> int:
+    """Compares two runs on their common jobs.
 
-closed_loop = _measurement("kairos_env.eval.closed_loop.episodes", "EvalConfig", "evaluate")
-imagination = _measurement("kairos_env.eval.imagination.measure", "ImaginationConfig", "run_imagination")
-correlation = _measurement("kairos_env.eval.imagination.correlation", "CorrelationConfig", "success_correlation")
-libero = _benchmark("libero")
-libero_plus = _benchmark("libero-plus")
+    Args:
+        first: folder with results.jsonl.
+        second: another one, or the same with other policies.
+        policy_a: which policy of the first run, if it has several.
+        policy_b: which policy of the second run.
+        json: print JSON.
+    """
+    from kairos_env.eval.report.compare import compare_runs, comparison_dict, comparison_text
+
+    comparison = compare_runs(first, second, policy_a, policy_b)
+    if json:
+        print_json(comparison_dict(comparison))
+    else:
+        print(comparison_text(comparison))
+    return 0

@@ -9,7 +9,6 @@ The hash covers everything that a clip follows from, so a job whose clip is ther
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from kairos_env.cli.options import add_options, read_options
+from kairos_env.cli.options import Fields
 from kairos_env.media import write_mp4
 from kairos_env.records import Array
 from kairos_env.runs import describe_machine, did_you_mean, open_run, write_text
@@ -198,16 +197,10 @@ def generate_clips(planned: Sequence[Planned], model: WorldActionModel, folder: 
     return outcome
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares `kairos generate`."""
-    add_options(parser, GenerateConfig)
-
-
-def main(args: argparse.Namespace) -> int:
-    """Checks all jobs, loads the model, runs them."""
+def run(options: Fields[GenerateConfig]) -> int:
+    """Checks all jobs, loads the model, runs them; 1 if a job failed."""
     import torch
 
-    options = read_options(args, GenerateConfig)
     defaults = Job(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Job)})
     config = _config(options)
     jobs = [defaults] if options.jobs is None else read_jobs(options.jobs, defaults)

@@ -2,57 +2,54 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from kairos_env.cli.options import Positional
 
 if TYPE_CHECKING:
     from kairos_env.datasets.lerobot.reader import LeRobotData
     from kairos_env.datasets.statistics import Statistics
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares `kairos data inspect`."""
-    add = parser.add_argument
-    add("path", help="folder of a LeRobot dataset (v2.0, v2.1, v3.x), or its hub name (owner/name)")
-    add("--map", type=Path, metavar="FILE", help="what its features mean (JSON); by default that is guessed")
-    add("--save", type=Path, metavar="FILE", help="write the map in use there, to be edited")
-    add("--revision", help="branch, tag or commit on the hub")
-    add(
-        "--quick",
-        action="store_true",
-        help="metadata and one episode only; without it all numbers are read, and two frames of every video",
-    )
+def run(
+    path: Positional[str],
+    map: Path | None = None,
+    save: Path | None = None,
+    revision: str | None = None,
+    quick: bool = False,
+) -> int:
+    """Shows what a LeRobot dataset holds and what Kairos makes of it; 1 if it finds a problem.
 
-
-def main(args: argparse.Namespace) -> int:
-    """Shows what a LeRobot dataset holds and what Kairos makes of it; 0, or 1 if it finds a problem.
-
-    Raises:
-        ValueError, OSError: the dataset or the map cannot be read at all.
+    Args:
+        path: folder of a LeRobot dataset (v2.0, v2.1, v3.x), or its hub name (owner/name).
+        map: what its features mean (JSON); by default that is guessed.
+        save: write the map in use there, to be edited.
+        revision: branch, tag or commit on the hub.
+        quick: metadata and one episode only; without it all numbers are read, and two frames of every video.
     """
     from kairos_env.datasets.lerobot.reader import LeRobotData
 
-    if args.save is not None and args.save.exists():
-        raise FileExistsError(f"{args.save} exists; remove it, or name another file with --save")
-    data = LeRobotData(args.path, args.map, revision=args.revision, trust_statistics=args.quick)
-    print(_overview(args.path, data))
+    if save is not None and save.exists():
+        raise FileExistsError(f"{save} exists; remove it, or name another file with --save")
+    data = LeRobotData(path, map, revision=revision, trust_statistics=quick)
+    print(_overview(path, data))
     print(f"\nfeatures\n{_features(data)}")
     guessed = "as Kairos described the robot when it exported" if data.meta.own else "guessed from the names"
-    print(f"\nmap {guessed if args.map is None else f'of {args.map}'}\n{data.mapping.table()}")
-    found = {} if args.quick else data.statistics()
+    print(f"\nmap {guessed if map is None else f'of {map}'}\n{data.mapping.table()}")
+    found = {} if quick else data.statistics()
     if found:
         print(f"\nstatistics of {next(iter(found.values())).count:,} frames\n{_statistics(data, found)}")
-    problems, notes = list(_problems(data, found, quick=args.quick)), list(_notes(data, found))
+    problems, notes = list(_problems(data, found, quick=quick)), list(_notes(data, found))
     for title, lines in (("notes", notes), ("problems", problems)):
         if lines:
             print(f"\n{title}\n" + "\n".join(f"  {line}" for line in lines))
     if not problems:
         print("\nno problems")
-    if args.save is not None:
-        data.mapping.save(args.save)
-        print(f"\nmap saved: {args.save}")
+    if save is not None:
+        data.mapping.save(save)
+        print(f"\nmap saved: {save}")
     return int(bool(problems))
 
 

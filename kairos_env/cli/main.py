@@ -1,13 +1,10 @@
 """The command line, and the only place where every part of the package is joined.
 
-Nothing heavy is imported before the command is known, so that ``kairos --help`` answers at once. A command
-is a module of this folder with ``add_arguments(parser)`` and ``main(args)``, or a function ``build(parser) -> run``
-there that declares its options and returns what to call with them.
+Nothing heavy is imported before the command is known, so that ``kairos --help`` answers at once.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -16,27 +13,31 @@ from dataclasses import dataclass
 
 from kairos_env.runs import did_you_mean
 
-Run = Callable[[argparse.Namespace], int]
-
 
 @dataclass(frozen=True)
 class Command:
-    """One command: a line for the list, examples for its own help, and its home: ``"demo"`` or ``"eval:table"``."""
+    """One command.
+
+    Args:
+        summary: a line for the list.
+        examples: for its own help.
+        home: ``module:function`` in this folder; the function's parameters are the options, see `options`.
+    """
 
     summary: str
     examples: str
     home: str
 
-    def build(self, parser: argparse.ArgumentParser) -> Run:
-        """Declares the options; what to call with them."""
+    def load(self) -> Callable[..., int]:
+        """Imports the command's function."""
         module, _, name = self.home.partition(":")
-        home = importlib.import_module(f"kairos_env.cli.{module}")
-        if name:
-            run: Run = getattr(home, name)(parser)
-            return run
-        home.add_arguments(parser)
-        main: Run = home.main
-        return main
+        function: Callable[..., int] = getattr(importlib.import_module(f"kairos_env.cli.{module}"), name)
+        return function
+
+    def about(self) -> str:
+        """The first paragraphs of its help."""
+        sentence = self.summary[0].upper() + self.summary[1:] + ("" if self.summary[-1] == "?" else ".")
+        return f"{sentence}\n\nexamples:\n{_indented(self.examples)}"
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class Group:
 _CONTINUED = "A run that was stopped goes on when the same command is given again."
 
 COMMANDS: Mapping[str, Command | Group] = {
-    "demo": Command("imagine beside reality, plan, act: the main job", "kairos demo\nkairos demo --help", "demo"),
+    "demo": Command("imagine beside reality, plan, act: the main job", "kairos demo\nkairos demo --help", "demo:run"),
     "play": Command(
-        "drive the imagined robot in a browser page on this machine", "kairos play\nkairos play --port 8000", "play"
+        "drive the imagined robot in a browser page on this machine", "kairos play\nkairos play --port 8000", "play:run"
     ),
     "record": Command(
         "record episodes of the simulator into a folder of HDF5 files",
@@ -78,7 +79,7 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "kairos data inspect datasets/my-arm\n"
                 "kairos data inspect lerobot/pusht --save map.json\n"
                 "kairos data inspect lerobot/pusht --map map.json",
-                "inspect",
+                "inspect:run",
             ),
             "encode": Command(
                 "pictures to latents, once: training then decodes none",
@@ -108,7 +109,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         "kairos train preset=debug model.steps=200 tokenizer.steps=200 data.path=runs/record out=runs/debug\n"
         "kairos train device=cuda preset=small data.path=runs/record data.more=[runs/push] out=runs/small\n"
         + _CONTINUED,
-        "train",
+        "train:run",
     ),
     "generate": Command(
         "generate video clips with a 4B model from a prompt, an image or a file of jobs",
@@ -117,7 +118,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         "kairos generate --model models/4b-robot --jobs jobs.json --steps 30 --out runs/clips\n"
         "kairos generate --miniature 4b-robot --prompt 'only to see the pipeline run'\n"
         "Jobs whose clips are there are not run again.",
-        "generate",
+        "generate:run",
     ),
     "convert": Command(
         "turn published 4B weights into a model folder that names its release, and back",
@@ -126,7 +127,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         "--text Qwen/Qwen2.5-VL-7B-Instruct\n"
         "kairos convert model.safetensors --release 4b-robot --dtype bf16 --out models/robot\n"
         "kairos convert models/robot --to-published --out robot.safetensors",
-        "convert",
+        "convert:run",
     ),
     "eval": Group(
         "Measure policies against the simulator, and imagination against reality.",
@@ -170,19 +171,19 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "imagined rollouts beside real ones under the same actions, with controls",
                 "kairos eval imagination --out runs/imagination\n"
                 "kairos eval imagination --model runs/tiny/model --data runs/heldout --horizons 1,5,10,20",
-                "eval:imagination",
+                "imagination:imagination",
             ),
             "correlation": Command(
                 "does success in imagination predict success in the simulator?",
                 "kairos eval correlation --workers 2\n"
                 "kairos eval correlation --policy policy,policy+noise=1.0,random --tasks push --episodes 50\n"
                 + _CONTINUED,
-                "eval:correlation",
+                "imagination:correlation",
             ),
             "probe": Command(
                 "train the independent reader of positions that imagined frames are measured with",
                 "kairos eval probe --data runs/record --out runs/probe",
-                "eval:probe",
+                "imagination:probe",
             ),
         },
     ),
@@ -201,19 +202,25 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "kairos sims install libero-plus --benchmark LIBERO-plus --assets assets.zip\n"
                 "kairos sims install libero --mujoco 3.3.2 --home sims/libero --dry-run\n"
                 "The same command again completes or repairs what is there.",
-                "sims:install_simulator",
+                "sims:install",
             ),
             "check": Command(
                 "interpreter, versions, drawing, which tasks can be run, which assets are missing",
                 "kairos sims check libero\nkairos sims check libero-plus --home sims/libero",
-                "sims:check_simulator",
+                "sims:check",
             ),
         },
+    ),
+    "completion": Command(
+        "a script that completes commands and options in your shell",
+        "kairos completion bash > ~/.local/share/bash-completion/completions/kairos\n"
+        "kairos completion fish > ~/.config/fish/completions/kairos.fish",
+        "completion:run",
     ),
     "doctor": Command(
         "what is installed, which off-screen renderer works, what each extra needs",
         "kairos doctor\nkairos doctor --json",
-        "doctor",
+        "doctor:run",
     ),
 }
 
@@ -237,48 +244,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kairos {__version__}")
         return 0
     traceback = "--traceback" in words
-    words = [word for word in words if word != "--traceback"]
-    name, node = "kairos", ROOT
+    name, found, rest = find([word for word in words if word != "--traceback"])
+    if isinstance(found, Command):
+        return _run(name, found, rest, traceback)
+    if not rest or rest[0] in ("-h", "--help"):
+        print(_overview(name, found))
+        return 0 if rest else 2
+    print(_unknown(name, found, rest[0]), file=sys.stderr)
+    return 2
+
+
+def find(words: Sequence[str]) -> tuple[str, Command | Group, list[str]]:
+    """The command that the first words name, or the group in which the next one is unknown; and the words behind."""
+    rest = list(words)
     found: Command | Group = ROOT
-    while isinstance(found, Group):
-        node = found
-        if not words or words[0] in ("-h", "--help"):
-            print(_overview(name, node))
-            return 0 if words else 2
-        word = words.pop(0)
-        if word not in node.commands:
-            print(_unknown(name, node, word), file=sys.stderr)
-            return 2
-        name, found = f"{name} {word}", node.commands[word]
+    while isinstance(found, Group) and rest and rest[0] in found.commands:
+        found = found.commands[rest.pop(0)]
+    return " ".join(["kairos", *words[: len(words) - len(rest)]]), found, rest
+
+
+def _run(name: str, command: Command, words: Sequence[str], traceback: bool) -> int:
+    from kairos_env.cli.options import OptionError, bind
+
     try:
-        return _execute(name, found, words)
+        return bind(command.load(), words, name, command.about())()
+    except SystemExit as stop:  # the help was printed
+        return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         print("\nstopped; what was written is kept", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader (head, less) went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OptionError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         # These are how the package says that a request cannot be met; anything else is a bug and is shown whole.
         if traceback:
             raise
         print(f"{name}: {error}\n(add --traceback to see where)", file=sys.stderr)
         return 2
-
-
-def _execute(name: str, command: Command, words: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog=name,
-        description=command.summary[0].upper() + command.summary[1:] + ("" if command.summary[-1] == "?" else "."),
-        epilog="examples:\n" + _indented(command.examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    run = command.build(parser)
-    try:
-        args = parser.parse_args(words)
-    except SystemExit as stop:  # argparse has printed the help or the error
-        return stop.code if isinstance(stop.code, int) else 2
-    return run(args)
 
 
 def _overview(name: str, group: Group) -> str:

@@ -2,103 +2,114 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
-from kairos_env.sims.install import PACKAGES, Request, check, install
+from kairos_env.cli.options import Positional
+from kairos_env.cli.values import print_json
+from kairos_env.sims.install import PACKAGES, Request
+from kairos_env.sims.install import check as check_home
+from kairos_env.sims.install import install as build_home
 from kairos_env.sims.libero.tasks import ASSETS_ADVICE, BENCHMARKS, Catalogue, home_folder
 
-Run = Callable[[argparse.Namespace], int]
-
+Benchmark = Literal["libero", "libero-plus"]
 _MARKS = {"ok": "ok", "note": "--", "problem": "!!"}
 
 
-def _add_install_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `kairos sims install`."""
-    parser.add_argument("simulator", choices=BENCHMARKS, help="libero-plus is LIBERO and its 10,030 perturbed tasks")
-    _add_home(parser)
-    parser.add_argument("--python", type=Path, help="interpreter for the environment, 3.11 to 3.13 (this one)")
-    parser.add_argument("--mujoco", default=PACKAGES["mujoco"], help="version; from 3.3.3 on pictures are darker")
-    parser.add_argument("--benchmark", type=Path, help="checkout of LIBERO-plus, or a folder prepared from one")
-    parser.add_argument("--assets", type=Path, help="folder, zip or tar of meshes, textures and scenes")
-    parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
+def install(
+    simulator: Positional[Benchmark],
+    home: Path | None = None,
+    python: Path | None = None,
+    mujoco: str = PACKAGES["mujoco"],
+    benchmark: Path | None = None,
+    assets: Path | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Builds the environment of a simulator, or completes or repairs it.
 
-
-def _install_simulator(args: argparse.Namespace) -> int:
-    """`kairos sims install`."""
-    python, source, assets = (_absolute(path) for path in (args.python, args.benchmark, args.assets))
-    request = Request(args.simulator, _home(args), python, args.mujoco, source, assets)
-    install(request, say=lambda text: print(f"- {text}", flush=True), only_plan=args.dry_run)
-    if args.dry_run:
+    Args:
+        simulator: libero, or libero-plus for LIBERO and its 10,030 perturbed tasks.
+        home: folder of the installation; by default KAIROS_SIMS, else the user's data folder.
+        python: interpreter for the environment, 3.11 to 3.13; by default this one.
+        mujoco: version; from 3.3.3 on pictures are darker.
+        benchmark: checkout of LIBERO-plus, or a folder prepared from one.
+        assets: folder, zip or tar of meshes, textures and scenes.
+        dry_run: only tell what would be done.
+    """
+    python, source, assets = (_absolute(path) for path in (python, benchmark, assets))
+    request = Request(simulator, _home(home), python, mujoco, source, assets)
+    build_home(request, say=lambda text: print(f"- {text}", flush=True), only_plan=dry_run)
+    if dry_run:
         return 0
     catalogue = Catalogue.open(request.home)
-    tasks = catalogue.tasks(args.simulator)
+    tasks = catalogue.tasks(simulator)
     whole = sum(not catalogue.missing(task) for task in tasks)
-    print(f"{args.simulator} is installed in {request.home}: {len(tasks)} tasks, {whole} of them with all assets")
+    print(f"{simulator} is installed in {request.home}: {len(tasks)} tasks, {whole} of them with all assets")
     if whole < len(tasks):
-        print(f"{ASSETS_ADVICE[args.simulator]}; give them with --assets. `kairos sims check` lists what is missing")
+        print(f"{ASSETS_ADVICE[simulator]}; give them with --assets. `kairos sims check` lists what is missing")
     return 0
 
 
-def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `kairos sims check`."""
-    parser.add_argument("simulator", choices=BENCHMARKS)
-    _add_home(parser)
+def check(simulator: Positional[Benchmark], home: Path | None = None, json: bool = False) -> int:
+    """Looks at an installation; 1 if something is broken.
 
-
-def _check_simulator(args: argparse.Namespace) -> int:
-    """`kairos sims check`; 1 if something is broken."""
-    findings = check(_home(args), args.simulator)
-    for finding in findings:
+    Args:
+        simulator: which one.
+        home: folder of the installation; by default the usual one.
+        json: print one JSON list of findings.
+    """
+    findings = check_home(_home(home), simulator)
+    if json:
+        print_json([finding._asdict() for finding in findings])
+    for finding in [] if json else findings:
         print(f"{_MARKS[finding.status]} {finding.name:<13} {finding.text}")
         if finding.remedy:
             print(f"{'':<17}{finding.remedy}")
     return int(any(finding.status == "problem" for finding in findings))
 
 
-def _add_list_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `kairos sims list`."""
-    _add_home(parser)
+def list_simulators(home: Path | None = None, json: bool = False) -> int:
+    """Lists the simulators.
 
-
-def _list_simulators(args: argparse.Namespace) -> int:
-    """`kairos sims list`."""
-    home = _home(args)
+    Args:
+        home: folder of the installation; by default the usual one.
+        json: print one JSON object: simulator -> what is there.
+    """
+    found = {name: _installed(_home(home), name) for name in BENCHMARKS}
+    if json:
+        print_json({"robosuite": {"tasks": 4}} | found)
+        return 0
     print(f"{'robosuite':<13}comes with Kairos: reach, push, lift, place")
-    for benchmark in BENCHMARKS:
-        try:
-            catalogue = Catalogue.open(home)
-            tasks = catalogue.tasks(benchmark)
-        except (FileNotFoundError, ValueError):
-            print(f"{benchmark:<13}not installed: kairos sims install {benchmark}")
-            continue
-        whole = sum(not catalogue.missing(task) for task in tasks)
-        suites = len({task.suite for task in tasks})
-        print(f"{benchmark:<13}{len(tasks)} tasks in {suites} suites, {whole} with all assets; {home}")
+    for name, there in found.items():
+        if there is None:
+            print(f"{name:<13}not installed: kairos sims install {name}")
+        else:
+            print(
+                f"{name:<13}{there['tasks']} tasks in {there['suites']} suites, {there['complete']} with all assets; "
+                f"{there['home']}"
+            )
     return 0
 
 
-def _add_home(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--home", type=Path, help=f"folder of the installation ({home_folder()})")
+def _installed(home: Path, benchmark: str) -> dict[str, Any] | None:
+    """How many tasks a home has, in how many suites and how many with all assets; None if it is not installed."""
+    try:
+        catalogue = Catalogue.open(home)
+        tasks = catalogue.tasks(benchmark)
+    except (FileNotFoundError, ValueError):
+        return None
+    complete = sum(not catalogue.missing(task) for task in tasks)
+    return {
+        "tasks": len(tasks),
+        "suites": len({task.suite for task in tasks}),
+        "complete": complete,
+        "home": str(home),
+    }
 
 
-def _home(args: argparse.Namespace) -> Path:
-    return home_folder() if args.home is None else _absolute(args.home)  # type: ignore[return-value]
+def _home(given: Path | None) -> Path:
+    return home_folder() if given is None else _absolute(given)  # type: ignore[return-value]
 
 
 def _absolute(path: Path | None) -> Path | None:
     return None if path is None else path.expanduser().absolute()
-
-
-def _command(declare: Callable[[argparse.ArgumentParser], None], run: Run) -> Callable[[argparse.ArgumentParser], Run]:
-    def build(parser: argparse.ArgumentParser) -> Run:
-        declare(parser)
-        return run
-
-    return build
-
-
-install_simulator = _command(_add_install_arguments, _install_simulator)
-check_simulator = _command(_add_check_arguments, _check_simulator)
-list_simulators = _command(_add_list_arguments, _list_simulators)

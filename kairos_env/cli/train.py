@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from dataclasses import asdict, dataclass, field
 
-from kairos_env.cli.options import compose, describe
+from kairos_env.cli.options import Fields
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import DataConfig, instructions, load_mixture
 from kairos_env.training.run import train
@@ -20,17 +19,13 @@ class TrainRun(TrainConfig):
     data: DataConfig = field(default_factory=DataConfig)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares `kairos train`."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any of the keys below")
-    parser.add_argument("--show", action="store_true", help="print the resolved configuration and stop")
-    parser.epilog = f"{parser.epilog or ''}\n\nkeys and their defaults:\n{describe(TrainRun)}"
+def run(config: Fields[TrainRun], show: bool = False) -> int:
+    """Trains, or resumes, the run that the options describe.
 
-
-def main(args: argparse.Namespace) -> int:
-    """Trains, or resumes, the run that the overrides describe."""
-    config = compose(TrainRun, args.overrides)
-    if args.show:
+    Args:
+        show: print the resolved configuration and stop.
+    """
+    if show:
         print(json.dumps(asdict(config), indent=2))
         return 0
     data = load_mixture(config.data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from kairos_env.cli import demo
+from kairos_env.cli import main as cli
 from kairos_env.policies.policy import example_observation
 from kairos_env.sims.tabletop.env import TASKS, RobosuiteEnv, make_spec
 from kairos_env.world_model.model import WorldModel
@@ -39,9 +39,7 @@ def simulator(model: WorldModel) -> Iterator[RobosuiteEnv]:
 
 def run(out: Path, *words: str) -> tuple[int, dict[str, Any], set[str]]:
     """Exit status, summary and files of one demo."""
-    parser = argparse.ArgumentParser()
-    demo.add_arguments(parser)
-    status = demo.main(parser.parse_args([*words, "--short", "--out", str(out)]))
+    status = cli.main(["demo", *words, "--short", "--out", str(out)])
     runs = list(out.iterdir()) if out.exists() else []
     if not runs:
         return status, {}, set()
@@ -69,12 +67,12 @@ def test_a_model_that_is_not_there_is_an_answer_not_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, _, files = run(tmp_path / "runs", "--model", str(tmp_path / "nowhere"))
-    assert status == 2 and not files and "nowhere" in capsys.readouterr().out
+    assert status == 2 and not files and "nowhere" in capsys.readouterr().err
 
 
 def test_no_episodes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path / "runs", "--episodes", "0")[0] == 2
-    assert "at least 1" in capsys.readouterr().out
+    assert "at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("planner", ["best_of_n", pytest.param("cem", marks=pytest.mark.slow)])

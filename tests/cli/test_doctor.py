@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -11,12 +10,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from kairos_env.cli import doctor
+from kairos_env.cli import main as cli
 
 
 def run(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
-    parser = argparse.ArgumentParser()
-    doctor.add_arguments(parser)
-    status = doctor.main(parser.parse_args(options))
+    status = cli.main(["doctor", *options])
     return status, capsys.readouterr().out
 
 

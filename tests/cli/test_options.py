@@ -1,31 +1,46 @@
-"""One dataclass is the schema of its command line, in both forms."""
+"""The parameters of a function, and the fields of its config, are the options of its command."""
 
 from __future__ import annotations
 
-import argparse
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from kairos_env.cli.options import add_options, compose, describe, field_help, keys, read_options
+from kairos_env.cli.options import Fields, OptionError, Positional, bind, options
 
 
 @dataclass(frozen=True)
-class Flat:
-    """A flat config.
+class Loop:
+    """A loop.
 
     Args:
-        out: where results go; 100 %
+        steps: how many.
+        betas: of the optimiser.
+    """
+
+    steps: int = 10
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A config.
+
+    Args:
+        output: where results go; 100 %
             sure.
         low, high: the range.
         kind: what it is.
+        loop: how long.
 
     Raises:
         ValueError: low > high.
     """
 
-    out: str
+    output: str
     low: int = 0
     high: float = 1.5
     kind: Literal["soft", "hard"] = "soft"
@@ -34,110 +49,176 @@ class Flat:
     extra: dict[str, Any] = field(default_factory=dict)
     limit: float | None = None
     fast: bool = False
+    loop: Loop = field(default_factory=lambda: Loop(steps=7))
+    benchmark: str = field(default="fixed", init=False)
 
     def __post_init__(self) -> None:
         if self.low > self.high:
             raise ValueError(f"low {self.low} > high {self.high}")
 
 
-@dataclass(frozen=True)
-class Data:
-    """Where from.
+def command(config: Fields[Config], where: Path | None = None, labels: bool = True) -> int:
+    """A command.
 
     Args:
-        path: folder of the recording.
+        where: a folder.
+        labels: use them.
     """
-
-    path: str = "runs/record"
-    mixture: dict[str, float] = field(default_factory=lambda: {"push": 1.0})
+    raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class Nested:
-    """A nested config."""
+def compare(first: Positional[Path], second: Positional[Path], json: bool = False) -> int:
+    """Another.
 
-    preset: Literal["debug", "tiny"] = "tiny"
-    steps: int = 10
-    betas: tuple[float, float] = (0.9, 0.95)
-    pattern: tuple[str, ...] = ("swa", "gdn")
-    limit: int | None = None
-    data: Data = field(default_factory=lambda: Data(path="elsewhere"))
-
-
-def parse(*words: str) -> Flat:
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    add_options(parser, Flat)
-    return read_options(parser.parse_args(list(words)), Flat)
+    Args:
+        first: a run.
+        second: another run.
+        json: print JSON.
+    """
+    raise NotImplementedError
 
 
-def test_help_comes_from_the_docstring() -> None:
-    assert field_help(Flat) == {
-        "out": "where results go; 100 % sure.",
-        "low": "the range.",
-        "high": "the range.",
-        "kind": "what it is.",
+def table(runs: Positional[tuple[Path, ...]], out: str = "") -> int:
+    """A third.
+
+    Args:
+        runs: folders.
+        out: whereto.
+    """
+    raise NotImplementedError
+
+
+def given(*words: str, to: Any = command) -> dict[str, Any]:
+    return bind(to, words, "kairos test").keywords  # type: ignore[attr-defined]
+
+
+def parse(*words: str) -> Config:
+    config = given("--out", "x", *words)["config"]
+    assert isinstance(config, Config)
+    return config
+
+
+def test_defaults_are_those_of_the_code() -> None:
+    assert given("--out", "x") == {"config": Config("x"), "where": None, "labels": True}
+    assert parse().loop == Loop(steps=7)
+
+
+def test_every_type_has_a_spelling() -> None:
+    words = "--low -3 --high=2 --kind hard --names a,cem(n=1,m=2) --weights b,c=2 --limit 0.1 --fast --loop.steps 3"
+    got = parse(*words.split(), "--extra", "n=3,flag=True,word=red", "--loop.betas", "0,1")
+    assert (got.low, got.high, got.kind, got.names) == (-3, 2.0, "hard", ("a", "cem(n=1,m=2)"))
+    assert got.weights == {"b": 1.0, "c": 2.0} and got.extra == {"n": 3, "flag": True, "word": "red"}
+    assert (got.limit, got.fast, got.loop) == (0.1, True, Loop(3, (0.0, 1.0)))
+    assert parse("--limit", "None").limit is None
+    assert given("--out", "x", "--no-labels", "--where", "a/b") == {
+        "config": Config("x"),
+        "where": Path("a/b"),
+        "labels": False,
     }
-    parser = argparse.ArgumentParser()
-    add_options(parser, Flat, skip=("fast",))
-    text = " ".join(parser.format_help().split())
-    assert "where results go; 100 % sure (required)" in text and "(default: a=0.5)" in text and "--fast" not in text
 
 
-def test_defaults_and_every_type() -> None:
-    assert parse("--out", "x") == Flat("x")
-    words = "--out x --low -3 --high 2 --kind hard --names a,cem(n=1,m=2) --weights b,c=2 --limit 0.1 --fast"
-    got = parse(*words.split(), "--extra", "n=3,flag=True,word=red")
-    extra = {"n": 3, "flag": True, "word": "red"}
-    assert got == Flat("x", -3, 2.0, "hard", ("a", "cem(n=1,m=2)"), {"b": 1.0, "c": 2.0}, extra, 0.1, True)
+def test_the_last_of_two_counts_and_both_names_of_a_field_are_understood() -> None:
+    assert parse("--low", "1", "--low", "0", "--fast", "--no-fast") == Config("x")
+    assert given("--output", "y")["config"] == Config("y")
+
+
+def test_the_older_spelling_of_training_means_the_same() -> None:
+    got = parse("low=1", "names=[x,y]", "limit=null", "fast=true", "loop.betas=[0,1]", "+loop.steps=4")
+    assert got == Config("x", low=1, names=("x", "y"), fast=True, loop=Loop(4, (0.0, 1.0)))
+    assert given("output=runs/a-b")["config"].output == "runs/a-b"
+
+
+def test_positional_arguments_stand_without_a_flag(tmp_path: Path) -> None:
+    assert given("a", "--json", "b", to=compare) == {"first": Path("a"), "second": Path("b"), "json": True}
+    assert given("a", "b", "k=v", to=table)["runs"] == (Path("a"), Path("b"), Path("k=v"))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--out", "x", "--kind", "hart"], "did you mean 'hard'"),
-        (["--out", "x", "--weights", "a=b"], "expected name=number"),
-        (["--out", "x", "--low", "one"], "invalid int value"),
+        ("--stesp 3", "unknown option --stesp; did you mean '--loop.steps'"),
+        ("--loop.stesp=3", "did you mean '--loop.steps'"),
+        ("stesp=3", "unknown option stesp; did you mean '--loop.steps'"),
+        ("--zzzzz 1", "legal: --out, --output, --low"),
+        ("more", "unknown option more"),
+        ("-x 1", "unknown option -x"),
+        ("--kind hart", "--kind: 'hart'; did you mean 'hard'"),
+        ("kind=hart", "kind: 'hart'; did you mean 'hard'"),
+        ("--weights a=b", "expected name=number"),
+        ("--extra a", "'a'; expected name=value"),
+        ("--low one", "--low: 'one'; expected a whole number"),
+        ("--low 1.5", "expected a whole number"),
+        ("--high x", "--high: 'x'; expected a number"),
+        ("--limit x", "expected a number"),
+        ("--loop.betas 1", "'1'; expected 2 values"),
+        ("--fast=maybe", "'maybe'; expected true or false"),
+        ("--no-fast=true", "takes no value"),
+        ("--low", "--low needs a value: the range"),
+        ("--low --fast", "--low needs a value"),
+        ("--low 3", "low 3 > high 1.5"),
+        ("--benchmark x", "unknown option --benchmark"),
+        ("--config nowhere.yaml", "there is no file nowhere.yaml"),
     ],
 )
-def test_wrong_values_say_what_is_legal(words: list[str], message: str) -> None:
-    with pytest.raises(argparse.ArgumentError, match=message):
-        parse(*words)
+def test_wrong_words_say_what_is_legal(words: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(OptionError, match=message.replace("[", r"\[")):
+        parse(*words.split())
+    assert capfd.readouterr() == ("", "")
 
 
-def test_checks_of_the_config_itself_run() -> None:
-    with pytest.raises(ValueError, match="low 3 > high"):
-        parse("--out", "x", "--low", "3")
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(OptionError, match=r"missing: --out \(where results go; 100 % sure\)"):
+        given()
+    with pytest.raises(OptionError, match=r"missing: SECOND \(another run\)"):
+        given("a", to=compare)
+    with pytest.raises(OptionError, match="unexpected 'c'"):
+        given("a", "b", "c", to=compare)
+    with pytest.raises(OptionError, match=r"missing: RUNS \(folders\)"):
+        given(to=table)
 
 
-def test_overrides_build_the_frozen_nested_config() -> None:
-    assert compose(Nested, []) == Nested()
-    overrides = ["steps=3", "data.path=/a/b-c", "pattern=[x,y]", "limit=4", "+data.mixture.lift=2", "betas=[0,1]"]
-    got = compose(Nested, overrides)
-    assert got == Nested("tiny", 3, (0.0, 1.0), ("x", "y"), 4, Data("/a/b-c", {"push": 1.0, "lift": 2.0}))
-    assert isinstance(got.pattern, tuple)
+def test_options_tell_of_sections_defaults_and_help() -> None:
+    known = {option.flag: option for option in options(command)}
+    assert list(known)[:3] == ["--out", "--low", "--high"] and "--benchmark" not in known
+    assert known["--loop.steps"].default == 7 and known["--loop.steps"].help == "how many"
+    assert known["--high"].help == "the range" and known["--where"].help == "a folder"
+    assert known["--labels"].flags == {"--labels": "true", "--no-labels": "false"}
+
+
+def test_the_help_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        bind(command, ["--low", "x", "--help"], "kairos test", "What it does.\n\nexamples:\n  kairos test --out x")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:\n  kairos test --out x" in text
+    text = " ".join(text.replace("│", " ").split())
+    assert "where results go; 100 % sure (required)" in text and "(default: a=0.5)" in text
+    assert "--loop.steps INT how many (default: 7)" in text and "benchmark" not in text
+
+
+def test_a_file_gives_options_and_words_beside_it_count(tmp_path: Path) -> None:
+    run = tmp_path / "config.json"
+    run.write_text(json.dumps({"output": "y", "weights": {"b": 2}, "limit": None, "loop": {"betas": [0, 1]}}))
+    expected = Config("y", weights={"b": 2.0}, loop=Loop(betas=(0.0, 1.0)))
+    assert given("--config", str(run))["config"] == Config("y", weights={"b": 2.0}, loop=Loop(7, (0.0, 1.0)))
+    assert given("--config", str(run), "--loop.steps", "10")["config"] == expected
+
+    (tmp_path / "base.yaml").write_text("low: 1\nfast: true\nloop: {steps: 3}\n")
+    (tmp_path / "mine.yaml").write_text("defaults: [base, _self_]\noutput: z\nloop: {steps: 4}\n")
+    assert given(f"--config={tmp_path / 'mine.yaml'}")["config"] == Config("z", low=1, fast=True, loop=Loop(4))
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("name", "text", "message"),
     [
-        ("stesp=3", "unknown key 'stesp'; did you mean 'steps'"),
-        ("path=x", "did you mean 'data.path'"),
-        ("data.pth=x", "did you mean 'data.path'"),
-        ("zzzzz=1", "legal: preset, steps"),
-        ("steps=many", "could not be converted to Integer"),
-        ("steps", "not of the form key=value"),
-        ("preset=tony", "preset=tony: did you mean 'tiny'"),
-        ("betas=[1]", "needs 2 values"),
-        ("data=3", "Data"),
+        ("a.json", "{", "a.json"),
+        ("a.json", "[1]", "must hold options by name, found a list"),
+        ("a.json", '{"loww": 1}', "unknown option --loww; did you mean '--low'"),
+        ("a.yaml", "low: [", "a.yaml"),
+        ("a.yaml", "defaults: [nowhere]", "nowhere"),
     ],
 )
-def test_wrong_overrides_say_what_is_legal(override: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        compose(Nested, [override])
-
-
-def test_table_of_keys_shows_the_defaults_that_apply() -> None:
-    assert keys(Nested)["data.path"] == ("elsewhere", "folder of the recording.")
-    table = describe(Nested)
-    assert "steps=10" in table and "limit=null" in table and "  data.path=elsewhere" in table
-    assert "\n  data=" not in table
+def test_a_file_that_is_wrong_is_named(name: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(OptionError, match=message):
+        parse("--config", str(tmp_path / name))

@@ -72,7 +72,7 @@ def test_show_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model.stesp=1"], "did you mean 'model.steps'"),
+        (["model.stesp=1"], "did you mean '--model.steps'"),
         (["data.path=nowhere/at/all"], "no such file or folder"),
     ],
 )

@@ -1,0 +1,30 @@
+"""`kairos eval imagination`, `correlation`, `probe`: imagination against reality."""
+
+from __future__ import annotations
+
+from kairos_env.cli.options import Fields
+from kairos_env.eval.imagination.correlation import CorrelationConfig, success_correlation
+from kairos_env.eval.imagination.measure import ImaginationConfig, run_imagination
+from kairos_env.eval.imagination.probe import ProbeConfig, train_probe
+
+
+def imagination(config: Fields[ImaginationConfig]) -> int:
+    """Measures imagined rollouts."""
+    report = run_imagination(config, progress=True)
+    print(f"{report.table()}\n\nwritten to {config.output}")
+    return 0
+
+
+def correlation(config: Fields[CorrelationConfig]) -> int:
+    """Correlates imagined with real success; 1 if an episode ended in an error."""
+    report = success_correlation(config, progress=True)
+    print(f"{report.table()}\n\nwritten to {config.output}")
+    return int(bool(getattr(report, "errors", 0)))
+
+
+def probe(config: Fields[ProbeConfig]) -> int:
+    """Trains the reader of positions."""
+    trained = train_probe(config, progress=True)
+    print("on held-out real frames: " + ", ".join(f"{name} {value}" for name, value in trained.floor.items()))
+    print(f"written to {config.output}")
+    return 0
