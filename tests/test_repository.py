@@ -83,7 +83,6 @@ LONG_FILES = {
     "sims/install.py": "",
     "sims/libero/perturbations.py": "",
     "sims/libero/tasks.py": "",
-    "training/trainer.py": "",
     "world_model/attention/visibility.py": "",
     "world_model/model.py": "",
     "world_model/published/world_action.py": "",
@@ -104,7 +103,6 @@ def test_files_hold_one_idea() -> None:
     assert {name: lines for name, lines in long.items() if name not in LONG_FILES} == {}
 
 
-@pytest.mark.xfail(reason="one function is left: training/losses.py")
 def test_functions_fit_on_a_page() -> None:
     long = {
         f"{name}: {node.name}": node.end_lineno - node.lineno + 1
