@@ -17,7 +17,7 @@ def encode(config: Fields[EncodeConfig]) -> int:
     """Encodes what is missing."""
     cache = fill_cache(config)
     print(
-        f"{len(cache)} episodes, {sum(cache.frames):,} frames, {cache.nbytes / 2**20:.1f} MiB of latents by "
+        f"{len(cache)} episodes, {cache.total + len(cache):,} frames, {cache.nbytes / 2**20:.1f} MiB of latents by "
         f"{config.model}: {config.out}\n"
         f"train:   kairos train --init {config.model} --data.path {config.out}"
     )

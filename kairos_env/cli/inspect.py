@@ -10,7 +10,7 @@ from kairos_env.cli.options import Positional
 
 if TYPE_CHECKING:
     from kairos_env.datasets.lerobot.reader import LeRobotData
-    from kairos_env.datasets.statistics import Statistics
+    from kairos_env.datasets.statistics import DatasetStatistics
 
 
 def run(
@@ -85,7 +85,7 @@ def _features(data: LeRobotData) -> str:
     return table(("", "type", "shape", "names", ""), rows)
 
 
-def _statistics(data: LeRobotData, found: Mapping[str, Statistics]) -> str:
+def _statistics(data: LeRobotData, found: Mapping[str, DatasetStatistics]) -> str:
     from kairos_env.datasets.lerobot.mapping import table
 
     rows = []
@@ -99,7 +99,7 @@ def _statistics(data: LeRobotData, found: Mapping[str, Statistics]) -> str:
     return table(("", "name", "min", "q01", "mean", "std", "q99", "max"), rows)
 
 
-def _problems(data: LeRobotData, found: Mapping[str, Statistics], quick: bool) -> Iterator[str]:
+def _problems(data: LeRobotData, found: Mapping[str, DatasetStatistics], quick: bool) -> Iterator[str]:
     """What is wrong with the dataset."""
     info = data.meta.info
     yield from _broken_frames(data, [0] if quick else range(len(data)))
@@ -133,7 +133,7 @@ def _broken_frames(data: LeRobotData, episodes: range | list[int]) -> Iterator[s
     """Decodes the first and the last frame of every camera in each episode."""
     from tqdm import tqdm
 
-    from kairos_env.datasets.hdf5.files import BrokenEpisode
+    from kairos_env.datasets.recording import BrokenEpisode
 
     for index in tqdm(episodes, desc="frames", unit="episode", leave=False, disable=None):
         if data.names[index] in data.broken:
@@ -147,7 +147,7 @@ def _broken_frames(data: LeRobotData, episodes: range | list[int]) -> Iterator[s
                 break
 
 
-def _contradictions(key: str, stored: Statistics, own: Statistics) -> Iterator[str]:
+def _contradictions(key: str, stored: DatasetStatistics, own: DatasetStatistics) -> Iterator[str]:
     if stored.count and stored.count != own.count:
         yield f"the stored statistics of {key!r} count {stored.count} frames, but there are {own.count}"
     for what in ("min", "max"):
@@ -158,7 +158,7 @@ def _contradictions(key: str, stored: Statistics, own: Statistics) -> Iterator[s
                 yield f"the stored {what} of {key!r}[{i}] is {theirs[i]:.6g}, in the data it is {ours[i]:.6g}"
 
 
-def _notes(data: LeRobotData, found: Mapping[str, Statistics]) -> Iterator[str]:
+def _notes(data: LeRobotData, found: Mapping[str, DatasetStatistics]) -> Iterator[str]:
     """What a person should decide, or know."""
     mapping = data.mapping
     unknown = [s.name for s in mapping.scalars if not s.unit]

@@ -26,9 +26,9 @@ from typing import Any, Literal
 import numpy as np
 
 from kairos_env.collect.recorder import identity, locked, open_folder
-from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.datasets.hdf5.libero import LiberoFile
 from kairos_env.datasets.hdf5.libero_write import LiberoWriter
+from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.policies.policy import Policy, follow
 from kairos_env.records import Array, Episode, Observation
 from kairos_env.runs import append_jsonl, read_jsonl, remove_leftovers

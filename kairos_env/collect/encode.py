@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kairos_env.datasets.hdf5.files import BrokenEpisode
-from kairos_env.datasets.latents.cache import CacheError, LatentCache, LatentCacheWriter, Origin, write_episode
-from kairos_env.datasets.recordings import Recording, fingerprint, open_recording
+from kairos_env.datasets.latents.cache import CacheError, LatentCache, Origin
+from kairos_env.datasets.latents.writer import LatentCacheWriter, write_episode
+from kairos_env.datasets.layouts import fingerprint, open_recording
+from kairos_env.datasets.recording import BrokenEpisode, Recording
 from kairos_env.records import Array, Episode, RobotSpec
 from kairos_env.runs import exit_with_parent
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kairos_env.datasets.layouts import open_recording
 from kairos_env.datasets.lerobot.writer import ImageFormat, LeRobotWriter
-from kairos_env.datasets.recordings import open_recording
 from kairos_env.policies import make as roster
 from kairos_env.policies.policy import Policy
 from kairos_env.records import Episode, Observation, RobotSpec

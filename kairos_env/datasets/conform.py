@@ -9,7 +9,7 @@ become their mean.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -131,22 +131,3 @@ def _unit(text: str) -> tuple[float, str]:
         return (float(number), unit) if unit and float(number) > 0 else (1.0, text)
     except ValueError:
         return 1.0, text
-
-
-class Conformed(Sequence[Episode]):
-    """A dataset seen as one of another robot, lazily."""
-
-    def __init__(self, episodes: Sequence[Episode], source: RobotSpec, target: RobotSpec) -> None:
-        steps_per_decision(source, target)
-        self.episodes, self.source, self.spec = episodes, source, target
-
-    def __len__(self) -> int:
-        return len(self.episodes)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return conform(self.episodes[index], self.source, self.spec)
-
-    def __iter__(self) -> Iterator[Episode]:
-        return (conform(episode, self.source, self.spec) for episode in self.episodes)

@@ -1,8 +1,8 @@
-"""Statistics of long streams of vectors: read once, in any order, by several workers.
+"""DatasetStatistics of long streams of vectors: read once, in any order, by several workers.
 
 Counts and extremes are exact, mean and standard deviation exact up to float64 rounding. Quantiles are
 numpy's while no more than `EXACT_ROWS` rows have come. After that the rows are thinned, and the rank of
-each quantile is off by at most ``Statistics.rank_error`` of all rows: a proven bound, not an estimate
+each quantile is off by at most ``DatasetStatistics.rank_error`` of all rows: a proven bound, not an estimate
 (below 0.0001 for a hundred million rows).
 """
 
@@ -24,7 +24,7 @@ _MOMENTS = ("min", "max", "mean", "std")
 
 
 @dataclass(frozen=True, eq=False)
-class Statistics:
+class DatasetStatistics:
     """What is known about D scalars over ``count`` rows; every array is float64 (D,).
 
     Args:
@@ -46,11 +46,11 @@ class Statistics:
         """The number of scalars D."""
         return len(self.mean)
 
-    def take(self, indices: Sequence[int]) -> Statistics:
+    def take(self, indices: Sequence[int]) -> DatasetStatistics:
         """The same of some scalars, in this order."""
         at = list(indices)
         moments = {name: getattr(self, name)[at] for name in _MOMENTS}
-        return Statistics(self.count, **moments, quantiles=self._quantiles(at), rank_error=self.rank_error)
+        return DatasetStatistics(self.count, **moments, quantiles=self._quantiles(at), rank_error=self.rank_error)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values under LeRobot's names: ``min, max, mean, std, count`` ([n]), ``q01`` ... ``q99``."""
@@ -58,7 +58,7 @@ class Statistics:
         return values | {name: value.tolist() for name, value in self.quantiles.items()}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Statistics:
+    def from_dict(cls, data: Mapping[str, Any]) -> DatasetStatistics:
         """Reads `to_dict`'s values; arrays of any shape become flat, quantiles and count may be missing.
 
         Raises:
@@ -84,8 +84,8 @@ class Statistics:
         return {name: value[at] for name, value in self.quantiles.items()}
 
 
-def join(parts: Sequence[Statistics]) -> Statistics:
-    """Statistics of scalars that stand side by side in the same rows.
+def join(parts: Sequence[DatasetStatistics]) -> DatasetStatistics:
+    """DatasetStatistics of scalars that stand side by side in the same rows.
 
     Raises:
         ValueError: nothing given, or counts that differ.
@@ -94,7 +94,7 @@ def join(parts: Sequence[Statistics]) -> Statistics:
     if len(counts) != 1:
         raise ValueError(f"only statistics of the same rows stand side by side; these have counts {sorted(counts)}")
     names = [name for name in QUANTILES if all(name in part.quantiles for part in parts)]
-    return Statistics(
+    return DatasetStatistics(
         counts.pop(),
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _MOMENTS},
         quantiles={name: np.concatenate([part.quantiles[name] for part in parts]) for name in names},
@@ -160,13 +160,13 @@ class RunningStatistics:
             for part in parts:
                 self._add(level, part)
 
-    def result(self) -> Statistics:
+    def result(self) -> DatasetStatistics:
         """Raises ValueError if no row has come."""
         if self._count == 0:
             raise ValueError("there are no statistics of nothing: no row has come")
         std = np.sqrt(self._squares / self._count)
         quantiles, error = self._read_quantiles()
-        return Statistics(self._count, self._min, self._max, self._mean, std, quantiles, error)
+        return DatasetStatistics(self._count, self._min, self._max, self._mean, std, quantiles, error)
 
     def _merge_moments(self, count: int, mean: Array, squares: Array, low: Array, high: Array) -> None:
         if self._count == 0:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 
 from kairos_env.datasets.conform import conform, steps_per_decision
-from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.datasets.latents.cache import LatentCache
-from kairos_env.datasets.recordings import Recording, encoded_recording, open_recording
+from kairos_env.datasets.layouts import encoded_recording, open_recording
+from kairos_env.datasets.recording import Recording
 from kairos_env.records import Episode, RobotSpec
 
 
@@ -89,7 +88,7 @@ def load_mixture(config: DataConfig) -> Mixture:
         steps_per_decision(recording.spec, spec)  # says what is wrong before anything is read
         wanted = len(recording) if config.limit is None else min(config.limit, len(recording))
         before = len(episodes)
-        for index, episode in tqdm(islice(_sound(recording), wanted), total=wanted, desc=path, unit="episode"):
+        for index, episode in tqdm(islice(recording.sound(), wanted), total=wanted, desc=path, unit="episode"):
             seen = episode if config.labels else replace(episode, labels={}, label_tasks=())
             episodes.append(conform(seen, recording.spec, spec))
             places.append((recording, index))
@@ -99,15 +98,6 @@ def load_mixture(config: DataConfig) -> Mixture:
         if config.weights:
             odds += [config.weights[number] / found] * found
     return Mixture(episodes, spec, odds or None, places)
-
-
-def _sound(recording: Recording) -> Iterator[tuple[int, Episode]]:
-    """The episodes that can be read, with their numbers; others are named in warnings."""
-    for index in range(len(recording)):
-        try:
-            yield index, recording[index]
-        except BrokenEpisode as error:
-            warnings.warn(f"left out a broken episode: {error}", stacklevel=2)
 
 
 def instructions(episodes: Sequence[Episode]) -> dict[str, str]:

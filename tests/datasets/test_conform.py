@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kairos_env.datasets.conform import Conformed, conform
+from kairos_env.datasets.conform import conform
 from kairos_env.embodiments import libero_panda
 from kairos_env.records import Camera, Episode, Field, RobotSpec, SpecMismatch
 
@@ -76,11 +76,6 @@ def test_commands_that_are_joined_to_a_held_one_become_their_mean() -> None:
 def test_the_same_robot_is_left_alone() -> None:
     source = episode()
     assert conform(source, ARM, ARM) is source
-
-
-def test_a_view_of_a_dataset_is_lazy_and_complete() -> None:
-    view = Conformed([episode(8), episode(12)], ARM, OTHER)
-    assert [len(e) for e in view] == [2, 3] == [len(e) for e in view[0:2]] and len(view) == 2
 
 
 @pytest.mark.parametrize(

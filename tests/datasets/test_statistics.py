@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kairos_env.datasets.statistics import QUANTILES, RunningStatistics, Statistics, join
+from kairos_env.datasets.statistics import QUANTILES, DatasetStatistics, RunningStatistics, join
 
 
 def running(parts: list[np.ndarray], exact_rows: int = 2**17) -> RunningStatistics:
@@ -19,7 +19,7 @@ def running(parts: list[np.ndarray], exact_rows: int = 2**17) -> RunningStatisti
     return statistics
 
 
-def assert_is(result: Statistics, rows: np.ndarray) -> None:
+def assert_is(result: DatasetStatistics, rows: np.ndarray) -> None:
     assert result.count == len(rows)
     np.testing.assert_array_equal(result.min, rows.min(0))
     np.testing.assert_array_equal(result.max, rows.max(0))
@@ -96,7 +96,7 @@ def test_values_of_other_types_and_shapes() -> None:
 def test_json_and_back_and_parts() -> None:
     rows = np.random.default_rng(3).normal(size=(50, 3))
     result = running([rows]).result()
-    read = Statistics.from_dict(json.loads(json.dumps(result.to_dict())))
+    read = DatasetStatistics.from_dict(json.loads(json.dumps(result.to_dict())))
     assert set(result.to_dict()) == {"min", "max", "mean", "std", "count", *QUANTILES}
     assert result.to_dict()["count"] == [50]
     assert_is(read, rows)
@@ -118,10 +118,10 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing"):
         RunningStatistics().result()
     with pytest.raises(ValueError, match="no 'std'"):
-        Statistics.from_dict({"min": [0], "max": [1], "mean": [0]})
+        DatasetStatistics.from_dict({"min": [0], "max": [1], "mean": [0]})
     with pytest.raises(ValueError, match="differ in length"):
-        Statistics.from_dict({"min": [0], "max": [1, 2], "mean": [0], "std": [1]})
+        DatasetStatistics.from_dict({"min": [0], "max": [1, 2], "mean": [0], "std": [1]})
     with pytest.raises(ValueError, match="not finite in max"):
-        Statistics.from_dict({"min": [0], "max": [float("inf")], "mean": [0], "std": [1]})
+        DatasetStatistics.from_dict({"min": [0], "max": [float("inf")], "mean": [0], "std": [1]})
     with pytest.raises(ValueError, match="counts \\[2, 3\\]"):
         join([running([np.zeros((n, 1))]).result() for n in (2, 3)])

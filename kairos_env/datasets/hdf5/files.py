@@ -5,44 +5,36 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, overload
+from typing import Self
 
 import h5py
 import numpy as np
 
+from kairos_env.datasets.recording import BrokenEpisode, Recording
 from kairos_env.records import Array, Episode, RobotSpec, SpecMismatch
 from kairos_env.runs import put_in_place, temporary_for
 
 Source = str | Path | Sequence[str | Path]
 
 
-class BrokenEpisode(ValueError):
-    """An episode that cannot be used: the file, its name there and what is wrong."""
-
-
-class Hdf5Episodes(Sequence[Episode], ABC):
+class Hdf5Episodes(Recording):
     """The usable episodes of a file, a folder (every ``*.hdf5`` in it) or a list of both, read lazily.
 
-    Opening looks at every episode's shapes, types and small arrays; images are read when the episode is.
-    Broken episodes are reported in one warning for each file, collected in `broken` and left out. One
-    that turns out to be damaged only when its images are read is added to `broken` by iteration, which
-    goes on; indexing it raises `BrokenEpisode`.
+    `Recording` says how broken ones are treated; each file has a warning of its own. Opening looks at every episode's
+    shapes, types and small arrays; images are read when the episode is. An episode is called ``"<file>:<episode>"``, or
+    by the file's path alone where a file is an episode.
 
-    A layout is a subclass with four methods: `_robot`, `_names`, `_check` and `_read`.
+    A layout is a subclass with three methods, `_robot`, `_check` and `_read`, and a fourth, `_names`, where the
+    episodes are not the groups below ``data``.
 
     Args:
         path: file, folder or list of them.
         spec: the robot, for files that do not describe it. Else taken from the files, which must agree.
         verify: read every image now.
-
-    Attributes:
-        spec: the robot of all episodes.
-        names: ``"<file>:<episode>"`` of each episode, in order; only the file's path where a file is an episode.
-        broken: the same names (or a file's path) -> what is wrong.
 
     Raises:
         FileNotFoundError: nothing at ``path``, or a folder without HDF5 files.
@@ -51,10 +43,8 @@ class Hdf5Episodes(Sequence[Episode], ABC):
     """
 
     def __init__(self, path: Source, spec: RobotSpec | None = None, verify: bool = False) -> None:
-        self.broken: dict[str, str] = {}
-        self.names: list[str] = []
+        super().__init__()
         self._entries: list[tuple[Path, str]] = []
-        self._lengths: list[int] = []
         files = find_files(path)
         found: tuple[RobotSpec, str] | None = (spec, "the given spec") if spec else None
         for one in files:
@@ -75,9 +65,9 @@ class Hdf5Episodes(Sequence[Episode], ABC):
     def _robot(self, file: h5py.File, path: Path) -> RobotSpec | None:
         """The robot that the file describes; None if it does not. May raise `BrokenEpisode`, which names the file."""
 
-    @abstractmethod
     def _names(self, file: h5py.File, path: Path) -> list[str]:
         """The episodes of a file, in order. May raise `BrokenEpisode`, which names the file."""
+        return sorted(data_group(file, path), key=in_number_order)
 
     @abstractmethod
     def _check(self, file: h5py.File, path: Path, name: str) -> int:
@@ -99,39 +89,14 @@ class Hdf5Episodes(Sequence[Episode], ABC):
                 continue
             self._entries.append((path, name))
             self.names.append(label)
-            self._lengths.append(steps)
-        if broken:
-            self.broken |= broken
-            lines = "\n  ".join(broken.values())
-            warnings.warn(f"left out {len(broken)} broken episode(s):\n  {lines}", stacklevel=4)
+            self.lengths.append(steps)
+        self.leave_out(broken)
 
-    @property
-    def total(self) -> int:
-        """Decisions in all usable episodes."""
-        return sum(self._lengths)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @overload
-    def __getitem__(self, index: int) -> Episode: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Episode]: ...
-    def __getitem__(self, index: int | slice) -> Episode | list[Episode]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _episode(self, index: int) -> Episode:
         path, name = self._entries[index]
         # The file is opened for each episode: no handle outlives a fork or a change of thread.
-        with open_file(path) as file, blamed_on(label_of(path, name)):
+        with open_file(path) as file, blamed_on(self.names[index]):
             return self._read(file, path, name)
-
-    def __iter__(self) -> Iterator[Episode]:
-        for index, label in enumerate(self.names):
-            try:
-                yield self[index]
-            except BrokenEpisode as error:
-                self.broken[label] = str(error)
-                warnings.warn(f"left out a broken episode: {error}", stacklevel=2)
 
 
 class NewFile:
@@ -274,6 +239,15 @@ def numbers(group: h5py.Group, key: str, *shape: int | None) -> Array:
     if not np.isfinite(values).all():
         raise BrokenEpisode(f"{key!r} holds a non-finite value")
     return values
+
+
+def checked_count(demo: h5py.Group, rows: int) -> int:
+    """``rows``, the number of an episode's actions, if there are any and its attributes agree; else `BrokenEpisode`."""
+    if rows == 0:
+        raise BrokenEpisode("it has no decisions")
+    if int(demo.attrs.get("num_samples", rows)) != rows:
+        raise BrokenEpisode(f"num_samples is {demo.attrs['num_samples']}, but it has {rows} actions")
+    return rows
 
 
 def images(group: h5py.Group, key: str, shape: tuple[int, ...]) -> h5py.Dataset:

@@ -38,18 +38,18 @@ import h5py
 import numpy as np
 
 from kairos_env.datasets.hdf5.files import (
-    BrokenEpisode,
     Hdf5Episodes,
     Source,
+    checked_count,
     data_group,
     find_files,
     images,
-    in_number_order,
     numbers,
     open_file,
     text,
 )
 from kairos_env.datasets.hdf5.libero_write import EXTRAS
+from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.embodiments import libero_panda
 from kairos_env.records import Array, Camera, Episode, RobotSpec, stored_initial_state
 
@@ -117,7 +117,7 @@ class LiberoFile(Hdf5Episodes):
         data = data_group(file, path)
         self._instruction(data, path)
         self._turn(data, path)
-        return sorted(data, key=in_number_order)
+        return super()._names(file, path)
 
     def _check(self, file: h5py.File, path: Path, name: str) -> int:
         return len(self._numbers(file["data"][name])[1])
@@ -157,11 +157,9 @@ class LiberoFile(Hdf5Episodes):
     def _numbers(self, demo: h5py.Group) -> tuple[Array, Array, Array]:
         """Proprioception (T + 1, 8), actions (T, 7), rewards (T,) of an episode whose pictures have the right shape."""
         actions = numbers(demo, "actions", None, 7)
-        rows, complete = len(actions), EXTRAS in demo
-        if rows < (1 if complete else 2):
-            raise BrokenEpisode(f"it has {rows} rows, too few for one decision and the frames around it")
-        if int(demo.attrs.get("num_samples", rows)) != rows:
-            raise BrokenEpisode(f"num_samples is {demo.attrs['num_samples']}, but it has {rows} actions")
+        rows, complete = checked_count(demo, len(actions)), EXTRAS in demo
+        if rows < 2 and not complete:
+            raise BrokenEpisode(f"it has {rows} row, too few for one decision and the frames around it")
         rewards = numbers(demo, "rewards", rows)
         parts = (("ee_pos", 3), ("ee_ori", 3), ("gripper_states", 2))
         proprio = np.concatenate([numbers(demo, f"obs/{key}", rows, width) for key, width in parts], axis=1)

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from kairos_env.datasets.hdf5.files import BrokenEpisode, NewFile, write_images
-from kairos_env.datasets.hdf5.recorded import episode_problem
+from kairos_env.datasets.hdf5.files import NewFile, write_images
+from kairos_env.datasets.recording import BrokenEpisode, episode_problem
 from kairos_env.embodiments import libero_panda
 from kairos_env.records import Array, Episode, RobotSpec
 

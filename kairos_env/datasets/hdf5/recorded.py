@@ -29,16 +29,17 @@ import h5py
 import numpy as np
 
 from kairos_env.datasets.hdf5.files import (
-    BrokenEpisode,
     Hdf5Episodes,
     NewFile,
-    blamed_on,
+    checked_count,
     data_group,
-    in_number_order,
+    images,
+    numbers,
     open_file,
     write_images,
 )
-from kairos_env.records import Array, Episode, RobotSpec, stored_initial_state
+from kairos_env.datasets.recording import BrokenEpisode, episode_problem
+from kairos_env.records import Episode, RobotSpec, stored_initial_state
 
 FORMAT_VERSION = 1
 
@@ -106,27 +107,6 @@ class EpisodeWriter(NewFile):
         return name
 
 
-def read_episode(path: str | Path, name: str, spec: RobotSpec | None = None) -> Episode:
-    """Reads one episode completely.
-
-    Args:
-        path: an HDF5 file.
-        name: for example ``"demo_0"``.
-        spec: the robot; by default the description stored in the file.
-
-    Raises:
-        BrokenEpisode: the file or the episode is damaged or does not fit the robot.
-        KeyError: the file has no such episode.
-    """
-    with open_file(Path(path)) as file:
-        data = data_group(file, Path(path))
-        if name not in data:
-            raise KeyError(f"{path} has no episode {name!r}; it has {', '.join(sorted(data, key=in_number_order))}")
-        robot = spec or _stored_spec(data, Path(path))
-        with blamed_on(f"{path}:{name}"):
-            return _episode(data[name], robot)
-
-
 class EpisodeFile(Hdf5Episodes):
     """The usable episodes of recordings of this layout; `Hdf5Episodes` says how broken ones are treated.
 
@@ -149,14 +129,52 @@ class EpisodeFile(Hdf5Episodes):
         data = data_group(file, path)
         return _stored_spec(data, path) if "robot_spec" in data.attrs else None
 
-    def _names(self, file: h5py.File, path: Path) -> list[str]:
-        return sorted(data_group(file, path), key=in_number_order)
-
     def _check(self, file: h5py.File, path: Path, name: str) -> int:
-        return len(_load(file["data"][name], self.spec, pixels=False)["actions"])
+        return len(self._numbers(file["data"][name])["actions"])
 
     def _read(self, file: h5py.File, path: Path, name: str) -> Episode:
-        return _episode(file["data"][name], self.spec)
+        demo = file["data"][name]
+        found = self._numbers(demo)
+        last, attrs = _final_part(demo)[0], demo.attrs
+        return Episode(
+            images={
+                camera.name: np.concatenate([demo[f"obs/{camera.key}"][()], demo[f"{last}/{camera.key}"][-1:]])
+                for camera in self.spec.cameras
+            },
+            **found,
+            task=str(attrs.get("task", "")),
+            instruction=str(attrs.get("instruction", "")),
+            source=str(attrs.get("source", "")),
+            seed=int(attrs.get("seed", -1)),
+            initial_state=stored_initial_state(attrs),
+            label_tasks=tuple(json.loads(attrs.get("label_tasks", "[]"))),
+        )
+
+    def _numbers(self, demo: h5py.Group) -> dict[str, Any]:
+        """Proprioception, actions, rewards, success and labels of an episode whose pictures have the right shape."""
+        spec = self.spec
+        actions = numbers(demo, "actions", None, spec.action_dim)
+        steps = checked_count(demo, len(actions))
+        last, rows = _final_part(demo)
+        proprio = [numbers(demo, f"{part}/proprio", n, spec.proprio_dim) for part, n in (("obs", steps), (last, rows))]
+        for camera in spec.cameras:
+            images(demo, f"obs/{camera.key}", (steps, camera.height, camera.width, 3))
+            images(demo, f"{last}/{camera.key}", (rows, camera.height, camera.width, 3))
+        rewards = numbers(demo, "rewards", steps)
+        labels = {key: values[()] for key, values in demo.get("labels", {}).items()}
+        for key, label in labels.items():
+            if len(label) not in (steps, steps + 1):
+                raise BrokenEpisode(f"label {key!r} has length {len(label)}, expected {steps} or {steps + 1}")
+            if label.dtype.kind == "f" and not np.isfinite(label).all():
+                raise BrokenEpisode(f"label {key!r} holds a non-finite value")
+        return {
+            "proprio": np.concatenate([proprio[0], proprio[1][-1:]]),
+            "actions": actions,
+            "rewards": rewards,
+            # robomimic's rewards are sparse: a file without the predicate says success by a reward of 1
+            "success": numbers(demo, "success", steps) > 0 if "success" in demo else rewards >= 1,
+            "labels": labels,
+        }
 
 
 def _stored_spec(data: h5py.Group, path: Path) -> RobotSpec:
@@ -181,101 +199,3 @@ def _final_part(group: h5py.Group) -> tuple[str, int]:
     Files written by robomimic itself have no ``final_obs``; their ``next_obs`` ends with that frame.
     """
     return ("next_obs", len(group["actions"])) if "final_obs" not in group and "next_obs" in group else ("final_obs", 1)
-
-
-def _layout(spec: RobotSpec, steps: int, final: tuple[str, int]) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Dataset name -> (shape, kind of number) of an episode of ``steps`` decisions."""
-    layout: dict[str, tuple[tuple[int, ...], type]] = {
-        "actions": ((steps, spec.action_dim), np.floating),
-        "rewards": ((steps,), np.floating),
-    }
-    for part, frames in (("obs", steps), final):
-        layout[f"{part}/proprio"] = ((frames, spec.proprio_dim), np.floating)
-        for camera in spec.cameras:
-            layout[f"{part}/{camera.key}"] = ((frames, camera.height, camera.width, 3), np.uint8)
-    return layout
-
-
-def _load(group: Any, spec: RobotSpec, pixels: bool = True) -> dict[str, Array]:
-    """Reads and checks the datasets of one episode; without ``pixels`` images are checked by shape only.
-
-    Raises:
-        BrokenEpisode: something is missing, damaged or does not fit the robot.
-    """
-    if not isinstance(group, h5py.Group) or "actions" not in group:
-        raise BrokenEpisode("it has no 'actions'")
-    steps = len(group["actions"])
-    if steps == 0:
-        raise BrokenEpisode("it has no decisions")
-    if int(group.attrs.get("num_samples", steps)) != steps:
-        raise BrokenEpisode(f"num_samples is {group.attrs['num_samples']}, but it has {steps} actions")
-    loaded: dict[str, Array] = {}
-    for key, (shape, kind) in _layout(spec, steps, _final_part(group)).items():
-        if key not in group:
-            raise BrokenEpisode(f"{key!r} is missing")
-        dataset = group[key]
-        if dataset.shape != shape or not np.issubdtype(dataset.dtype, kind):
-            raise BrokenEpisode(f"{key!r} is {dataset.dtype} {dataset.shape}, expected {kind.__name__} {shape}")
-        if pixels or kind is not np.uint8:
-            loaded[key] = dataset[()]
-    for key, dataset in group.get("labels", {}).items():
-        if len(dataset) not in (steps, steps + 1):
-            raise BrokenEpisode(f"label {key!r} has length {len(dataset)}, expected {steps} or {steps + 1}")
-        loaded[f"labels/{key}"] = dataset[()]
-    if "success" in group:
-        loaded["success"] = np.asarray(group["success"][()], np.bool_)
-        if loaded["success"].shape != (steps,):
-            raise BrokenEpisode(f"'success' has shape {loaded['success'].shape}, expected {(steps,)}")
-    for key, value in loaded.items():
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise BrokenEpisode(f"{key!r} holds a non-finite value")
-    return loaded
-
-
-def _episode(group: Any, spec: RobotSpec) -> Episode:
-    loaded = _load(group, spec)
-    final = _final_part(group)[0]
-
-    def observed(key: str) -> Array:
-        return np.concatenate([loaded[f"obs/{key}"], loaded[f"{final}/{key}"][-1:]])
-
-    rewards = loaded["rewards"].astype(np.float32, copy=False)
-    attrs = dict(group.attrs)
-    return Episode(
-        images={camera.name: observed(camera.key) for camera in spec.cameras},
-        proprio=observed("proprio").astype(np.float32, copy=False),
-        actions=loaded["actions"].astype(np.float32, copy=False),
-        rewards=rewards,
-        # robomimic's rewards are sparse: a file without the predicate says success by a reward of 1
-        success=loaded.get("success", rewards >= 1),
-        task=str(attrs.get("task", "")),
-        instruction=str(attrs.get("instruction", "")),
-        source=str(attrs.get("source", "")),
-        seed=int(attrs.get("seed", -1)),
-        initial_state=stored_initial_state(attrs),
-        labels={k.removeprefix("labels/"): v for k, v in loaded.items() if k.startswith("labels/")},
-        label_tasks=tuple(json.loads(attrs.get("label_tasks", "[]"))),
-    )
-
-
-def episode_problem(episode: Episode, spec: RobotSpec) -> str:
-    """What is wrong with an episode in memory, or an empty string."""
-    steps = len(episode)
-    if steps == 0:
-        return "it has no decisions"
-    for camera in spec.cameras:
-        frames = (steps + 1, camera.height, camera.width, 3)
-        image = np.asarray(episode.images.get(camera.name, np.zeros(0)))
-        if image.shape != frames or image.dtype != np.uint8:
-            return f"images[{camera.name!r}] is {image.dtype} {image.shape}, expected uint8 {frames}"
-    for key, value, shape in (
-        ("proprio", episode.proprio, (steps + 1, spec.proprio_dim)),
-        ("actions", episode.actions, (steps, spec.action_dim)),
-    ):
-        if np.shape(value) != shape:
-            return f"{key} has shape {np.shape(value)}, expected {shape}"
-    numbers = {"proprio": episode.proprio, "actions": episode.actions, "rewards": episode.rewards}
-    for key, value in (numbers | {f"labels[{k!r}]": v for k, v in episode.labels.items()}).items():
-        if not np.isfinite(np.asarray(value, np.float64)).all():
-            return f"{key} holds a non-finite value"
-    return ""

@@ -26,10 +26,10 @@ import h5py
 import numpy as np
 
 from kairos_env.datasets.hdf5.files import (
-    BrokenEpisode,
     Hdf5Episodes,
     Source,
     blamed_on,
+    checked_count,
     data_group,
     dataset,
     images,
@@ -37,6 +37,7 @@ from kairos_env.datasets.hdf5.files import (
     numbers,
     text,
 )
+from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.records import ActionKind, Array, Camera, Episode, Field, RobotSpec
 
 
@@ -95,9 +96,6 @@ class RobomimicFile(Hdf5Episodes):
             instruction=self.instruction or _words(name),
         )
 
-    def _names(self, file: h5py.File, path: Path) -> list[str]:
-        return sorted(data_group(file, path), key=in_number_order)
-
     def _check(self, file: h5py.File, path: Path, name: str) -> int:
         return len(self._numbers(file["data"][name])[1])
 
@@ -123,9 +121,7 @@ class RobomimicFile(Hdf5Episodes):
     def _numbers(self, demo: h5py.Group) -> tuple[Array, Array, Array]:
         """Proprioception (T + 1, P), actions (T, A), rewards (T,) of an episode whose pictures have the right shape."""
         actions = numbers(demo, "actions", None, self.spec.action_dim)
-        rows = len(actions)
-        if int(demo.attrs.get("num_samples", rows)) != rows:
-            raise BrokenEpisode(f"num_samples is {demo.attrs['num_samples']}, but it has {rows} actions")
+        rows = checked_count(demo, len(actions))
         rewards = numbers(demo, "rewards", rows)
         parts = ["obs", "next_obs"] if "next_obs" in demo else ["obs"]
         seen = [

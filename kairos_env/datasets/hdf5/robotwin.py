@@ -42,7 +42,6 @@ import numpy as np
 from PIL import Image
 
 from kairos_env.datasets.hdf5.files import (
-    BrokenEpisode,
     Hdf5Episodes,
     Source,
     blamed_on,
@@ -51,6 +50,7 @@ from kairos_env.datasets.hdf5.files import (
     numbers,
     text,
 )
+from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.embodiments import ROBOTWIN_ALOHA, robotwin
 from kairos_env.records import Array, Camera, Episode, RobotSpec
 

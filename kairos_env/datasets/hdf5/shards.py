@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.datasets.hdf5.recorded import EpisodeFile, EpisodeWriter
+from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.records import Episode, RobotSpec
 from kairos_env.runs import remove_leftovers
 

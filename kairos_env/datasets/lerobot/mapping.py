@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kairos_env.datasets.lerobot.meta import BOOKKEEPING, LABEL, Feature, Meta, distinct
-from kairos_env.datasets.statistics import Statistics
+from kairos_env.datasets.statistics import DatasetStatistics
 from kairos_env.records import Array, Camera, Field, RobotSpec
 from kairos_env.runs import did_you_mean
 
@@ -183,7 +183,7 @@ class FeatureMap:
                 problems.append(f"{what}: {key!r} is not a feature of one number; {did_you_mean(key, legal)}")
         return problems
 
-    def with_ranges(self, statistics: Mapping[str, Statistics]) -> FeatureMap:
+    def with_ranges(self, statistics: Mapping[str, DatasetStatistics]) -> FeatureMap:
         """Fills in missing ranges, see `widened`; those of features without statistics stay open.
 
         Args:
@@ -253,7 +253,7 @@ class FeatureMap:
         return table(("", "name", "from", "range", "unit", "kind"), rows)
 
 
-def guess(meta: Meta, statistics: Mapping[str, Statistics] | None = None) -> FeatureMap:
+def guess(meta: Meta, statistics: Mapping[str, DatasetStatistics] | None = None) -> FeatureMap:
     """A map that suits most datasets: every colour camera, ``observation.state``, ``action``.
 
     Without ``observation.state`` every other numeric ``observation...`` feature but the environment's own
@@ -355,7 +355,7 @@ def _unit(name: str) -> str:
     return _UNITS.get(tail.group(1), "") if tail else ""
 
 
-def _with_range(scalar: ScalarMap, statistics: Mapping[str, Statistics]) -> ScalarMap:
+def _with_range(scalar: ScalarMap, statistics: Mapping[str, DatasetStatistics]) -> ScalarMap:
     if scalar.feature not in statistics:
         return scalar
     seen = statistics[scalar.feature]

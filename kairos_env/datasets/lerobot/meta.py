@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kairos_env.datasets.statistics import Statistics
+from kairos_env.datasets.statistics import DatasetStatistics
 from kairos_env.records import RobotSpec
 
 # Every dataset has these features; they are bookkeeping, never a state or an action.
@@ -155,7 +155,7 @@ class Meta:
         """
         return list((_episodes_v3 if self.major == 3 else _episodes_v2)(self, cameras))
 
-    def statistics(self) -> dict[str, Statistics]:
+    def statistics(self) -> dict[str, DatasetStatistics]:
         """Feature -> the statistics stored with the dataset, one entry for each scalar; may be empty.
 
         Raises:
@@ -163,7 +163,7 @@ class Meta:
         """
         return {key: _fitting(found, self.features[key]) for key, found in self.stored_statistics().items()}
 
-    def stored_statistics(self) -> dict[str, Statistics]:
+    def stored_statistics(self) -> dict[str, DatasetStatistics]:
         """The same, with the lengths that they have.
 
         Raises:
@@ -177,13 +177,13 @@ class Meta:
             path, entries = each, [row.get("stats") for row in _json_lines(each)]
         else:
             return {}
-        found: dict[str, list[Statistics]] = {}
+        found: dict[str, list[DatasetStatistics]] = {}
         for entry in entries:
             if not isinstance(entry, Mapping):
                 raise DatasetError(f"{path} is damaged: statistics should be a JSON object")
             for key in [key for key, f in self.features.items() if f.is_numeric and key in entry]:
                 try:
-                    found.setdefault(key, []).append(Statistics.from_dict(entry[key]))
+                    found.setdefault(key, []).append(DatasetStatistics.from_dict(entry[key]))
                 except (TypeError, ValueError) as error:
                     raise DatasetError(f"{path}: {key!r}: {error}") from None
         for key, parts in found.items():
@@ -387,8 +387,8 @@ def _table(path: Path, leave_out: str = "\0") -> list[dict[str, Any]]:
         raise DatasetError(f"{path} is damaged: {error}") from None
 
 
-def _merged(parts: Sequence[Statistics]) -> Statistics:
-    """Statistics of all episodes from those of each; quantiles cannot be merged."""
+def _merged(parts: Sequence[DatasetStatistics]) -> DatasetStatistics:
+    """DatasetStatistics of all episodes from those of each; quantiles cannot be merged."""
     if len(parts) == 1:
         return parts[0]
     counts = np.array([part.count for part in parts], np.float64)[:, None]
@@ -396,10 +396,10 @@ def _merged(parts: Sequence[Statistics]) -> Statistics:
     mean = (share * np.stack([part.mean for part in parts])).sum(0)
     square = (share * np.stack([part.std**2 + (part.mean - mean) ** 2 for part in parts])).sum(0)
     low, high = np.stack([part.min for part in parts]).min(0), np.stack([part.max for part in parts]).max(0)
-    return Statistics(int(counts.sum()), low, high, mean, np.sqrt(square))
+    return DatasetStatistics(int(counts.sum()), low, high, mean, np.sqrt(square))
 
 
-def _fitting(statistics: Statistics, feature: Feature) -> Statistics:
+def _fitting(statistics: DatasetStatistics, feature: Feature) -> DatasetStatistics:
     """One entry for each scalar; LeRobot reduces features of several axes over all but the last."""
     if len(statistics) == feature.dim:
         return statistics

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kairos_env.datasets.hdf5.files import BrokenEpisode
+from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.records import Array
 
 _ROWS_KEPT = 2_000_000  # rows of numbers that stay in memory

@@ -5,25 +5,24 @@ stored. T frames are therefore T - 1 decisions: the last frame is the observatio
 the action recorded with that frame is left out, because nobody knows what it led to.
 
 Numbers come as they are stored, in the dataset's own units and at its own rate. The layouts are described
-in `lerobot_meta`, what features mean in `lerobot_mapping`.
+in `meta`, what features mean in `mapping`.
 """
 
 from __future__ import annotations
 
 import io
 import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.datasets.lerobot.mapping import CameraMap, FeatureMap, ScalarMap, guess
 from kairos_env.datasets.lerobot.meta import LABEL, DatasetError, StoredEpisode, read_meta
 from kairos_env.datasets.lerobot.parquet import EpisodeRows
-from kairos_env.datasets.statistics import RunningStatistics, Statistics, join
+from kairos_env.datasets.recording import BrokenEpisode, Recording
+from kairos_env.datasets.statistics import DatasetStatistics, RunningStatistics, join
 from kairos_env.datasets.video.reader import BrokenVideo, VideoFrames
 from kairos_env.records import Array, Episode, RobotSpec, stored_initial_state
 
@@ -31,12 +30,10 @@ from kairos_env.records import Array, Episode, RobotSpec, stored_initial_state
 _TOLERANCE = 0.25
 
 
-class LeRobotData(Sequence[Episode]):
-    """The usable episodes of a LeRobot dataset, read lazily; a drop-in for `robomimic.EpisodeFile`.
+class LeRobotData(Recording):
+    """The usable episodes of a LeRobot dataset; `Recording` says how broken ones are treated.
 
-    Opening reads the metadata and looks for the files. Episodes whose files are missing are named in one
-    warning, collected in `broken` and left out. One that turns out to be damaged when it is read is added
-    to `broken` by iteration, which goes on; indexing it raises `BrokenEpisode`.
+    Opening reads the metadata and looks for the files.
 
     Rewards and successes come from the features that the map names, else they are zero and False.
     Simulators often mark only the very last frame as a success, which has no decision here: its success and
@@ -45,18 +42,15 @@ class LeRobotData(Sequence[Episode]):
     Args:
         path: a folder, or ``owner/name`` on the Hugging Face hub, of which only the needed files are fetched.
         mapping: what to use and what it means; a `FeatureMap`, its JSON file, or None for
-            `lerobot_mapping.guess`. Ranges that it leaves open come from the stored statistics, or from the
+            `mapping.guess`. Ranges that it leaves open come from the stored statistics, or from the
             numbers themselves if there are none.
         revision: branch, tag or commit on the hub.
         trust_statistics: False computes open ranges from the numbers although statistics are stored.
 
     Attributes:
-        spec: the robot of all episodes.
         mapping: the map in use, complete.
         meta: what the dataset says about itself.
-        names: ``"<path>:episode_<index>"`` of each episode, in order.
-        stored: where each of them lies, in the same order.
-        broken: the same names -> what is wrong.
+        stored: where each episode lies, in order; they are called ``"<path>:episode_<index>"``.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -73,6 +67,7 @@ class LeRobotData(Sequence[Episode]):
         revision: str | None = None,
         trust_statistics: bool = True,
     ) -> None:
+        super().__init__()
         self._given = (str(path), revision)
         self.meta = read_meta(_locate(path, revision, ["meta/*"]))
         if isinstance(mapping, (str, Path)):
@@ -81,14 +76,12 @@ class LeRobotData(Sequence[Episode]):
         self.mapping.check(self.meta)
         videos = [pattern for camera in self.mapping.cameras for pattern in _video_patterns(camera.feature)]
         _locate(path, revision, ["meta/*", "data/*", *videos])
-        self.broken: dict[str, str] = {}
-        self.names: list[str] = []
         self.stored: list[StoredEpisode] = []
         self._collect()
         self._rows = EpisodeRows({key: self.meta.features[key].shape for key in self._columns()})
         self._videos = VideoFrames()
         self._sound: set[int] = set()
-        self._computed: dict[str, Statistics] = {}
+        self._computed: dict[str, DatasetStatistics] = {}
         self._limits = self._stored_limits() if trust_statistics and self.mapping.open_ranges else {}
         self.mapping = self.mapping.with_ranges(self._limits)
         if self.mapping.open_ranges:
@@ -99,29 +92,8 @@ class LeRobotData(Sequence[Episode]):
         path, revision = self._given
         return _opened, (path, self.mapping, revision)
 
-    @property
-    def total(self) -> int:
-        """Decisions in all usable episodes."""
-        return sum(episode.length - 1 for episode in self.stored)
-
-    def __len__(self) -> int:
-        return len(self.stored)
-
-    @overload
-    def __getitem__(self, index: int) -> Episode: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Episode]: ...
-    def __getitem__(self, index: int | slice) -> Episode | list[Episode]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _episode(self, index: int) -> Episode:
         return self.window(index, 0, self.stored[index].length)
-
-    def __iter__(self) -> Iterator[Episode]:
-        for index in range(len(self)):
-            try:
-                yield self[index]
-            except BrokenEpisode as error:
-                self._leave_out(index, error)
 
     def window(self, episode: int, start: int, length: int, cameras: Sequence[str] | None = None) -> Episode:
         """Part of an episode; of videos only what it needs is decoded.
@@ -151,7 +123,7 @@ class LeRobotData(Sequence[Episode]):
         try:
             rows = self._checked_rows(stored)
             images = {name: self._images(stored, known[name], rows, start, length) for name in wanted}
-            return self._episode(stored, rows, start, length, images)
+            return self._part(stored, rows, start, length, images)
         except (BrokenEpisode, BrokenVideo) as error:
             raise BrokenEpisode(f"{self.names[episode]}: {error}") from None
 
@@ -161,7 +133,7 @@ class LeRobotData(Sequence[Episode]):
 
     def statistics(
         self, features: Iterable[str] | None = None, watch: Callable[[int], None] | None = None
-    ) -> dict[str, Statistics]:
+    ) -> dict[str, DatasetStatistics]:
         """Reads the numbers of all usable episodes once, every frame of them, and nothing else.
 
         Args:
@@ -182,7 +154,7 @@ class LeRobotData(Sequence[Episode]):
                 for key, statistics in running.items():
                     statistics.update(rows[key].reshape(stored.length, -1))
             except BrokenEpisode as error:
-                self._leave_out(index, error)
+                self.leave_out({self.names[index]: str(error)})
             if watch:
                 watch(index + 1)
         try:
@@ -192,7 +164,7 @@ class LeRobotData(Sequence[Episode]):
             reasons = "".join(f"\n  {name}: {why}" for name, why in list(self.broken.items())[:3])
             raise DatasetError(f"{self._given[0]}: no episode could be read{reasons}") from None
 
-    def robot_statistics(self, found: Mapping[str, Statistics]) -> dict[str, Statistics | None]:
+    def robot_statistics(self, found: Mapping[str, DatasetStatistics]) -> dict[str, DatasetStatistics | None]:
         """``"proprio"`` and ``"action"`` as the map orders them, from statistics of the map's features."""
         return {"proprio": _arranged(self.mapping.proprio, found), "action": _arranged(self.mapping.action, found)}
 
@@ -213,11 +185,8 @@ class LeRobotData(Sequence[Episode]):
             else:
                 self.names.append(name)
                 self.stored.append(episode)
-        if broken:
-            self.broken |= broken
-            lines = [f"{name}: {why}" for name, why in list(broken.items())[:20]]
-            lines += [f"and {len(broken) - 20} more"] if len(broken) > 20 else []
-            warnings.warn(f"left out {len(broken)} broken episode(s):\n  " + "\n  ".join(lines), stacklevel=3)
+                self.lengths.append(episode.length - 1)
+        self.leave_out(broken)
         if not self.stored:
             raise DatasetError(f"{self._given[0]} has no usable episode")
 
@@ -231,14 +200,9 @@ class LeRobotData(Sequence[Episode]):
             raise DatasetError(f"{self._given[0]}: info.json declares no {', '.join(missing)}")
         return keys
 
-    def _stored_limits(self) -> dict[str, Statistics]:
+    def _stored_limits(self) -> dict[str, DatasetStatistics]:
         stored = self.meta.statistics()
         return {key: stored[key] for key in self.mapping.open_ranges if key in stored}
-
-    def _leave_out(self, index: int, error: BrokenEpisode) -> None:
-        name = self.names[index]
-        self.broken[name] = str(error).removeprefix(f"{name}: ")
-        warnings.warn(f"left out a broken episode: {name}: {self.broken[name]}", stacklevel=3)
 
     def _whole_rows(self, stored: StoredEpisode) -> dict[str, Array]:
         """The episode's rows, as many as promised, in order, at the promised rate, finite."""
@@ -302,7 +266,7 @@ class LeRobotData(Sequence[Episode]):
         encoded = self._rows.bytes(stored.data, stored.index, feature.key, start, length)
         return np.stack([seen(_decoded(image, feature.key)) for image in encoded])
 
-    def _episode(
+    def _part(
         self, stored: StoredEpisode, rows: Mapping[str, Array], start: int, length: int, images: Mapping[str, Array]
     ) -> Episode:
         mapping, frames, decisions = self.mapping, slice(start, start + length), slice(start, start + length - 1)
@@ -357,7 +321,7 @@ def _picked(scalars: Sequence[ScalarMap], rows: Mapping[str, Array], part: slice
     return np.stack(columns, 1).astype(np.float32) if columns else np.zeros((part.stop - part.start, 0), np.float32)
 
 
-def _arranged(scalars: Sequence[ScalarMap], found: Mapping[str, Statistics]) -> Statistics | None:
+def _arranged(scalars: Sequence[ScalarMap], found: Mapping[str, DatasetStatistics]) -> DatasetStatistics | None:
     return join([found[s.feature].take([s.index]) for s in scalars]) if scalars else None
 
 

@@ -32,8 +32,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kairos_env.datasets.hdf5.files import BrokenEpisode
-from kairos_env.datasets.hdf5.recorded import episode_problem
 from kairos_env.datasets.lerobot.rows import (
     NUMBER_TYPES,
     Feature,
@@ -47,6 +45,7 @@ from kairos_env.datasets.lerobot.rows import (
     pixel_statistics,
     png_column,
 )
+from kairos_env.datasets.recording import BrokenEpisode, episode_problem
 from kairos_env.datasets.statistics import RunningStatistics
 from kairos_env.datasets.video.writer import KEYFRAMES, Coding, FilmWriter
 from kairos_env.records import Array, Episode, RobotSpec

@@ -11,9 +11,9 @@ import numpy as np
 import paths
 import pytest
 
-from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.datasets.hdf5.libero import LiberoFile
 from kairos_env.datasets.hdf5.recorded import EpisodeFile, EpisodeWriter
+from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.embodiments import LIBERO_PANDA
 from kairos_env.records import Camera, SpecMismatch
 
@@ -209,7 +209,7 @@ def break_in(what: str, file: h5py.File) -> None:
         ("nan", "'obs/ee_ori' holds a non-finite value"),
         ("width", r"'actions' is float64 \(7, 6\), expected numbers of shape \(any, 7\)"),
         ("count", "num_samples is 99, but it has 7 actions"),
-        ("one row", "1 rows, too few"),
+        ("one row", "1 row, too few"),
         ("no group", "'actions' is missing"),
         ("type", "expected uint8"),
     ],

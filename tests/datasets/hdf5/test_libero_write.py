@@ -24,10 +24,10 @@ from paths import ROOT, TESTS
 from kairos_env.collect.demonstrations import DemoTask, RecordLiberoConfig, plan_attempt, record_libero
 from kairos_env.collect.export import ExportConfig, export
 from kairos_env.collect.replay import read_demonstrations, replay_all
-from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.datasets.hdf5.libero import LiberoFile
 from kairos_env.datasets.hdf5.libero_write import LiberoWriter
-from kairos_env.datasets.recordings import open_recording
+from kairos_env.datasets.layouts import open_recording
+from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.embodiments import libero_panda
 from kairos_env.records import Episode, SpecMismatch
 

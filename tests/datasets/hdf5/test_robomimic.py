@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.datasets.hdf5.recorded import EpisodeFile, EpisodeWriter
 from kairos_env.datasets.hdf5.robomimic import RobomimicFile
+from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.records import Camera, Field, RobotSpec
 
 STEPS = 6

@@ -13,9 +13,9 @@ import paths
 import pytest
 from PIL import Image
 
-from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.datasets.hdf5.recorded import EpisodeFile, EpisodeWriter
 from kairos_env.datasets.hdf5.robotwin import RoboTwinFile
+from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.embodiments import ROBOTWIN_ALOHA
 from kairos_env.records import Camera, SpecMismatch
 

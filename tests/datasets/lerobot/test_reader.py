@@ -21,10 +21,10 @@ from lerobot_layouts import FRONT, WRIST, Raw, decoded, number_shown, sample, wr
 from PIL import Image
 
 from kairos_env.cli import main as cli
-from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.datasets.lerobot.mapping import CameraMap, FeatureMap, MapError, ScalarMap, widened
 from kairos_env.datasets.lerobot.meta import DatasetError
 from kairos_env.datasets.lerobot.reader import LeRobotData
+from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.datasets.video.reader import BrokenVideo, VideoFrames
 from kairos_env.records import Camera, Field, RobotSpec
 
@@ -467,7 +467,7 @@ def test_damaged_episodes_are_named_and_left_out(
         warnings.simplefilter("always")
         left = [episode.proprio for episode in data]
     assert len(warned) == len(hurt)
-    assert re.search(f"left out a broken episode: .*episode_00000{hurt[0]}: .*{said}", str(warned[0].message))
+    assert re.search(f"(?s)left out 1 broken episode:.*episode_00000{hurt[0]}: .*{said}", str(warned[0].message))
     assert len(left) == 3 - len(hurt)
     np.testing.assert_array_equal(left[-1], sample().columns["observation.state"][2])
     assert list(data.broken) == [f"{v3}:episode_{i:06d}" for i in hurt]

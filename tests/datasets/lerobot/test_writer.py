@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 from paths import TESTS
 
-from kairos_env.datasets.hdf5.files import BrokenEpisode
 from kairos_env.datasets.lerobot import writer as lerobot_write
 from kairos_env.datasets.lerobot.reader import LeRobotData
 from kairos_env.datasets.lerobot.writer import LeRobotWriter
+from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.records import Camera, Episode, Field, RobotSpec
 
 SPEC = RobotSpec(

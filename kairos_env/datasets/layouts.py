@@ -6,28 +6,15 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from kairos_env.datasets.hdf5.files import find_files, open_file
-from kairos_env.records import Episode, RobotSpec
+from kairos_env.datasets.recording import BrokenEpisode, Recording
 
 if TYPE_CHECKING:
     from kairos_env.datasets.latents.cache import LatentCache
-
-
-class Recording(Protocol):
-    """Episodes of one robot, read lazily; iterating skips broken ones and names them in warnings."""
-
-    spec: RobotSpec
-    names: list[str]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Episode: ...
-
-    def __iter__(self) -> Iterator[Episode]: ...
 
 
 def open_recording(path: str | os.PathLike[str], feature_map: str | os.PathLike[str] | None = None) -> Recording:
@@ -85,23 +72,37 @@ def encoded_recording(cache: LatentCache) -> Recording:
 
 
 def _open_hdf5(path: Path) -> Recording:
+    broken: BrokenEpisode | None = None
+    for file in find_files(path, nested=True):
+        try:
+            reader = _hdf5_reader(file)
+        except BrokenEpisode as error:  # where there are other files, the reader names it
+            broken = error
+            continue
+        return reader(path)
+    assert broken is not None, "there is at least one file"
+    raise broken
+
+
+def _hdf5_reader(path: Path) -> Callable[[Path], Recording]:
+    """The reader of a file's layout."""
     from kairos_env.datasets.hdf5.libero import LiberoFile
     from kairos_env.datasets.hdf5.recorded import EpisodeFile
     from kairos_env.datasets.hdf5.robomimic import RobomimicFile
     from kairos_env.datasets.hdf5.robotwin import RoboTwinFile
 
-    first = find_files(path, nested=True)[0]
-    with open_file(first) as file:
+    with open_file(path) as file:
         if "joint_action" in file or "vision" in file:
-            return RoboTwinFile(path)
+            return RoboTwinFile
         data = file.get("data")
         if data is not None and "robot_spec" in data.attrs:
-            return EpisodeFile(path)
+            return EpisodeFile
         if data is not None:
-            libero = any("agentview_rgb" in demo.get("obs", ()) for demo in data.values())
-            return LiberoFile(path) if libero else RobomimicFile(path)
+            return (
+                LiberoFile if any("agentview_rgb" in demo.get("obs", ()) for demo in data.values()) else RobomimicFile
+            )
         found = ", ".join(file) or "nothing"
     raise ValueError(
-        f"{first} is no recording: it has neither 'data' (robomimic, LIBERO, `kairos record`) nor 'joint_action' or "
+        f"{path} is no recording: it has neither 'data' (robomimic, LIBERO, `kairos record`) nor 'joint_action' or "
         f"'vision' (RoboTwin), but {found}"
     )
