@@ -14,7 +14,7 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 kairos record --out "$out/record" --episodes 1600 --workers 2
 
 # Tokenizer (what is coloured counts most: the cube is small), then world-action model: 2,000 and 2,400 steps. 70 minutes.
-kairos train data.path="$out/record" out="$out/train" pixels.coloured=10
+kairos train --data.path "$out/record" --out "$out/train" --pixels.coloured 10
 
 # Success of the action-only policy in the simulator, and how far imagined rollouts stay true.
 kairos eval closed-loop --policy random,expert,policy --episodes 50 --workers 2 \
