@@ -28,8 +28,9 @@ from torch.profiler import ProfilerActivity, profile
 from kairos_env.runs import describe_machine
 from kairos_env.world_model.attention.kernels import clip_attention
 from kairos_env.world_model.attention.patterns import ClipPattern
-from kairos_env.world_model.config import WorldActionConfig, miniature
+from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.engines import NAMES, why_not
+from kairos_env.world_model.published.releases import miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.text.qwen import Context
 

@@ -19,10 +19,11 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
 
-from kairos_env.world_model.config import WorldActionConfig, get_release
+from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.deploy.compile import compiled
 from kairos_env.world_model.deploy.parallel import shard
 from kairos_env.world_model.deploy.quantize import count_bytes, quantize
+from kairos_env.world_model.published.releases import get_release
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.sampling import sample_actions
 from kairos_env.world_model.text.qwen import Context

@@ -16,8 +16,9 @@ from collections.abc import Callable
 
 import torch
 
-from kairos_env.world_model.config import WorldActionConfig, get_release
+from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.published import memory as cost
+from kairos_env.world_model.published.releases import get_release
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.text.qwen import Context
 from kairos_env.world_model.tokenizers.wan_vae import VideoVAE

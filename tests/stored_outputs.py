@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kairos_env.records import Array
-from kairos_env.world_model.config import WorldActionConfig, miniature
+from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.model import WorldModel
+from kairos_env.world_model.published.releases import miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.text.qwen import Context
 from kairos_env.world_model.tokenizers.wan_vae import VideoVAE

@@ -28,8 +28,9 @@ from kairos_env.cli.options import Fields
 from kairos_env.media import write_mp4
 from kairos_env.records import Array
 from kairos_env.runs import describe_machine, did_you_mean, open_run, write_text
-from kairos_env.world_model.config import TextConfig, WorldActionConfig, miniature
-from kairos_env.world_model.published.generation import Request, Settings, resolve
+from kairos_env.world_model.config import TextConfig, WorldActionConfig
+from kairos_env.world_model.published.generation import GenerationRequest, GenerationSettings, resolve
+from kairos_env.world_model.published.releases import miniature
 
 if TYPE_CHECKING:
     from kairos_env.world_model.published.world_action import WorldActionModel
@@ -39,7 +40,7 @@ Dtype = Literal["bfloat16", "float32"]
 
 
 @dataclass(frozen=True)
-class Job(Request):
+class ClipJob(GenerationRequest):
     """One clip.
 
     Args:
@@ -52,7 +53,7 @@ class Job(Request):
 
 
 @dataclass(frozen=True)
-class GenerateConfig(Job):
+class GenerateConfig(ClipJob):
     """A launch of `kairos generate`.
 
     Args:
@@ -85,13 +86,13 @@ class GenerateConfig(Job):
 class Planned(NamedTuple):
     """A checked job: its first frame, uint8 (H, W, 3) or None, what it resolves to, and the name of its files."""
 
-    job: Job
+    job: ClipJob
     image: Array | None
-    settings: Settings
+    settings: GenerationSettings
     stem: str
 
 
-def read_jobs(path: str | Path, defaults: Job) -> list[Job]:
+def read_jobs(path: str | Path, defaults: ClipJob) -> list[ClipJob]:
     """The jobs of a JSON file; ``defaults`` fills in what a job leaves out.
 
     Raises:
@@ -103,7 +104,7 @@ def read_jobs(path: str | Path, defaults: Job) -> list[Job]:
         raise ValueError(f"{path} is no JSON file: {error}") from None
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f'{path} must hold a list of at least one object, like [{{"prompt": "..."}}]')
-    hints = typing.get_type_hints(Job)
+    hints = typing.get_type_hints(ClipJob)
     jobs = []
     for number, entry in enumerate(entries, 1):
         for key, value in entry.items():
@@ -117,7 +118,7 @@ def read_jobs(path: str | Path, defaults: Job) -> list[Job]:
     return jobs
 
 
-def plan(jobs: Sequence[Job], config: WorldActionConfig) -> list[Planned]:
+def plan(jobs: Sequence[ClipJob], config: WorldActionConfig) -> list[Planned]:
     """Checks all jobs against the weights that they are for, before the first one runs.
 
     Raises:
@@ -201,7 +202,7 @@ def run(options: Fields[GenerateConfig]) -> int:
     """Checks all jobs, loads the model, runs them; 1 if a job failed."""
     import torch
 
-    defaults = Job(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Job)})
+    defaults = ClipJob(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ClipJob)})
     config = _config(options)
     jobs = [defaults] if options.jobs is None else read_jobs(options.jobs, defaults)
     planned = plan(jobs, config)
@@ -245,9 +246,8 @@ def _load(options: GenerateConfig, config: WorldActionConfig, device: str) -> Wo
 
     dtype = getattr(torch, options.dtype)
     if options.model is not None:
-        from kairos_env.world_model.published.folder import load_world_action
-
-        return load_world_action(options.model, device, dtype, vae=options.vae, text=options.text, progress=True)
+        parts = {"vae": options.vae, "text": options.text, "progress": True}
+        return WorldActionModel.from_pretrained(options.model, device, dtype, **parts)
     tokenizer = VideoVAE.random(width=8).to(device, dtype)
     return WorldActionModel.from_release(
         config, device=device, dtype=dtype, tokenizer=tokenizer, encoder=_Bytes(config.text_dim)
@@ -274,16 +274,16 @@ class _Bytes:
         return Context(self.encoder(to_bytes(prompts, self.most)))
 
 
-def _options(job: Job) -> dict[str, Any]:
-    return {field.name: getattr(job, field.name) for field in dataclasses.fields(Request)}
+def _options(job: ClipJob) -> dict[str, Any]:
+    return {field.name: getattr(job, field.name) for field in dataclasses.fields(GenerationRequest)}
 
 
-def _summary(s: Settings) -> str:
+def _summary(s: GenerationSettings) -> str:
     size = f"{s.frames} frames of {s.height} x {s.width}"
     return f"{s.mode}, {size}, {s.steps} steps, guidance {s.guidance:g}, seed {s.seed}"
 
 
-def _stem(job: Job, settings: Settings, image: Array | None) -> str:
+def _stem(job: ClipJob, settings: GenerationSettings, image: Array | None) -> str:
     name = job.name or re.sub(r"[^a-z0-9]+", "-", job.prompt.lower())[:40].strip("-")
     name = name or (Path(job.image).stem if job.image else "clip")
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):

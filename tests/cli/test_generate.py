@@ -132,7 +132,7 @@ def test_what_to_run_must_be_said(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_folder_without_its_parts_is_not_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from kairos_env.world_model.config import miniature
+    from kairos_env.world_model.published.releases import miniature
     from kairos_env.world_model.published.world_action import WorldActionModel
 
     WorldActionModel.from_release(miniature("4b-robot", layers=4)).save_pretrained(tmp_path / "model")

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kairos_env.policies import WorldActionPolicy, check_policy, example_observation
 from kairos_env.records import Array, Observation, SpecMismatch
-from kairos_env.world_model.config import miniature
 from kairos_env.world_model.normalisation import Normaliser
+from kairos_env.world_model.published.releases import miniature
 from kairos_env.world_model.published.robot_settings import LIBERO, ROBOTWIN, RobotSettings, compose
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.text.qwen import Context

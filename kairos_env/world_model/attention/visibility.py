@@ -29,8 +29,8 @@ Heads = tuple[Tensor, Tensor, Tensor]  # queries and keys, rotated, and values o
 # window, which looks both ways · led: actions that lead up to the frame · all
 Relation = Literal["own", "before", "window", "newest", "until", "around", "led", "all"]
 
-# query -> key -> which of them it sees; what is not listed is never seen. Of "future" and "plan" the flags of a `Clip`
-# leave entries out or let them in, see `Clip.sees`.
+# query -> key -> which of them it sees; what is not listed is never seen. The flags of a `WholeClip` leave entries of
+# "future" and "plan" out or let them in, see `WholeClip.sees`.
 VISIBLE: dict[str, dict[str, Relation]] = {
     # streaming
     "lead": {"lead": "window", "clean": "before"},
@@ -372,7 +372,7 @@ LOCAL = Local()
 
 
 @dataclass(frozen=True)
-class Clip:
+class WholeClip:
     """A whole clip (B, F, L, D), actions (B, N, Da), or both; or actions over the memory of observed frames.
 
     The default flags are the rule of the released world-action weights: neither expert sees the other's future.

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kairos_env.world_model.attention.visibility import Local
 from kairos_env.world_model.mixture import Contexts
-from kairos_env.world_model.published.world_action import VideoCache, WorldActionModel
+from kairos_env.world_model.published.passes import VideoCache
+from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.text.qwen import Context
 
 MOST_SHAPES = 64  # that one process compiles for; beyond it PyTorch would go on uncompiled
@@ -51,7 +52,7 @@ class CompiledModel(WorldActionModel):
         self.context_unit = context_unit
         self._prefill = torch.compile(super().prefill, dynamic=False, backend=backend)
         self._action_velocity = torch.compile(super().action_velocity, dynamic=False, backend=backend, fullgraph=True)
-        self._recordings: dict[tuple[object, ...], Recording] = {}
+        self._recordings: dict[tuple[object, ...], CapturedGraph] = {}
 
     def prefill(self, latents: Tensor, context: Context | Contexts) -> VideoCache:
         """See `WorldActionModel.prefill`."""
@@ -73,7 +74,7 @@ class CompiledModel(WorldActionModel):
         key = (steps, *((x.shape, x.dtype) for x in inputs))
         if key not in self._recordings:
             plain = super().denoise_actions
-            self._recordings[key] = Recording(lambda o, t, m, n: plain(o, Context(t, m), n, steps), *inputs)
+            self._recordings[key] = CapturedGraph(lambda o, t, m, n: plain(o, Context(t, m), n, steps), *inputs)
         return self._recordings[key](*inputs)
 
 
@@ -86,7 +87,7 @@ def padded(context: Context, unit: int) -> tuple[Tensor, Tensor]:
     return F.pad(tokens, (0, 0, 0, missing)), F.pad(mask, (0, missing))
 
 
-class Recording:
+class CapturedGraph:
     """A function of CUDA tensors as one CUDA graph, for the shapes, and the weights in place, that it was made with."""
 
     def __init__(self, function: Callable[..., Tensor], *inputs: Tensor) -> None:

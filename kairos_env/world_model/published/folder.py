@@ -34,9 +34,9 @@ from kairos_env.world_model.published.keys import (
     published_weights,
     to_published,
 )
+from kairos_env.world_model.published.passes import ClipPasses, Mixture, build_transformer
 from kairos_env.world_model.published.robot_settings import SETTINGS as ROBOTS
-from kairos_env.world_model.published.world_action import WorldActionModel, build_transformer
-from kairos_env.world_model.text.qwen import CachedEncoder, EncoderSettings, QwenEncoder
+from kairos_env.world_model.text.qwen import CachedEncoder, ContextEncoder, EncoderSettings, QwenEncoder
 from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
 from kairos_env.world_model.weights import (
     CheckpointError,
@@ -61,15 +61,15 @@ def encoder_settings(config: WorldActionConfig) -> EncoderSettings:
 
 
 def is_world_action(folder: str | os.PathLike[str]) -> bool:
-    """Whether it is a folder that `save_world_action` or `convert` wrote."""
+    """Whether it is a folder that `save_parts` or `convert` wrote."""
     try:
         return bool(json.loads((Path(folder) / CONFIG).read_text()).get("kind") == KIND)
     except (OSError, ValueError, AttributeError):
         return False
 
 
-def save_world_action(
-    model: WorldActionModel, folder: str | os.PathLike[str], dtype: torch.dtype | None = None, progress: bool = False
+def save_parts(
+    model: ClipPasses, folder: str | os.PathLike[str], dtype: torch.dtype | None = None, progress: bool = False
 ) -> None:
     """Writes a model's folder: transformer, video tokenizer, and by what encoder it is conditioned.
 
@@ -216,7 +216,7 @@ def read_folder(
     return config, rest, source
 
 
-def load_world_action(
+def load_parts(
     folder: str | os.PathLike[str],
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
@@ -224,8 +224,8 @@ def load_world_action(
     vae: str | os.PathLike[str] | Literal[False] | None = None,
     text: str | os.PathLike[str] | Literal[False] | None = None,
     progress: bool = False,
-) -> WorldActionModel:
-    """Loads a folder of ours strictly, in evaluation mode.
+) -> tuple[WorldActionConfig, Mixture, VideoVAE | None, ContextEncoder | None]:
+    """Loads the parts of a folder of ours, strictly.
 
     Args:
         dtype: of transformer and video tokenizer; None keeps what is stored. The published code runs in bfloat16.
@@ -243,7 +243,8 @@ def load_world_action(
         transformer = build_transformer(config)
     with _bar(_size(source), progress, f"loading {folder.name}") as advance:
         load_weights(transformer, source, dtype, device, advance=advance)
-    tokenizer = encoder = None
+    tokenizer: VideoVAE | None = None
+    encoder: ContextEncoder | None = None
     if vae is None and rest["vae"]:
         vae = folder / VAE
     if vae:
@@ -254,7 +255,7 @@ def load_world_action(
         config = dataclasses.replace(config, text_source=str(text))
         settings = EncoderSettings.load(folder)
         encoder = CachedEncoder(QwenEncoder.from_pretrained(text, config.text_encoder, device, settings=settings))
-    return WorldActionModel(config, transformer, tokenizer, encoder).eval()
+    return config, transformer, tokenizer, encoder
 
 
 def _write_folder(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,13 +17,11 @@ from kairos_env.records import Array
 from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.flow import distilled_schedule, draw_video_noise, schedule, shape_aware_shift
 from kairos_env.world_model.published.memory import explain_out_of_memory
+from kairos_env.world_model.published.passes import ClipPasses
 from kairos_env.world_model.published.teacache import TeaCache
 from kairos_env.world_model.sampling import Velocity, along, guided_merged, renoise, sample_video
 from kairos_env.world_model.text.qwen import Context
 from kairos_env.world_model.tokenizers.wan_vae import SPATIAL, TEMPORAL
-
-if TYPE_CHECKING:
-    from kairos_env.world_model.published.world_action import WorldActionModel
 
 Fit = Literal["crop", "pad", "stretch"]
 Mode = Literal["t2v", "ti2v", "i2v"]
@@ -31,7 +29,7 @@ POSITIONS = 1024  # tokens along a side, by the published position table
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerationRequest:
     """What a clip should be. None stands for the default of the weights.
 
     Args:
@@ -64,7 +62,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Settings:
+class GenerationSettings:
     """A request as it is carried out by certain weights; ``sigmas`` are the noise levels, the last one 0."""
 
     mode: Mode
@@ -90,7 +88,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Clip:
+class GeneratedClip:
     """A generated video.
 
     Args:
@@ -100,7 +98,7 @@ class Clip:
     """
 
     frames: Array
-    settings: Settings
+    settings: GenerationSettings
     skipped_steps: int = 0
 
     @property
@@ -112,7 +110,7 @@ class Clip:
         return self.settings.seed
 
 
-def resolve(request: Request, config: WorldActionConfig, image: Array | None = None) -> Settings:
+def resolve(request: GenerationRequest, config: WorldActionConfig, image: Array | None = None) -> GenerationSettings:
     """Fills in the defaults of the weights and checks that they can do what is asked.
 
     Args:
@@ -166,7 +164,7 @@ def resolve(request: Request, config: WorldActionConfig, image: Array | None = N
             raise ValueError(f"steps must be at least 1, got {steps}")
         sigmas = schedule(steps, shape_aware_shift(height * width // unit**2, (frames - 1) // TEMPORAL + 1))
     prefixed = image is not None and bool(request.prompt.strip())
-    return Settings(
+    return GenerationSettings(
         mode="t2v" if image is None else "ti2v" if prefixed else "i2v",
         prompt=(request.prompt_prefix if prefixed else "") + request.prompt,
         negative_prompt=request.negative_prompt,
@@ -226,7 +224,7 @@ def fit_image(image: Array, height: int, width: int, fit: Fit | None) -> Array:
 
 
 def generate(
-    model: WorldActionModel,
+    model: ClipPasses,
     prompt: str = "",
     image: Array | None = None,
     negative_prompt: str = "",
@@ -241,8 +239,8 @@ def generate(
     progress: bool = True,
     prompt_prefix: str = "",
     merge_guidance: bool = False,
-) -> Clip:
-    """Generates one clip. `Request` explains the arguments; ``image`` is uint8 (H, W, 3), the first frame.
+) -> GeneratedClip:
+    """Generates one clip. `GenerationRequest` explains the arguments; ``image`` is uint8 (H, W, 3), the first frame.
 
     With ``config.published``, noise, latents and Euler steps are in the model's dtype and the distilled sampler uses
     one noise for all steps; else they are float32, with fresh noise.
@@ -252,7 +250,7 @@ def generate(
         OutOfMemory: the device is too small.
         FloatingPointError: the model's output is not finite.
     """
-    request = Request(
+    request = GenerationRequest(
         prompt=prompt,
         negative_prompt=negative_prompt,
         prompt_prefix=prompt_prefix,
@@ -281,7 +279,7 @@ def generate(
 
 
 @torch.no_grad()
-def _run(model: WorldActionModel, settings: Settings, image: Array | None, progress: bool) -> Clip:
+def _run(model: ClipPasses, settings: GenerationSettings, image: Array | None, progress: bool) -> GeneratedClip:
     from tqdm import tqdm
 
     config, observed = model.config, None
@@ -317,10 +315,10 @@ def _run(model: WorldActionModel, settings: Settings, image: Array | None, progr
         )
     # of both prompts alike; with guidance on two processes each of them ran one
     skipped = max((branch.skipped for branch in branches if isinstance(branch, TeaCache)), default=0)
-    return Clip(model.decode(latents)[0], settings, skipped)
+    return GeneratedClip(model.decode(latents)[0], settings, skipped)
 
 
-def _velocity(model: WorldActionModel, settings: Settings, context: Context, history: int) -> Velocity:
+def _velocity(model: ClipPasses, settings: GenerationSettings, context: Context, history: int) -> Velocity:
     """The model under one context, or two merged ones."""
     contexts = model.read_context(context, action=False)
     if not settings.teacache:

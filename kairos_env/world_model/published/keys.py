@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kairos_env.world_model.config import RELEASES, WorldActionConfig, get_release
+from kairos_env.world_model.config import WorldActionConfig
+from kairos_env.world_model.published.releases import RELEASES, get_release
 from kairos_env.world_model.weights import CheckpointError, Shapes, StoredTensor, problems, require_same, stored_tensors
 
 VIDEO, ACTION = "video_dit.", "action_dit."

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import torch
 
 from kairos_env.world_model.config import ActionConfig, WorldActionConfig
+from kairos_env.world_model.published.keys import ACTION, VIDEO, published_shapes
 
 Expert = Literal["video", "action"]
 CONTEXT_TOKENS = 128  # of a typical instruction after the dropped prefix, proprioception included
@@ -150,13 +152,10 @@ def joint(config: WorldActionConfig, frames: int, height: int, width: int, steps
 
 def weight_count(config: WorldActionConfig) -> tuple[int, int]:
     """Parameters of the video and of the action expert."""
-    from kairos_env.world_model.published.world_action import build_transformer
-
-    with torch.device("meta"):
-        transformer = build_transformer(config)
-    expert = transformer.action_dit
-    count = sum(p.numel() for p in transformer.video_dit.parameters())
-    return count, 0 if expert is None else sum(p.numel() for p in expert.parameters())
+    counts = {VIDEO: 0, ACTION: 0}
+    for name, shape in published_shapes(config).items():
+        counts[name[: name.index(".") + 1]] += prod(shape)
+    return counts[VIDEO], counts[ACTION]
 
 
 def estimate_memory(

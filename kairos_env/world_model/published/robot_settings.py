@@ -26,7 +26,7 @@ PROMPT = "A video recorded from a robot's point of view executing the following 
 
 
 @dataclass(frozen=True)
-class Tile:
+class CameraTile:
     """Where on the canvas one camera is shown [pixels]."""
 
     camera: str
@@ -63,7 +63,7 @@ class RobotSettings:
     name: str
     release: str
     spec: RobotSpec
-    layout: tuple[Tile, ...]
+    layout: tuple[CameraTile, ...]
     fit: Literal["crop", "stretch"]
     normalisation: str
     replan: int
@@ -218,7 +218,7 @@ LIBERO = RobotSettings(
     name="libero",
     release="4b-libero",
     spec=LIBERO_PANDA,
-    layout=(Tile("agentview", 0, 0, 224, 224), Tile("eye_in_hand", 0, 224, 224, 224)),
+    layout=(CameraTile("agentview", 0, 0, 224, 224), CameraTile("eye_in_hand", 0, 224, 224, 224)),
     fit="crop",
     through_bfloat16=True,
     normalisation="min/max",
@@ -242,7 +242,11 @@ ROBOTWIN = RobotSettings(
     name="robotwin",
     release="4b-robotwin",
     spec=ROBOTWIN_ALOHA,
-    layout=(Tile("head", 0, 0, 256, 320), Tile("left", 256, 0, 128, 160), Tile("right", 256, 160, 128, 160)),
+    layout=(
+        CameraTile("head", 0, 0, 256, 320),
+        CameraTile("left", 256, 0, 128, 160),
+        CameraTile("right", 256, 160, 128, 160),
+    ),
     fit="stretch",
     image_in_context=True,
     normalisation="z-score",

@@ -32,7 +32,6 @@ import torch
 from torch import Tensor
 
 from kairos_env.extras import require
-from kairos_env.world_model.config import RELEASES, WorldActionConfig
 
 Kind = Literal["qwen2.5-vl", "qwen3.5"]
 
@@ -407,24 +406,6 @@ class CachedEncoder:
 
     def clear(self) -> None:
         self._rows.clear()
-
-
-def check_width(encoder: ContextEncoder, config: WorldActionConfig) -> None:
-    """An encoder fits the weights that were trained with its kind and width.
-
-    Raises:
-        ValueError: it does not; the message says which encoder would, and what this one fits.
-    """
-    kind = getattr(encoder, "kind", None)
-    if encoder.text_dim == config.text_dim and kind in (None, config.text_encoder):
-        return
-    fits = [name for name, r in RELEASES.items() if r.text_dim == encoder.text_dim and kind in (None, r.text_encoder)]
-    raise ValueError(
-        f"{config.name} was trained with contexts of {config.text_encoder}, width {config.text_dim}; this encoder is "
-        f"{kind or type(encoder).__name__}, width {encoder.text_dim}. Use QwenEncoder.from_pretrained("
-        f"{config.text_source!r}, {config.text_encoder!r}). "
-        f"This encoder fits: {', '.join(fits) or 'no published release'}"
-    )
 
 
 def _pair(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kairos_env.world_model.attention.visibility import VISIBLE, Clip, Heads, Joint, LayerMemory, Proposal, Stream
+from kairos_env.world_model.attention.visibility import VISIBLE, Heads, Joint, LayerMemory, Proposal, Stream, WholeClip
 from kairos_env.world_model.config import VideoConfig
 
 CONFIG = VideoConfig(heads=2, head_dim=4, window=2, dilation=3)
@@ -120,7 +120,7 @@ def test_streaming(kind: str, lead: bool, split: int) -> None:
 @pytest.mark.parametrize("kind", ["swa", "dswa"])
 def test_whole_clips(kind: str, flags: tuple[bool, bool, bool]) -> None:
     frames, history, actions = 10, 4, 5
-    clip = Clip(CONFIG, history, *flags)
+    clip = WholeClip(CONFIG, history, *flags)
     pattern = clip.pattern(kind, frames, L, actions)
     total = frames * L
     index = torch.arange(total + actions)

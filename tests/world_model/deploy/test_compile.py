@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from kairos_env.world_model.config import miniature
 from kairos_env.world_model.deploy.compile import compiled
 from kairos_env.world_model.mixture import Contexts
+from kairos_env.world_model.published.releases import miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.text.qwen import Context
 

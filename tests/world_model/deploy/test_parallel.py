@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from kairos_env.world_model.config import WorldActionConfig, miniature
+from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.deploy.parallel import ParallelVAE, guided_apart, heads_of, shard, spread
 from kairos_env.world_model.gated_delta_net import GatedDeltaNet
+from kairos_env.world_model.published.releases import miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.text.qwen import Context
 from kairos_env.world_model.tokenizers.wan_vae import VideoVAE

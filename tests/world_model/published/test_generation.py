@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from kairos_env.records import Array
-from kairos_env.world_model.config import get_release, miniature
 from kairos_env.world_model.flow import schedule, shape_aware_shift
-from kairos_env.world_model.published.generation import Request, fit_image, generate, resolve
+from kairos_env.world_model.published.generation import GenerationRequest, fit_image, generate, resolve
 from kairos_env.world_model.published.memory import OutOfMemory
+from kairos_env.world_model.published.releases import get_release, miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.text.qwen import Context
 
@@ -159,7 +159,7 @@ def test_distilled_weights_take_four_steps_and_reuse_their_noise_only_as_publish
 
 
 def test_defaults_are_those_of_the_release() -> None:
-    settings = resolve(Request("lift"), get_release("4b-720p"))
+    settings = resolve(GenerationRequest("lift"), get_release("4b-720p"))
     assert (settings.frames, settings.height, settings.width, settings.steps) == (81, 704, 1280, 50)
     assert (settings.guidance, settings.fps, settings.latent_shape) == (5.0, 16, (21, 88, 160))
     assert settings.sigmas[25] == pytest.approx(8.91 / (1 + 8.91), abs=1e-3)  # a level of 1/2, shifted
@@ -223,7 +223,7 @@ def test_crop_takes_the_centre() -> None:
     ],
 )
 def test_wrong_requests_say_what_is_legal(request_: dict[str, Any], image: Any, message: str) -> None:
-    wish = Request(**({"prompt": "lift", "frames": 9, "height": 32, "width": 48} | request_))
+    wish = GenerationRequest(**({"prompt": "lift", "frames": 9, "height": 32, "width": 48} | request_))
     with pytest.raises(ValueError, match=message):
         resolve(wish, miniature("4b-robot"), image)
 
@@ -231,7 +231,7 @@ def test_wrong_requests_say_what_is_legal(request_: dict[str, Any], image: Any, 
 @pytest.mark.parametrize("option", [{"steps": 8}, {"guidance": 3.0}, {"teacache": 0.1}])
 def test_distilled_weights_refuse_what_they_cannot_do(option: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="distilled to 4 steps without guidance or TeaCache"):
-        resolve(Request("lift", **option), get_release("4b-robot-distilled"))
+        resolve(GenerationRequest("lift", **option), get_release("4b-robot-distilled"))
 
 
 def test_a_model_without_its_parts_says_what_to_give() -> None:

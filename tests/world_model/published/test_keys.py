@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -18,10 +19,10 @@ from torch import Tensor
 
 import kairos_env
 from kairos_env.cli.main import main as kairos
-from kairos_env.world_model.config import RELEASES, TokenizerConfig, WorldActionConfig, get_release, miniature
+from kairos_env.world_model.config import TokenizerConfig, WorldActionConfig
 from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.published import folder as model_folder
-from kairos_env.world_model.published.folder import convert, export, load_world_action, read_folder, save_world_action
+from kairos_env.world_model.published.folder import convert, export, read_folder, save_parts
 from kairos_env.world_model.published.keys import (
     HINTS,
     check_config,
@@ -33,7 +34,9 @@ from kairos_env.world_model.published.keys import (
     to_kairos,
     to_published,
 )
-from kairos_env.world_model.published.world_action import WorldActionModel, build_transformer
+from kairos_env.world_model.published.passes import build_transformer
+from kairos_env.world_model.published.releases import RELEASES, get_release, miniature
+from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.text.qwen import Context
 from kairos_env.world_model.tokenizers.image import Tokenizer
 from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
@@ -41,6 +44,9 @@ from kairos_env.world_model.weights import CheckpointError, load_weights, read_t
 
 VIDEO_PREFIXES = ("", "video_dit.", "dit.video_dit.", "pipe.dit.video_dit.")
 SAME_SHAPE = ["4b", "4b-robot", "4b-robot-distilled", "4b-720p"]
+
+
+load = functools.partial(WorldActionModel.from_pretrained, dtype=None)  # as stored
 
 
 def small(release: str) -> WorldActionConfig:
@@ -172,7 +178,7 @@ def test_published_to_ours_and_back_bit_for_bit(release: str, prefix: str, tmp_p
     weights = random_weights(config, torch.bfloat16 if prefix == "video_dit." else torch.float32)
     file = publish(weights, tmp_path / "model.safetensors", prefix)
     assert convert(file, tmp_path / "ours", release=config) == config
-    model = load_world_action(tmp_path / "ours")
+    model = load(tmp_path / "ours")
     assert model.config == config and not model.training
     assert_identical(transformer_weights(model), weights)
     export(tmp_path / "ours", tmp_path / "again.safetensors", prefix)
@@ -185,7 +191,7 @@ def test_sharded_weights_by_index_and_by_folder(whole: bool, tmp_path: Path) -> 
     weights = random_weights(config)
     index = publish_sharded(weights, tmp_path / "published")
     convert(index.parent if whole else index, tmp_path / "ours", release=config)
-    assert_identical(transformer_weights(load_world_action(tmp_path / "ours")), weights)
+    assert_identical(transformer_weights(load(tmp_path / "ours")), weights)
 
 
 def test_our_shards_are_bounded_and_readable_by_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +203,7 @@ def test_our_shards_are_bounded_and_readable_by_the_library(tmp_path: Path, monk
     monkeypatch.setattr(model_folder, "write_sharded", lambda *a, **k: original(*a, **k, limit=10**5))
     model = WorldActionModel.from_release(config)
     load_weights(model.transformer, weights)
-    save_world_action(model, tmp_path / "ours")
+    save_parts(model, tmp_path / "ours")
     folder = tmp_path / "ours" / "transformer"
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     names = sorted(set(index["weight_map"].values()))
@@ -209,7 +215,7 @@ def test_our_shards_are_bounded_and_readable_by_the_library(tmp_path: Path, monk
         assert all(index["weight_map"][k] == name for k in shard)
         found |= shard
     assert_identical(found, weights)
-    assert_identical(transformer_weights(load_world_action(tmp_path / "ours")), weights)
+    assert_identical(transformer_weights(load(tmp_path / "ours")), weights)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -219,9 +225,9 @@ def test_casting_on_the_way(dtype: torch.dtype, tmp_path: Path) -> None:
     file = publish(weights, tmp_path / "model.safetensors")
     convert(file, tmp_path / "ours", release=config, dtype=dtype)
     cast = {k: v.to(dtype) for k, v in weights.items()}
-    assert_identical(transformer_weights(load_world_action(tmp_path / "ours")), cast)
+    assert_identical(transformer_weights(load(tmp_path / "ours")), cast)
     half = {k: v.to(torch.float16) for k, v in cast.items()}
-    assert_identical(transformer_weights(load_world_action(tmp_path / "ours", dtype=torch.float16)), half)
+    assert_identical(transformer_weights(load(tmp_path / "ours", dtype=torch.float16)), half)
     with pytest.raises(CheckpointError, match="says float16, but the weights are"):
         data = json.loads((tmp_path / "ours" / "config.json").read_text())
         (tmp_path / "ours" / "config.json").write_text(json.dumps(data | {"dtype": "float16"}))
@@ -235,7 +241,7 @@ def test_mixed_dtypes_stay_aligned_and_identical(tmp_path: Path) -> None:
         weights[name] = weights[name].to((torch.bfloat16, torch.float32, torch.float64)[i % 3])
     convert(publish(weights, tmp_path / "model.safetensors"), tmp_path / "ours", release=config)
     assert read_folder(tmp_path / "ours")[1]["dtype"] == "bfloat16 and float32 and float64"
-    model = load_world_action(tmp_path / "ours")
+    model = load(tmp_path / "ours")
     assert_identical(transformer_weights(model), weights)
 
 
@@ -526,21 +532,21 @@ def test_the_folder_names_everything(folder: Path) -> None:
 
 def test_weights_and_configuration_of_a_folder_must_belong_together(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"does not fit its config\.json.* 0 missing, 0 extra, 3 mis") as e:
-        load_world_action(edited(folder, lambda d: d["model"].update(action_dim=14)))
+        load(edited(folder, lambda d: d["model"].update(action_dim=14)))
     assert "file (32, 7), model (32, 14)" in str(e.value)
     with pytest.raises(CheckpointError, match="calls itself '4b-libero' but differs from that release: video.dim: 64"):
-        load_world_action(edited(folder, lambda d: d["model"].update(action_dim=7, name="4b-libero")))
+        load(edited(folder, lambda d: d["model"].update(action_dim=7, name="4b-libero")))
     with pytest.raises(CheckpointError, match="unknown keys .'colour'"):
-        load_world_action(edited(folder, lambda d: d["model"].update(colour="red")))
+        load(edited(folder, lambda d: d["model"].update(colour="red")))
     with pytest.raises(CheckpointError, match="format 7, this version reads 1"):
-        load_world_action(edited(folder, lambda d: d.update(format=7)))
+        load(edited(folder, lambda d: d.update(format=7)))
     with pytest.raises(CheckpointError, match="holds no world-action model; WorldModel.from_pretrained"):
-        load_world_action(edited(folder, lambda d: d.update(kind="small")))
+        load(edited(folder, lambda d: d.update(kind="small")))
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot read the configuration"):
-        load_world_action(folder)
+        load(folder)
     with pytest.raises(FileNotFoundError, match="not a model folder; kairos convert makes one"):
-        load_world_action(folder.parent)
+        load(folder.parent)
 
 
 def test_other_models_are_told_apart(folder: Path) -> None:
@@ -604,17 +610,17 @@ def test_the_video_tokenizer_travels_in_the_folder(tmp_path: Path) -> None:
     torch.save(vae.published_weights(), tmp_path / "Wan2.1_VAE.pth")
     file = publish(random_weights(config), tmp_path / "model.safetensors")
     convert(file, tmp_path / "ours", release=config, vae=tmp_path / "Wan2.1_VAE.pth")
-    model = load_world_action(tmp_path / "ours")
+    model = load(tmp_path / "ours")
     assert isinstance(model.tokenizer, VideoVAE)
     assert_identical(dict(model.tokenizer.published_weights()), dict(vae.published_weights()))
     model.save_pretrained(tmp_path / "again")
-    again = load_world_action(tmp_path / "again", dtype=torch.bfloat16)
+    again = load(tmp_path / "again", dtype=torch.bfloat16)
     assert isinstance(again.tokenizer, VideoVAE) and again.tokenizer.dtype == torch.bfloat16
-    assert load_world_action(tmp_path / "again", vae=False).tokenizer is None
+    assert load(tmp_path / "again", vae=False).tokenizer is None
     (tmp_path / "again" / "vae" / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="vae/model.safetensors"):
-        load_world_action(tmp_path / "again")
-    assert load_world_action(tmp_path / "again", vae=tmp_path / "Wan2.1_VAE.pth").tokenizer is not None
+        load(tmp_path / "again")
+    assert load(tmp_path / "again", vae=tmp_path / "Wan2.1_VAE.pth").tokenizer is not None
 
 
 class Recorded:
@@ -647,16 +653,16 @@ def test_the_text_encoder_is_recorded_and_must_have_the_right_width(
     convert(file, tmp_path / "ours", release=config, text=str(encoder), system_prompt=prompt)
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["text"] == "../text/qwen"
     monkeypatch.setattr(model_folder.QwenEncoder, "from_pretrained", Recorded)
-    model = load_world_action(tmp_path / "ours")
+    model = load(tmp_path / "ours")
     found = model.encoder.encoder  # type: ignore[union-attr]
     assert (found.source, found.kind) == (encoder, "qwen3.5")
     assert found.settings.system_text == "Say what you see."
-    assert load_world_action(tmp_path / "ours", text=False).encoder is None
+    assert load(tmp_path / "ours", text=False).encoder is None
     model.save_pretrained(tmp_path / "deeper" / "again")
-    again = load_world_action(tmp_path / "deeper" / "again").encoder.encoder  # type: ignore[union-attr]
+    again = load(tmp_path / "deeper" / "again").encoder.encoder  # type: ignore[union-attr]
     assert again.source == encoder and again.settings == found.settings
     convert(file, tmp_path / "hub", release=config, text="Qwen/Qwen3.5-2B")
-    assert load_world_action(tmp_path / "hub").encoder.encoder.source == "Qwen/Qwen3.5-2B"  # type: ignore[union-attr]
+    assert load(tmp_path / "hub").encoder.encoder.source == "Qwen/Qwen3.5-2B"  # type: ignore[union-attr]
 
 
 def test_only_libero_weights_ignore_the_picture_in_the_context() -> None:

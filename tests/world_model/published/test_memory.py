@@ -12,8 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kairos_env.world_model.attention.patterns import ClipPattern
-from kairos_env.world_model.config import get_release, miniature
 from kairos_env.world_model.published import memory as cost
+from kairos_env.world_model.published.releases import get_release, miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.text.qwen import Context
 
@@ -89,7 +89,7 @@ MEASURE = """
 import dataclasses, torch
 from kairos_env.world_model.published import memory as cost
 from kairos_env.world_model.text.qwen import Context
-from kairos_env.world_model.config import miniature
+from kairos_env.world_model.published.releases import miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
 
 def status(key):

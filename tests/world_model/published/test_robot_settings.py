@@ -14,15 +14,17 @@ from PIL import Image
 
 from kairos_env.policies import example_observation
 from kairos_env.records import Array
-from kairos_env.world_model.config import get_release, miniature
+from kairos_env.world_model.published.releases import get_release, miniature
 from kairos_env.world_model.published.robot_settings import (
     LIBERO,
     ROBOTWIN,
     SETTINGS,
     RobotSettings,
-    Tile,
     compose,
     get_settings,
+)
+from kairos_env.world_model.published.robot_settings import (
+    CameraTile as Tile,
 )
 
 CONTRACT = Path(os.environ.get("KAIROS_TEST_DATA", ""), "robotwin", "contract")
@@ -194,9 +196,18 @@ def test_an_instruction_is_required(instruction: str) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"layout": (Tile("agentview", 0, 0, 224, 224), Tile("wrist", 0, 224, 224, 224))}, "shows 'wrist', but"),
-        ({"layout": (Tile("agentview", 0, 0, 224, 224), Tile("eye_in_hand", 0, 208, 224, 224))}, "2 tiles, not one"),
-        ({"layout": (Tile("agentview", 0, 0, 224, 224), Tile("eye_in_hand", 0, 240, 224, 224))}, "0 tiles, not one"),
+        (
+            {"layout": (Tile("agentview", 0, 0, 224, 224), Tile("wrist", 0, 224, 224, 224))},
+            "shows 'wrist', but",
+        ),
+        (
+            {"layout": (Tile("agentview", 0, 0, 224, 224), Tile("eye_in_hand", 0, 208, 224, 224))},
+            "2 tiles, not one",
+        ),
+        (
+            {"layout": (Tile("agentview", 0, 0, 224, 224), Tile("eye_in_hand", 0, 240, 224, 224))},
+            "0 tiles, not one",
+        ),
         ({"layout": (Tile("agentview", 0, 0, 225, 224),)}, "225 x 224.*multiples of 16"),
         ({"replan": 33}, "replan=33 must be 1 ... 32"),
         ({"replan": 0}, "replan=0"),

@@ -9,8 +9,10 @@ import torch
 from reference_transformer import Visible, published_transformer
 from torch import Tensor
 
-from kairos_env.world_model.config import WorldActionConfig, get_release, miniature
-from kairos_env.world_model.published.world_action import WorldActionModel, build_transformer
+from kairos_env.world_model.config import WorldActionConfig
+from kairos_env.world_model.published.passes import build_transformer
+from kairos_env.world_model.published.releases import get_release, miniature
+from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.text.qwen import Context
 
 ROWS, COLUMNS, CONTEXT = 2, 3, 5  # tokens of a frame, and of the instruction

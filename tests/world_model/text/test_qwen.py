@@ -21,13 +21,13 @@ from einops import rearrange
 from PIL import Image
 from tokenizers import AddedToken, Regex, pre_tokenizers
 
-from kairos_env.world_model.config import get_release, miniature
+from kairos_env.world_model.published.passes import check_width
+from kairos_env.world_model.published.releases import get_release, miniature
 from kairos_env.world_model.text.qwen import (
     CachedEncoder,
     Context,
     EncoderSettings,
     QwenEncoder,
-    check_width,
 )
 
 transformers = pytest.importorskip("transformers")
