@@ -17,14 +17,14 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", default="kairos-libero")
 parser.add_argument("--suite", default="libero_object")
 parser.add_argument("--task", type=int, default=0)
-parser.add_argument("--init-state", type=int, default=45, help="the bundled model was trained on 0 to 39")
+parser.add_argument("--initial-state", type=int, default=45, help="the bundled model was trained on 0 to 39")
 parser.add_argument("--short", action="store_true")
 arguments = parser.parse_args()
 
 model = kairos_env.WorldModel.from_pretrained(arguments.model)
 options = {"suite": arguments.suite, "task": arguments.task, "camera_size": 64, "action_repeat": 4}
 env = gym.make("Kairos-LIBERO-v0", rendering="fast", **options)
-raw, info = env.reset(seed=0, options={"initial_state": arguments.init_state})
+raw, info = env.reset(seed=0, options={"initial_state": arguments.initial_state})
 first, frames, actions, done = Observation.from_gym(raw, info["instruction"]), [], [], False
 while not done and len(actions) < (3 if arguments.short else 25):
     actions.append(env.unwrapped.expert_action())
