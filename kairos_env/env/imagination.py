@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -80,9 +81,7 @@ class Imagination:
     ) -> None:
         if observation not in ("pixels", "latent"):
             raise ValueError(f"observation {observation!r} is unknown; use 'pixels' or 'latent'")
-        for name, value in (("steps", steps), ("max_episode_steps", max_episode_steps)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; use a whole number >= 1, or None")
+        _check_count("steps", steps)
         if success_threshold is not None and not 0 < success_threshold <= 1:
             raise ValueError(f"success_threshold is {success_threshold}; use a probability in (0, 1], or None")
         if uncertainty_limit is not None and not uncertainty_limit > 0:
@@ -93,7 +92,7 @@ class Imagination:
         self.initial_observations = InitialObservations(start, self.model)
         self.reward = make_reward(reward, self.model)
         self.steps = steps
-        self.max_episode_steps = max_episode_steps
+        self.limit_episodes(max_episode_steps)
         self.success_threshold = success_threshold
         self.uncertainty_limit = uncertainty_limit
         self.latent_only = observation == "latent"
@@ -104,6 +103,11 @@ class Imagination:
             self.observation_space = gym.spaces.Dict({"latent": latent, "proprio": self.observation_space["proprio"]})
         self._proprio_low = np.array([field.low for field in self.spec.proprio], np.float32)
         self._proprio_high = np.array([field.high for field in self.spec.proprio], np.float32)
+
+    def limit_episodes(self, max_episode_steps: int | None) -> None:
+        """Truncates episodes after so many decisions; None never does."""
+        _check_count("max_episode_steps", max_episode_steps)
+        self.max_episode_steps = max_episode_steps
 
     # Starting
 
@@ -308,9 +312,17 @@ def share_imagination(
     """The imagination to use, and whether it was made here (and is to be closed by its maker)."""
     if not isinstance(model, Imagination):
         return Imagination(model, **settings), True
-    if settings:
+    if set(settings) - {"max_episode_steps"}:
         raise ValueError(f"an Imagination has its settings already; got {sorted(settings)} as well")
+    if "max_episode_steps" in settings:  # gym.make_vec hands over the limit that the id is registered with
+        model = copy.copy(model)
+        model.limit_episodes(settings["max_episode_steps"])
     return model, False
+
+
+def _check_count(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"{name} is {value}; use a whole number >= 1, or None")
 
 
 def check_render_mode(render_mode: str | None) -> None:

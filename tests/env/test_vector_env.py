@@ -12,6 +12,7 @@ from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 
 import kairos_env  # noqa: F401  (registers the environments)
 from kairos_env.env.env import WorldModelEnv
+from kairos_env.env.imagination import Imagination
 from kairos_env.env.vector_env import WorldModelVectorEnv
 from kairos_env.records import SpecMismatch
 from kairos_env.world_model.model import WorldModel
@@ -271,6 +272,16 @@ def test_make_vec_limits_to_24_decisions_or_as_told() -> None:
         envs = gym.make_vec(WORLD, num_envs=2, model=CountingModel(), success_threshold=None, **asked)  # type: ignore[arg-type]
         envs.reset(seed=0)
         assert next(i for i in range(1, 100) if envs.step(np.zeros((2, 2)))[3].all()) == expected
+
+
+def test_environments_share_an_imagination_but_not_their_time_limit() -> None:
+    shared = Imagination(CountingModel(), max_episode_steps=3)
+    envs = gym.make_vec(WORLD, num_envs=2, model=shared)
+    assert envs.model is shared.model  # type: ignore[attr-defined]
+    limits = [e.imagination.max_episode_steps for e in (envs, WorldModelVectorEnv(2, shared, max_episode_steps=5))]  # type: ignore[attr-defined]
+    assert limits == [24, 5] and shared.max_episode_steps == 3
+    with pytest.raises(ValueError, match="max_episode_steps is 0"):
+        WorldModelVectorEnv(2, shared, max_episode_steps=0)
 
 
 def test_gymnasiums_vector_wrappers_work() -> None:
