@@ -12,16 +12,18 @@ uses the machine; scaling is wall time and does.
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-from kairos_env.eval.closed_loop.benchmark_jobs import BenchmarkConfig
-from kairos_env.eval.closed_loop.slots import PlayConfig, SlotPlayer, episode_seed
-from kairos_env.eval.closed_loop.workers import JobQueue, run_in_slots
-from kairos_env.eval.report.published_results import Benchmark
+from kairos_env.eval.closed_loop.config import LiberoConfig
+from kairos_env.eval.closed_loop.libero import plan_libero
+from kairos_env.eval.closed_loop.plan import EvalPlan
+from kairos_env.eval.closed_loop.player import episode_seed
+from kairos_env.eval.closed_loop.workers import run_in_processes
+from kairos_env.eval.report.published_results import PublishedBenchmark
 from kairos_env.eval.rows import Job
 from kairos_env.policies.make import make_policy
 from kairos_env.records import Observation
@@ -65,11 +67,10 @@ def raw(options: dict[str, Any], episodes: int, steps: int) -> tuple[float, floa
         for number, job in enumerate(jobs(episodes + 1)):
             if number == 1:
                 began, cpu = time.perf_counter(), cpu_seconds()
-            benchmark, suite, task = job.task.split("/")
-            where = {"benchmark": benchmark, "suite": suite, "task": task, "initial_state": job.initial_state}
             policy.reset(episode_seed(job))
+            where = {"task": job.task, "initial_state": job.initial_state}
             seen, info = env.reset(seed=episode_seed(job), options=where)
-            while info["simulator_steps"] < steps:
+            while info["steps"] < steps:
                 seen, _, _, _, info = env.step(policy.act(Observation.from_gym(seen, info["instruction"])))
         driving, simulating = (b - a for a, b in zip(cpu, cpu_seconds(), strict=True))
         return driving / episodes, simulating / episodes, (time.perf_counter() - began) / episodes
@@ -77,15 +78,14 @@ def raw(options: dict[str, Any], episodes: int, steps: int) -> tuple[float, floa
         env.close()
 
 
-def run(options: dict[str, Any], episodes: int, steps: int, workers: int, slots: int) -> tuple[float, float, float]:
+def run(plan: EvalPlan, episodes: int, steps: int, workers: int, slots: int) -> tuple[float, float, float]:
     """The same of the runner; wall seconds are those of the whole divided by its episodes."""
-    make = functools.partial(make_policy)
-    play = PlayConfig("Kairos-LIBERO-v0", options, dict.fromkeys(MAX_STEPS, steps), make)
+    config = dataclasses.replace(plan.config, slots=slots)
+    plan = dataclasses.replace(plan, config=config, max_decisions={TASK: steps}, in_process=False)
     places = workers * slots
     done, began, cpu = 0, 0.0, (0.0, 0.0)
     total = places + episodes * places
-    rows = run_in_slots(JobQueue(jobs(total)), functools.partial(SlotPlayer, play), workers, slots)
-    for row in rows:
+    for row in run_in_processes(plan, jobs(total), workers):
         if row.status == "error":
             raise SystemExit(row.message)
         done += 1
@@ -107,13 +107,17 @@ def main() -> None:
     parser.add_argument("--rendering", default="fast", choices=("fast", "official"))
     parser.add_argument("--camera-size", type=int, default=128)
     args = parser.parse_args()
-    config = BenchmarkConfig(policies=("random",), rendering=args.rendering, camera_size=args.camera_size)
-    options = config.resolved().simulator_options() | {"observe_images": True}
+    config = LiberoConfig(
+        benchmark="libero", policies=("random",), rendering=args.rendering, camera_size=args.camera_size
+    )
+    plan = plan_libero(config)
+    options = dict(plan.simulator_options) | {"observe_images": True}
+    plan = dataclasses.replace(plan, simulator_options=options)
     size = (args.episodes, args.steps)
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {args.steps} steps, {args.rendering}, "
           f"{args.camera_size} pixels")  # fmt: skip
     if args.only != "scaling":
-        first, mine, second = raw(options, *size), run(options, *size, 1, 1), raw(options, *size)
+        first, mine, second = raw(options, *size), run(plan, *size, 1, 1), raw(options, *size)
         plain = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
         extra = mine[0] - plain[0]
         for what, (driving, simulating, wall) in (("plain loop", plain), ("runner", mine)):
@@ -121,11 +125,11 @@ def main() -> None:
         wall = 100 * (mine[2] / plain[2] - 1)
         print(f"overhead: {100 * extra / (plain[0] + plain[1]):.2f} % in CPU, {wall:.1f} % in wall time")
     if args.only != "overhead":
-        before, two, after = (run(options, *size, workers, args.slots)[2] for workers in (1, 2, 1))
+        before, two, after = (run(plan, *size, workers, args.slots)[2] for workers in (1, 2, 1))
         one = (before + after) / 2
         print(f"1 worker {before:.2f} and {after:.2f} s an episode, 2 workers {two:.2f} s: {one / two:.2f} times")
         step = one / args.steps
-        plus = Benchmark.published("libero-plus")
+        plus = PublishedBenchmark.read("libero-plus")
         whole = sum(plus.size(suite) * MAX_STEPS[suite] for suite in plus.suites) * step / 3600
         print(
             f"all {plus.size():,} tasks of LIBERO-plus at {1000 * step:.0f} ms a step, if no episode ends before its "

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from split_env import SPEC, Points
 
-from kairos_env.eval.closed_loop.benchmark import evaluate
-from kairos_env.eval.closed_loop.benchmark_jobs import BenchmarkConfig
+from kairos_env.eval.closed_loop.config import LiberoConfig
+from kairos_env.eval.closed_loop.engine import make_plan, run
 from kairos_env.records import ActionChunk
 
 
-def config(output: Path, **changes: Any) -> BenchmarkConfig:
-    base = BenchmarkConfig(
+def config(output: Path, **changes: Any) -> LiberoConfig:
+    base = LiberoConfig(
         output=str(output),
         policies=("expert",),
         camera_size=16,
@@ -27,9 +27,9 @@ def config(output: Path, **changes: Any) -> BenchmarkConfig:
     return dataclasses.replace(base, **changes)
 
 
-def play(settings: BenchmarkConfig, points: Points | None = None, **more: Any) -> Any:
+def play(settings: LiberoConfig, points: Points | None = None, **more: Any) -> Any:
     points = points or Points()
-    return evaluate(settings, catalogue=points, benchmarks=points.benchmarks, **more)  # type: ignore[arg-type]
+    return run(make_plan(settings, points), benchmarks=points.benchmarks, **more)  # type: ignore[arg-type]
 
 
 class Slow:

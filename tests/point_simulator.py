@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -33,10 +34,16 @@ class Point(gym.Env[Any, Any]):
         self.trouble, self.seconds = trouble or {}, seconds_a_step
         self.broken = False
 
+    max_episode_steps = 24
+
+    def tasks(self) -> dict[str, str]:
+        return {"near": "go near", "far": "go far"}
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
         assert options is not None and not self.broken
         self.id, self.task = options["initial_state"], options["task"]
+        self.steps = 0
         self.at = np.random.default_rng(self.id).uniform(-1, 1, 2)
         self.goal = np.zeros(2) if self.task == "near" else np.ones(2)
         return self._observe()
@@ -56,8 +63,10 @@ class Point(gym.Env[Any, Any]):
             time.sleep(600)
         # the noise comes from the seed, so a wrong seeding shows in the rows
         self.at = np.clip(self.at + action + self.np_random.normal(0, 0.01, 2), -1, 1)
+        self.steps += 1
         observation, info = self._observe()
-        return observation, float(np.exp(-np.linalg.norm(self.goal - self.at))), info["success"], False, info
+        reward = float(np.exp(-np.linalg.norm(self.goal - self.at)))
+        return observation, reward, info["success"], self.steps == self.max_episode_steps, info
 
     def _observe(self) -> Any:
         image = np.full((16, 16, 3), int(100 + 100 * self.at[0]), np.uint8)
@@ -85,3 +94,18 @@ class ImaginedPoint(Point):
         observation, info = super()._observe()
         sure = float(np.exp(-3 * np.linalg.norm(self.goal - self.at)))
         return observation, info | {"success": sure >= self.threshold, "success_probability": sure}
+
+
+def thinker(env: Any, model: str, device: str) -> Any:
+    """Notes its process and never decides."""
+
+    class Thinker:
+        def reset(self, seed: int | None = None) -> None:
+            pass
+
+        def act(self, observation: Any) -> Any:
+            Path(os.environ["POINT_NOTES"], str(os.getpid())).touch()
+            while True:
+                sum(range(1000))
+
+    return Thinker()

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from kairos_env.eval.report.published_results import Benchmark
+from kairos_env.eval.report.published_results import PublishedBenchmark
 from kairos_env.records import Camera, Field, RobotSpec
 from kairos_env.sims.libero.tasks import DIMENSIONS, LiberoTask
 
@@ -48,7 +48,7 @@ SPEC = RobotSpec("point", (Camera("scene", 16, 16),), (Field("x", -9, 9, "m"),),
 
 
 class SplitPoint:
-    """The environment; see `slots.SplitEnv`."""
+    """The environment; see `sims.simulator.AsyncSimulator`."""
 
     def __init__(self, **options: Any) -> None:
         self.robot_spec, self.options, self.unwrapped = SPEC, options, self
@@ -58,8 +58,14 @@ class SplitPoint:
     def versions(self) -> dict[str, str]:
         return {"mujoco": "0.0"}
 
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.send_reset(seed=seed, options=options)
+        observation, *_, info = self.receive()
+        return observation, info
+
     def send_reset(self, *, seed: int | None = None, options: Any = None) -> None:
         self.now = dict(options)
+        _, self.now["suite"], self.now["task"] = options["task"].split("/")
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, "-S", "-E", "-u", "-c", SERVER],
@@ -157,8 +163,8 @@ class Points:
                 self.all.append(task)
 
     @property
-    def benchmarks(self) -> dict[str, Benchmark]:
-        return {"libero-plus": Benchmark.of_tasks("libero-plus", self.all)}
+    def benchmarks(self) -> dict[str, PublishedBenchmark]:
+        return {"libero-plus": PublishedBenchmark.of_tasks("libero-plus", self.all)}
 
     def tasks(self, benchmark: str, suites: Any = None, dimensions: Any = None, difficulties: Any = None) -> Any:
         def wanted(task: LiberoTask) -> bool:

@@ -213,7 +213,8 @@ def plan_blindly(
 
 def act(model: WorldModel, args: DemoConfig, settings: Amount, folder: Path, console: Console) -> dict[str, Any]:
     """The action-only policy in the real simulator, by the evaluation that `kairos eval` runs."""
-    from kairos_env.eval.closed_loop.episodes import EvalConfig, evaluate
+    from kairos_env.eval.closed_loop.config import EvalConfig
+    from kairos_env.eval.closed_loop.engine import evaluate
 
     console.print("\n[bold]3. Act[/]: the action-only policy in the real simulator, looking at every frame")
     config = EvalConfig(
@@ -231,7 +232,7 @@ def act(model: WorldModel, args: DemoConfig, settings: Amount, folder: Path, con
         videos=1,
     )
     results = evaluate(config, progress=True)
-    return {"closed_loop": {cell.task: dataclasses.asdict(cell) for cell in results.cells}}
+    return {"closed_loop": {task: dataclasses.asdict(results.cell("policy", task)) for task in model.tasks}}
 
 
 def in_imagination(model: WorldModel, settings: Amount, folder: Path, console: Console) -> dict[str, Any]:
@@ -346,7 +347,8 @@ def report(found: dict[str, Any], model: WorldModel, folder: Path, console: Cons
     """Prints the table; writes ``summary.json`` and ``demo.html``."""
     from rich.table import Table
 
-    from kairos_env.eval.report.closed_loop import html_page, plain
+    from kairos_env.eval.report.page import html_page
+    from kairos_env.eval.report.text import plain
     from kairos_env.eval.statistics import wilson
     from kairos_env.runs import write_text
 

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from kairos_env.cli.options import Fields, Positional
 from kairos_env.cli.values import print_json
-from kairos_env.eval.closed_loop import benchmark, episodes
-from kairos_env.eval.closed_loop.benchmark_jobs import BenchmarkConfig
-from kairos_env.eval.closed_loop.episodes import EvalConfig
+from kairos_env.eval.closed_loop.config import EvalConfig, LiberoConfig
+from kairos_env.eval.closed_loop.engine import describe, evaluate
 
 
 @dataclass(frozen=True)
-class LiberoPlus(BenchmarkConfig):
+class LiberoPlus(LiberoConfig):
     """An evaluation on LIBERO-plus."""
 
     output: str = "runs/libero-plus"
@@ -21,7 +20,7 @@ class LiberoPlus(BenchmarkConfig):
 
 
 @dataclass(frozen=True)
-class Libero(BenchmarkConfig):
+class Libero(LiberoConfig):
     """An evaluation on LIBERO."""
 
     output: str = "runs/libero"
@@ -30,26 +29,24 @@ class Libero(BenchmarkConfig):
 
 def closed_loop(config: Fields[EvalConfig]) -> int:
     """Evaluates; 1 if an episode ended in an error."""
-    report = episodes.evaluate(config, progress=True)
-    print(f"{report.table()}\n\nwritten to {config.output}")
-    return int(bool(report.errors))
+    return _evaluate(config)
 
 
 def libero(config: Fields[Libero]) -> int:
     """Evaluates; 1 if an episode ended in an error."""
-    return _benchmark(config)
+    return _evaluate(config)
 
 
 def libero_plus(config: Fields[LiberoPlus]) -> int:
     """Evaluates; 1 if an episode ended in an error."""
-    return _benchmark(config)
+    return _evaluate(config)
 
 
-def _benchmark(config: BenchmarkConfig) -> int:
+def _evaluate(config: EvalConfig) -> int:
     if config.dry_run:
-        print(benchmark.describe(config))
+        print(describe(config))
         return 0
-    report = benchmark.evaluate(config, progress=True)
+    report = evaluate(config, progress=True)
     print(f"{report.table()}\n\n{report.timing()}\n\nwritten to {config.output}")
     return int(bool(report.errors))
 
@@ -62,12 +59,12 @@ def table(runs: Positional[tuple[Path, ...]], out: Path | None = None, published
         out: where to write the report; by default the folder, if there is only one.
         published: also print what others published.
     """
-    from kairos_env.eval.report.benchmark import make_benchmark_report
+    from kairos_env.eval.report.report import make_report
     from kairos_env.eval.rows import read_runs
 
     if out is None and len(runs) > 1:
         raise ValueError(f"{len(runs)} runs become one report: say where with --out")
-    report = make_benchmark_report(read_runs(runs))
+    report = make_report(read_runs(runs))
     out = out or runs[0]
     report.save(out, runs)
     others = f"{report.published()}\n\n" if published else ""

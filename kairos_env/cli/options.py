@@ -45,7 +45,8 @@ NAMES = {
     "source": ("from", "source"),
     "feature_map": ("map", "feature-map"),
     "tasks": ("tasks", "task"),
-    "first_initial_state": ("first-initial-state", "first-initial-state-id"),
+    "first_initial_state": ("first-initial-state", "first-initial-state-id", "first-state"),
+    "episodes": ("episodes", "trials"),
 }
 
 

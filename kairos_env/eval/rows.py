@@ -7,6 +7,8 @@ does not depend on how many workers there were.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -102,6 +104,12 @@ def _lines(path: Path) -> Iterator[Row]:
             ) from None
 
 
+def missing_jobs(path: str | Path, jobs: Iterable[Job], retry_errors: bool = False) -> list[Job]:
+    """Those of ``jobs`` that have no row in a file or folder, each once; ``retry_errors``: or one of an error only."""
+    done = {row.job for row in read_rows(path) if not (retry_errors and row.status == "error")}
+    return [job for job in dict.fromkeys(jobs) if job not in done]
+
+
 def read_runs(folders: Iterable[str | Path]) -> list[Row]:
     """The rows of run folders (the shards of a run, or several runs) together.
 
@@ -114,6 +122,29 @@ def read_runs(folders: Iterable[str | Path]) -> list[Row]:
             raise FileNotFoundError(f"{folder} is no folder of a run: {Path(folder) / 'results.jsonl'} is not there")
         rows += read_rows(folder)
     return rows
+
+
+def unique_rows(rows: Iterable[Row]) -> list[Row]:
+    """The rows sorted by job, each job once: its result if it has one, else its error.
+
+    Raises:
+        ValueError: a job has results that contradict each other.
+    """
+    found: dict[Job, Row] = {}
+    # the text of a row decides between equal ones, so that the order in which they came does not
+    for row in sorted(rows, key=lambda row: (row.job, row.status == "error", json.dumps(row.to_dict()))):
+        other = found.setdefault(row.job, row)
+        if "error" not in (row.status, other.status) and row.status != other.status:
+            raise ValueError(
+                f"{row.job} has a success and a failure: these rows are of different runs and cannot be one table"
+            )
+    return list(found.values())
+
+
+def error_kind(message: str) -> str:
+    """An error's first line with numbers left out, so that equal mishaps are counted together."""
+    lines = message.strip().splitlines() or ["no message"]
+    return re.sub(r"\d+(\.\d+)?", "…", lines[0])
 
 
 class ResultsFile:
@@ -132,11 +163,6 @@ class ResultsFile:
         self.path = Path(path)
         self._lock = WriteLock(self.path)
         self._done = {row.job: row.status for row in read_rows(self.path)}
-
-    def missing(self, jobs: Iterable[Job], retry_errors: bool = False) -> list[Job]:
-        """Those of ``jobs`` that have no row yet, each once; with ``retry_errors`` also those that ended in one."""
-        done = {job for job, status in self._done.items() if not (retry_errors and status == "error")}
-        return [job for job in dict.fromkeys(jobs) if job not in done]
 
     def append(self, row: Row) -> None:
         """Writes a row durably.

@@ -7,12 +7,14 @@
     replay(path=FOLDER)               recorded demonstrations of LIBERO's tasks
     module:factory                    anybody's own: factory(env=..., model=..., device=...) -> Policy
 
-A name takes options and action noise: ``cem(horizon=10;population=64)``, ``policy+noise=0.5``.
+A name takes options and action noise: ``cem(horizon=10;population=64)``, ``policy+noise=0.5``. The options are the
+arguments of the policy's class, and of the planner.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -22,25 +24,31 @@ from typing import Any
 
 import numpy as np
 
+from kairos_env.policies.planners import PLANNERS
+from kairos_env.policies.planners.planning import option_names
+from kairos_env.policies.planners.policy import PlannerPolicy
 from kairos_env.policies.policy import Policy, begin, follow
 from kairos_env.records import ActionChunk, Array, Observation, RobotSpec
 from kairos_env.runs import did_you_mean
 from kairos_env.sims.make import load_factory, spec_of
 
-PLANNER_NAMES = ("best_of_n", "cem", "mppi", "random_shooting")
-NAMES = ("random", "expert", "policy", *PLANNER_NAMES, "state_cem", "4b", "replay")
-_WITHOUT_MODEL = ("random", "expert", "state_cem", "replay")
+NAMES = ("random", "expert", "policy", *PLANNERS, "state_cem", "4b", "replay")
 _BLIND = ("random", "expert", "replay")
+_ADAPTED = ("policy", *PLANNERS)  # to the robot of the small model that they run on
 _CHUNKS = {"policy": "execute", "4b": "replan"}  # and what the option for the executed actions is called
 
 _NAME = re.compile(r"(?P<base>[\w.:\-]+)(\((?P<options>[^()]*)\))?(\+noise=(?P<noise>[\d.]+))?")
+# arguments of policies and planners that `make_policy` and `PlannerPolicy` fill in
+_FILLED = {"spec", "env", "model", "device", "planner", "settings", "normaliser", "state", "initial", "proposals"}
+_FILLED |= {"objective", "rollout"}
+_LEGAL_TYPES: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
 
 
 def parse_name(name: str) -> tuple[str, dict[str, Any], float]:
-    """Splits ``base(option=value;...)+noise=level`` and checks it without building anything.
+    """Splits ``base(option=value;...)+noise=level``.
 
     Raises:
-        ValueError: unknown or malformed.
+        ValueError: malformed, or no policy of this name.
     """
     match = _NAME.fullmatch(name.strip())
     if match is None:
@@ -50,7 +58,7 @@ def parse_name(name: str) -> tuple[str, dict[str, Any], float]:
         )
     base = match["base"]
     if ":" not in base and base not in NAMES:
-        raise ValueError(f"unknown policy {base!r}; {did_you_mean(base, NAMES)} Or give module:factory")
+        raise ValueError(f"unknown policy {base!r} (it may also be module:factory); {did_you_mean(base, NAMES)}")
     options = {}
     for part in filter(None, re.split("[;,]", match["options"] or "")):
         key, equals, value = part.partition("=")
@@ -58,6 +66,37 @@ def parse_name(name: str) -> tuple[str, dict[str, Any], float]:
             raise ValueError(f"option {part!r} of {name!r} needs the form key=value")
         options[key.strip()] = _value(value.strip())
     return base, options, float(match["noise"] or 0)
+
+
+def check_name(name: str) -> None:
+    """Checks a policy's name with its options; nothing is loaded or built.
+
+    Raises:
+        ValueError: an unknown policy or option, a value of the wrong type, a factory that cannot be imported.
+    """
+    base, options, _ = parse_name(name)
+    makers = _makers(base)
+    legal: dict[str, Any] = {}
+    for maker in makers:
+        for parameter in inspect.signature(maker).parameters.values():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD and ":" in base:
+                return  # a factory that takes anything
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD and parameter.name not in _FILLED:
+                legal[parameter.name] = parameter.default
+    for planner in makers[1:]:
+        shared = [name for name in option_names(planner) or () if name not in legal and name not in _FILLED]
+        legal |= dict.fromkeys(shared)
+    if base == "4b":
+        legal["statistics"] = inspect.Parameter.empty
+    for key, value in options.items():
+        if key not in legal:
+            raise ValueError(f"{base!r} has no option {key!r}; {did_you_mean(key, legal)}")
+        types = _LEGAL_TYPES.get(type(legal[key]))
+        if types and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
+            raise ValueError(f"option {key}={value!r} of {base!r} should be like its default, {legal[key]!r}")
+    for key, default in legal.items():
+        if default is inspect.Parameter.empty and key not in options:
+            raise ValueError(f"{base!r} needs the option {key}: {base}({key}=...)")
 
 
 def make_policy(
@@ -83,6 +122,7 @@ def make_policy(
         ValueError: unknown name or option.
         SpecMismatch: the model is of another robot.
     """
+    check_name(name)
     base, options, noise = parse_name(name)
     spec = spec_of(env)
     if execute is not None and base in _CHUNKS:
@@ -107,11 +147,6 @@ def load_world_action(folder: str, device: str = "cpu") -> Any:
     return WorldActionModel.from_pretrained(folder, device)
 
 
-def uses_model(name: str) -> bool:
-    """Whether a policy of this name depends on the model; of ``module:factory`` nobody knows, so it may."""
-    return parse_name(name)[0] not in _WITHOUT_MODEL
-
-
 def is_blind(name: str) -> bool:
     """Whether a policy of this name never looks at a picture, so that none needs to be drawn."""
     return parse_name(name)[0] in _BLIND
@@ -128,11 +163,24 @@ def robot_of(name: str, model: str) -> RobotSpec | None:
         from kairos_env.embodiments import LIBERO_PANDA
 
         return LIBERO_PANDA
-    if base not in ("policy", *PLANNER_NAMES):
-        return None
-    from kairos_env.world_model.checkpoint import CONFIG, resolve
+    return RobotSpec.from_dict(_config(model)["robot"]) if base in _ADAPTED else None
 
-    return RobotSpec.from_dict(json.loads((resolve(model) / CONFIG).read_text())["robot"])
+
+def known_instructions(name: str, model: str) -> list[str]:
+    """The tasks in words that the model of a policy of this name was trained on; empty if nobody says."""
+    return list(_config(model)["tasks"].values()) if parse_name(name)[0] in _ADAPTED else []
+
+
+def weights_of(name: str, model: str, state_model: str) -> str:
+    """Name and digest of the weights that a policy of this name acts by; "" if it has none.
+
+    Nobody knows what ``module:factory`` does with the model, so its results depend on it.
+    """
+    base = parse_name(name)[0]
+    if base in _BLIND:
+        return ""
+    weights = state_model if base == "state_cem" else model
+    return f"{Path(weights).name} {model_digest(weights)}".strip()
 
 
 def model_digest(name: str) -> str:
@@ -140,7 +188,7 @@ def model_digest(name: str) -> str:
 
     Empty if ``name`` is neither a folder nor a bundled checkpoint.
     """
-    for folder in (Path(name), Path(__file__).parents[2] / "pretrained" / name):
+    for folder in (Path(name), Path(__file__).parents[1] / "pretrained" / name):
         files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
         if files:
             digest = hashlib.sha256()
@@ -188,42 +236,55 @@ class ActionNoise:
         return self.spec.check_action(actions + self.level * half * self._rng.normal(size=actions.shape))
 
 
+def _config(model: str) -> dict[str, Any]:
+    from kairos_env.world_model.checkpoint import CONFIG, resolve
+
+    config: dict[str, Any] = json.loads((resolve(model) / CONFIG).read_text())
+    return config
+
+
+def _makers(base: str) -> tuple[Any, ...]:
+    """What makes a policy of this name, and for a planner also what plans: their arguments are the name's options."""
+    from kairos_env.policies import replay, scripted, world_model
+
+    if ":" in base:
+        return (load_factory(base),)
+    if base in PLANNERS:
+        return PlannerPolicy, PLANNERS[base]
+    if base == "state_cem":
+        return PlannerPolicy, PLANNERS["cem"]
+    if base == "4b":
+        from kairos_env.policies.world_action import WorldActionPolicy
+
+        return (WorldActionPolicy,)
+    return (
+        {
+            "random": scripted.RandomPolicy,
+            "expert": scripted.ExpertPolicy,
+            "replay": replay.DemonstrationPolicy,
+            "policy": world_model.WorldModelPolicy,
+        }[base],
+    )
+
+
 def _make_base(base: str, options: dict[str, Any], env: Any, model: str, device: str, state_model: str) -> Policy:
+    maker, *planner = _makers(base)
     spec = spec_of(env)
     if ":" in base:
-        return load_factory(base)(env=env, model=model, device=device, **options)
-    if base == "random":
-        from kairos_env.policies.scripted import RandomPolicy
-
-        return RandomPolicy(spec, **options)
+        return maker(env=env, model=model, device=device, **options)
     if base == "expert":
-        from kairos_env.policies.scripted import ExpertPolicy
-
-        return ExpertPolicy(env, **options)
+        return maker(env, **options)
+    if base in ("random", "replay"):
+        return maker(spec=spec, **options)
     if base == "state_cem":
-        from kairos_env.policies.planners import cem
-        from kairos_env.policies.planners.policy import PlannerPolicy
         from kairos_env.policies.planners.state_model import StateModel
 
-        return PlannerPolicy(StateModel.load(state_model).reading(env), cem, **options)
-    if base == "replay":
-        from kairos_env.policies.replay import DemonstrationPolicy
-
-        if "path" not in options:
-            raise ValueError("which demonstrations? Give their folder: replay(path=FOLDER)")
-        return DemonstrationPolicy(spec=spec, **options)
+        return maker(StateModel.load(state_model).reading(env), *planner, **options)
     if base == "4b":
         return _make_world_action(options, spec, model, device)
     loaded = load_model(model, device)
     loaded.spec.require_same(spec, "model", "environment")
-    if base == "policy":
-        from kairos_env.policies.world_model import WorldModelPolicy
-
-        return WorldModelPolicy(loaded, **options)
-    from kairos_env.policies.planners import PLANNERS
-    from kairos_env.policies.planners.policy import PlannerPolicy
-
-    return PlannerPolicy(loaded, PLANNERS[base], **options)
+    return maker(loaded, *planner, **options)
 
 
 def _make_world_action(options: dict[str, Any], spec: RobotSpec, model: str, device: str) -> Policy:
@@ -233,8 +294,6 @@ def _make_world_action(options: dict[str, Any], spec: RobotSpec, model: str, dev
 
     settings = get_settings("libero")
     settings.spec.require_same(spec, "model", "environment")
-    if "statistics" not in options:
-        raise ValueError("how are actions normalised? Give the file of statistics: 4b(statistics=FILE)")
     normaliser = Normaliser.from_file(str(options.pop("statistics")), settings.normalisation)
     return WorldActionPolicy(load_world_action(model, device), settings, normaliser, **options)
 

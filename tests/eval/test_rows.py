@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kairos_env.eval.rows import Job, ResultsFile, Row, read_rows
+from kairos_env.eval.rows import Job, ResultsFile, Row, missing_jobs, read_rows
 from kairos_env.runs import ConfigMismatch, open_run, write_text
 
 
@@ -31,7 +31,7 @@ def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
         path.write_bytes(whole[:-cut])
         assert read_rows(path) == [row(0)]
     with ResultsFile(path) as file:
-        assert file.missing([row(0).job, row(1).job]) == [row(1).job]
+        assert missing_jobs(path, [row(0).job, row(1).job]) == [row(1).job]
         file.append(row(1))
     assert path.read_bytes() == whole
 
@@ -49,7 +49,7 @@ def test_a_job_is_counted_once(tmp_path: Path) -> None:
         file.append(row(0))
         with pytest.raises(ValueError, match="counted once"):
             file.append(row(0, "failure"))
-        assert file.missing([row(0).job, row(1).job, row(1).job]) == [row(1).job]
+        assert missing_jobs(path, [row(0).job, row(1).job, row(1).job]) == [row(1).job]
     path.write_text(path.read_text() + json.dumps(row(0, "failure").to_dict()) + "\n")
     assert read_rows(path) == [row(0)]
 
@@ -58,8 +58,8 @@ def test_an_error_may_be_tried_again(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     with ResultsFile(path) as file:
         file.append(row(0, "error", message="boom"))
-        assert file.missing([row(0).job]) == []
-        assert file.missing([row(0).job], retry_errors=True) == [row(0).job]
+        assert missing_jobs(path, [row(0).job]) == []
+        assert missing_jobs(path, [row(0).job], retry_errors=True) == [row(0).job]
         file.append(row(0, "failure"))
     assert read_rows(path) == [row(0, "failure")]
 

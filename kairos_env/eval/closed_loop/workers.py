@@ -8,54 +8,19 @@ and only one that kills a worker by itself is an error.
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
+from kairos_env.eval.closed_loop.plan import EvalPlan, SetupFailed
+from kairos_env.eval.closed_loop.player import EpisodePlayer
 from kairos_env.eval.rows import Job, Row
 from kairos_env.runs import exit_with_parent, single_threaded_workers
 
-
-class Runner(Protocol):
-    """What lives in a worker: it keeps simulator and policies between jobs."""
-
-    def prepare(self, job: Job) -> None:
-        """Builds what the job needs. An exception here is a wrong set-up and ends the whole run."""
-
-    def run(self, job: Job) -> Row:
-        """Runs the job. An exception here is turned into an error row."""
-
-    def close(self) -> None:
-        """Frees everything; also called before a job after one that failed."""
-
-
-class Event(NamedTuple):
-    """The job in ``slot`` has begun (``row`` is None) or has ended."""
-
-    slot: int
-    row: Row | None
-
-
-class SlotRunner(Protocol):
-    """What lives in a worker that holds several jobs at a time."""
-
-    def start(self, slot: int, job: Job) -> None:
-        """Takes on a job in a slot that is free. An exception here is a wrong set-up and ends the whole run."""
-
-    def advance(self, wake: Connection | None) -> list[Event]:
-        """Works until something has happened to a job, or there is something to read on ``wake``."""
-
-    def close(self) -> None:
-        """Frees everything."""
-
-
-class SetupFailed(RuntimeError):
-    """A simulator or a policy could not be built; every job would fail alike, so none is recorded."""
+_START_LIMIT_S = 600.0  # for building simulator and policy
+_GRACE_S = 120.0  # beyond an episode's own limit, before a worker that looks at its clock is taken for dead
 
 
 class JobQueue:
@@ -63,10 +28,10 @@ class JobQueue:
 
     Args:
         jobs: groups are begun in the order of their first jobs.
-        group: of a job; the default has one group, hence keeps the order of ``jobs``.
+        group: of a job; one group alone keeps the order of ``jobs``.
     """
 
-    def __init__(self, jobs: Sequence[Job], group: Callable[[Job], str] = lambda job: "") -> None:
+    def __init__(self, jobs: Sequence[Job], group: Callable[[Job], str]) -> None:
         self._group = group
         self._waiting: dict[str, list[Job]] = {}
         for job in reversed(jobs):
@@ -92,56 +57,25 @@ class JobQueue:
         return job
 
 
-def run_jobs(
-    jobs: Sequence[Job],
-    make_runner: Callable[[], Runner],
-    workers: int = 1,
-    time_limit_s: float = 300.0,
-    start_limit_s: float = 600.0,
-) -> Iterator[Row]:
+def run_in_processes(plan: EvalPlan, jobs: Sequence[Job], workers: int) -> Iterator[Row]:
     """Yields one row for each job, in the order in which they finish.
 
     Args:
-        jobs: what to run.
-        make_runner: picklable (a function at the top level of a module, or a `functools.partial` of one).
-        workers: processes; 0 runs everything in this process, where a hanging job cannot be ended.
-        time_limit_s: for one job.
-        start_limit_s: for building simulator and policy.
+        plan: of the run.
+        jobs: what to run of it.
+        workers: processes.
 
     Raises:
-        SetupFailed: `Runner.prepare` raised.
+        SetupFailed: a simulator or a policy cannot be built.
     """
-    one_at_a_time = functools.partial(_OneAtATime.make, make_runner)
-    yield from run_in_slots(JobQueue(jobs), one_at_a_time, workers, 1, time_limit_s, start_limit_s)
-
-
-def run_in_slots(
-    queue: JobQueue,
-    make_runner: Callable[[], SlotRunner],
-    workers: int = 1,
-    slots: int = 1,
-    time_limit_s: float = 300.0,
-    start_limit_s: float = 600.0,
-) -> Iterator[Row]:
-    """Like `run_jobs`, with ``slots`` jobs at a time in each worker.
-
-    Raises:
-        SetupFailed: `SlotRunner.start` raised.
-    """
-    if workers < 0 or slots < 1 or not time_limit_s > 0:
-        raise ValueError(
-            f"workers must be >= 0, slots >= 1 and time_limit_s > 0, got {workers}, {slots} and {time_limit_s}"
-        )
-    if workers == 0:
-        yield from _run_here(queue, make_runner, slots)
-        return
+    queue = JobQueue(jobs, plan.scene)
     crew: list[_Worker] = []
     suspects: list[Job] = []
     with single_threaded_workers():
         try:
             while queue or suspects or crew:
                 while len(crew) < workers and len(queue) + len(suspects) > sum(not worker.jobs for worker in crew):
-                    crew.append(_Worker(make_runner, slots, time_limit_s, start_limit_s))
+                    crew.append(_Worker(plan))
                 for worker in list(crew):
                     worker.fill(queue, suspects)
                     if not worker.jobs:
@@ -162,86 +96,38 @@ def run_in_slots(
                 worker.stop()
 
 
-def error_row(job: Job, error: BaseException) -> Row:
-    """The row of a job that raised."""
-    trace = "".join(traceback.format_exception(error))
-    return Row(job, "error", message=f"{type(error).__name__}: {error}", extra={"traceback": trace[-4000:]})
-
-
-def _run_here(queue: JobQueue, make_runner: Callable[[], SlotRunner], slots: int) -> Iterator[Row]:
-    runner = make_runner()
-    last: list[Job | None] = [None] * slots
-    free = list(range(slots))
+def run_here(plan: EvalPlan, jobs: Sequence[Job]) -> Iterator[Row]:
+    """Like `run_in_processes`, in this process, where a simulator that hangs cannot be ended."""
+    queue, player = JobQueue(jobs, plan.scene), EpisodePlayer(plan)
+    last: dict[int, Job] = {}
+    free = list(range(plan.config.slots))
     try:
-        while queue or len(free) < slots:
+        while queue or len(free) < plan.config.slots:
             while queue and free:
                 slot = free.pop(0)
-                job = last[slot] = queue.take(last[slot])
-                _start(runner, slot, job)
-            for event in runner.advance(None):
+                last[slot] = queue.take(last.get(slot))
+                player.start(slot, last[slot])
+            for event in player.advance(None):
                 if event.row is not None:
                     free.append(event.slot)
                     yield event.row
     finally:
-        runner.close()
-
-
-def _start(runner: SlotRunner, slot: int, job: Job) -> None:
-    try:
-        runner.start(slot, job)
-    except Exception as error:
-        raise SetupFailed(
-            f"could not set up policy {job.policy!r} on {job.simulator!r}: {type(error).__name__}: {error}"
-        ) from error
-
-
-@dataclass
-class _OneAtATime:
-    """A `Runner` as a `SlotRunner` with one slot."""
-
-    runner: Runner
-    job: Job | None = None
-    begun: bool = False
-
-    @classmethod
-    def make(cls, make_runner: Callable[[], Runner]) -> _OneAtATime:
-        return cls(make_runner())
-
-    def start(self, slot: int, job: Job) -> None:
-        self.runner.prepare(job)
-        self.job, self.begun = job, False
-
-    def advance(self, wake: Connection | None) -> list[Event]:
-        if self.job is None:
-            return []
-        if not self.begun:
-            self.begun = True
-            return [Event(0, None)]
-        job, self.job = self.job, None
-        try:
-            return [Event(0, self.runner.run(job))]
-        except Exception as error:  # noqa: BLE001 (anything a simulator or policy raises is this job's error)
-            # What raised may be broken for good: the next job gets a fresh one.
-            self.runner.close()
-            return [Event(0, error_row(job, error))]
-
-    def close(self) -> None:
-        self.runner.close()
+        player.close()
 
 
 class _Worker:
     """One process and the jobs it holds, by slot."""
 
-    def __init__(
-        self, make_runner: Callable[[], SlotRunner], slots: int, time_limit_s: float, start_limit_s: float
-    ) -> None:
+    def __init__(self, plan: EvalPlan) -> None:
         # spawn: a forked child would inherit the parent's threads and GL context
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process: Any = context.Process(target=_serve, args=(theirs, make_runner), daemon=True)
+        self.process: Any = context.Process(target=_serve, args=(theirs, plan), daemon=True)
         self.process.start()
         theirs.close()
-        self.slots, self.time_limit_s, self.start_limit_s = slots, time_limit_s, start_limit_s
+        self.slots = plan.config.slots
+        # one that simulates itself cannot look at its clock meanwhile
+        self.time_limit_s = plan.config.time_limit_s + (0.0 if plan.in_process else _GRACE_S)
         self.jobs: dict[int, Job] = {}
         self.alive = True
         self._alone = False
@@ -265,7 +151,7 @@ class _Worker:
 
     def _give(self, slot: int, job: Job) -> None:
         self.jobs[slot] = self._last[slot] = job
-        self._allow(slot, self.start_limit_s, "building simulator and policy")
+        self._allow(slot, _START_LIMIT_S, "building simulator and policy")
         try:
             self.connection.send((slot, job))
         except OSError:  # it died meanwhile; poll will find out
@@ -316,28 +202,25 @@ class _Worker:
         self.process.join(10)
 
 
-def _serve(connection: Connection, make_runner: Callable[[], SlotRunner]) -> None:
+def _serve(connection: Connection, plan: EvalPlan) -> None:
     """A worker's life. It ends when the parent closes the pipe, also by dying."""
     exit_with_parent()
-    runner: SlotRunner | None = None
+    player = EpisodePlayer(plan)
     busy = 0
     try:
         while True:
             while not busy or connection.poll():
                 slot, job = connection.recv()
                 try:
-                    runner = runner or make_runner()
-                    _start(runner, slot, job)
-                except Exception as error:  # noqa: BLE001 (reported to the parent, which raises it)
+                    player.start(slot, job)
+                except SetupFailed as error:
                     connection.send(str(error))
                     return
                 busy += 1
-            assert runner is not None, "a job was taken on"
-            if events := runner.advance(connection):
+            if events := player.advance(connection):
                 busy -= sum(event.row is not None for event in events)
                 connection.send([tuple(event) for event in events])
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         pass
     finally:
-        if runner is not None:
-            runner.close()
+        player.close()

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from kairos_env.eval.closed_loop.episodes import EvalConfig, MakePolicy, evaluate, policy_from_roster
-from kairos_env.eval.report.closed_loop import format_table, html_page, plain
+from kairos_env.eval.closed_loop.config import EvalConfig
+from kairos_env.eval.closed_loop.engine import evaluate
+from kairos_env.eval.report.page import html_page
+from kairos_env.eval.report.text import format_table, plain
 from kairos_env.eval.rows import Row
 from kairos_env.eval.statistics import Interval, paired_pearson, spearman, wilson
 from kairos_env.media import png_bytes
@@ -161,7 +163,6 @@ class Correlation:
 
 def success_correlation(
     config: CorrelationConfig,
-    make_policy: MakePolicy = policy_from_roster,
     progress: bool = False,
     on_row: Callable[[Row], None] | None = None,
 ) -> Correlation:
@@ -172,7 +173,7 @@ def success_correlation(
     """
     if len(config.policies) < 2:
         raise ValueError(f"a correlation needs at least two policies, got {list(config.policies)}")
-    halves = [evaluate(half, make_policy, progress, on_row) for half in (config.real(), config.imagined())]
+    halves = [evaluate(half, progress, on_row) for half in (config.real(), config.imagined())]
     result = correlate(halves[0].rows, halves[1].rows, config.policies, config.tasks)
     plot = png_bytes(scatter(result))
     folder = Path(config.output)
@@ -192,7 +193,7 @@ def correlate(
     outcomes = []
     for rows in (real, imagined):
         outcomes.append({_key(row): float(row.status == "success") for row in rows if row.status != "error"})
-    starts = sorted({row.job.initial_state for row in real})
+    starts = sorted({row.job.initial_state for row in real if row.job.policy in policies})
     pairs: dict[tuple[str, str], Array] = {}
     for policy in policies:
         for task in tasks:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from kairos_env.eval.report.closed_loop import format_table, html_page, plain
+from kairos_env.eval.report.page import html_page
+from kairos_env.eval.report.text import format_table, plain
 from kairos_env.eval.statistics import Interval, mean, ratio, wilson
 from kairos_env.media import film_strip, png_bytes, side_by_side, write_mp4
 from kairos_env.records import Array

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kairos_env.eval.report.closed_loop import format_table, plain
-from kairos_env.eval.report.table import SETTINGS, is_ours, unique_rows
-from kairos_env.eval.rows import Row, read_runs
+from kairos_env.eval.report.benchmark_table import SETTINGS, is_ours
+from kairos_env.eval.report.text import format_table, plain
+from kairos_env.eval.rows import Row, read_runs, unique_rows
 from kairos_env.eval.statistics import Interval, mcnemar, paired_difference
 from kairos_env.sims.libero.tasks import DIMENSIONS, SUITES
 
@@ -65,8 +65,8 @@ class Comparison:
     Args:
         first: policy of the first run.
         second: of the second.
-        groups: ``"total"``, then dimensions and suites that have pairs, then ``"scenes of ours"`` if there are any:
-            these are in no other group.
+        groups: ``"total"``, then those that have pairs of a benchmark's dimensions and suites or of another simulator's
+            tasks, then ``"scenes of ours"`` if there are any: these are in no other group.
         unpaired: jobs that have a result in one run only, of the first and of the second.
         settings: those in which the runs differ: name -> values of the first and of the second.
     """
@@ -101,11 +101,10 @@ def compare(first: Iterable[Row], second: Iterable[Row]) -> Comparison:
     for place in common:
         row = ended[0][place]
         outcome = (row.status == "success", ended[1][place].status == "success")
-        suite = row.job.task.split("/", 2)[1]
-        groups = ("scenes of ours",) if is_ours(row) else ("total", row.extra.get("dimension") or "", suite)
-        for group in filter(None, groups):
+        for group in _groups(row):
             counts.setdefault(group, Counter())[outcome] += 1
-    order = ["total", *DIMENSIONS, *SUITES, "scenes of ours"]
+    tasks = sorted({row.job.task for row in ended[0].values()})
+    order = ["total", *DIMENSIONS, *SUITES, *tasks, "scenes of ours"]
     pairings = {
         group: Pairing(count[True, True], count[True, False], count[False, True], count[False, False])
         for group, count in sorted(counts.items(), key=lambda item: order.index(item[0]))
@@ -117,6 +116,15 @@ def compare(first: Iterable[Row], second: Iterable[Row]) -> Comparison:
             settings[name] = (values[0], values[1])
     unpaired = (len(ended[0]) - len(common), len(ended[1]) - len(common))
     return Comparison(names[0], names[1], pairings, unpaired, settings)
+
+
+def _groups(row: Row) -> list[str]:
+    """What a job counts in: of a benchmark its dimension and suite, else its task."""
+    if is_ours(row):
+        return ["scenes of ours"]
+    if "dimension" in row.extra:
+        return ["total", *filter(None, [row.extra["dimension"]]), row.job.task.split("/", 2)[1]]
+    return ["total", row.job.task]
 
 
 def _place(row: Row) -> tuple[str, str, int, int, bool]:

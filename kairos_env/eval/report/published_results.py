@@ -29,7 +29,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class PublishedBenchmark:
     """How many tasks of which kind a benchmark has.
 
     Args:
@@ -44,7 +44,7 @@ class Benchmark:
     keys_sha256: str = ""
 
     @classmethod
-    def published(cls, name: str) -> Benchmark:
+    def read(cls, name: str) -> PublishedBenchmark:
         """The benchmark as its makers published it.
 
         Raises:
@@ -63,7 +63,7 @@ class Benchmark:
         return cls(name, counts, known[name]["keys_sha256"])
 
     @classmethod
-    def of_tasks(cls, name: str, tasks: Sequence[Task]) -> Benchmark:
+    def of_tasks(cls, name: str, tasks: Sequence[Task]) -> PublishedBenchmark:
         """The benchmark that has these tasks."""
         counts = Counter((task.suite, task.dimension, task.difficulty or 0) for task in tasks)
         return cls(name, dict(counts), keys_digest(f"{task.suite}/{task.name}" for task in tasks))

@@ -18,17 +18,15 @@ no failures; a task of which every trial is an error has no result, like one tha
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from kairos_env.eval.failures import KINDS, failure_kind
-from kairos_env.eval.report.published_results import Benchmark, keys_digest
-from kairos_env.eval.rows import Job, Row
+from kairos_env.eval.report.published_results import PublishedBenchmark, keys_digest
+from kairos_env.eval.rows import Row, error_kind, unique_rows
 from kairos_env.eval.statistics import Interval, effective_trials, weighted_wilson
 from kairos_env.runs import did_you_mean
 
@@ -58,7 +56,7 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
-class Cell:
+class GroupRate:
     """What came of a group of tasks.
 
     Args:
@@ -101,7 +99,7 @@ class Reweighted:
 
 
 @dataclass(frozen=True)
-class Table:
+class BenchmarkTable:
     """The results of one policy on one benchmark.
 
     Args:
@@ -112,7 +110,7 @@ class Table:
     """
 
     policy: str
-    benchmark: Benchmark
+    benchmark: PublishedBenchmark
     rows: tuple[Row, ...]
     ours: bool = False
 
@@ -141,7 +139,7 @@ class Table:
             )
         return tuple(results)
 
-    def cell(self, suite: str | None = None, dimension: str | None = None, difficulty: int | None = None) -> Cell:
+    def cell(self, suite: str | None = None, dimension: str | None = None, difficulty: int | None = None) -> GroupRate:
         """The summary of some tasks; None is all."""
         mine = [
             task
@@ -152,7 +150,7 @@ class Table:
         ]
         ended = [task for task in mine if task.trials]
         rate = weighted_wilson([t.successes / t.trials for t in ended], [t.trials for t in ended], [1] * len(ended))
-        return Cell(
+        return GroupRate(
             of=0 if self.ours else self.benchmark.size(suite, dimension, difficulty),
             tasks=len(ended),
             successes=sum(task.successes for task in mine),
@@ -162,7 +160,7 @@ class Table:
         )
 
     @cached_property
-    def columns(self) -> dict[str, Cell]:
+    def columns(self) -> dict[str, GroupRate]:
         """The columns that results are published in: dimensions, or suites where nothing is perturbed."""
         if self.benchmark.dimensions == ("",):
             return {suite: self.cell(suite=suite) for suite in self.benchmark.suites}
@@ -272,7 +270,9 @@ class Table:
         return work / workers + (1 - 1 / workers) * max(row.seconds for row in timed)
 
 
-def make_tables(rows: Iterable[Row], benchmarks: Mapping[str, Benchmark] | None = None) -> list[Table]:
+def make_tables(
+    rows: Iterable[Row], benchmarks: Mapping[str, PublishedBenchmark] | None = None
+) -> list[BenchmarkTable]:
     """A table for each benchmark and policy, scenes of ours in tables of their own after the benchmark's.
 
     Args:
@@ -290,27 +290,10 @@ def make_tables(rows: Iterable[Row], benchmarks: Mapping[str, Benchmark] | None 
     for (name, policy, ours), mine in sorted(chosen.items()):
         # scenes of ours perturb tasks of LIBERO along the dimensions of LIBERO-plus
         known = "libero-plus" if ours else name
-        benchmark = (benchmarks or {}).get(known) or Benchmark.published(known)
+        benchmark = (benchmarks or {}).get(known) or PublishedBenchmark.read(known)
         _check(mine, benchmark, ours)
-        tables.append(Table(policy, benchmark, tuple(mine), ours))
+        tables.append(BenchmarkTable(policy, benchmark, tuple(mine), ours))
     return tables
-
-
-def unique_rows(rows: Iterable[Row]) -> list[Row]:
-    """The rows sorted by job, each job once: its result if it has one, else its error.
-
-    Raises:
-        ValueError: a job has results that contradict each other.
-    """
-    found: dict[Job, Row] = {}
-    # the text of a row decides between equal ones, so that the order in which they came does not
-    for row in sorted(rows, key=lambda row: (row.job, row.status == "error", json.dumps(row.to_dict()))):
-        other = found.setdefault(row.job, row)
-        if "error" not in (row.status, other.status) and row.status != other.status:
-            raise ValueError(
-                f"{row.job} has a success and a failure: these rows are of different runs and cannot be one table"
-            )
-    return list(found.values())
 
 
 def is_ours(row: Row) -> bool:
@@ -318,13 +301,7 @@ def is_ours(row: Row) -> bool:
     return bool(row.extra.get("ours") or (row.extra.get("params") or {}).get("ours"))
 
 
-def error_kind(message: str) -> str:
-    """An error's first line with numbers left out, so that equal mishaps are counted together."""
-    lines = message.strip().splitlines() or ["no message"]
-    return re.sub(r"\d+(\.\d+)?", "…", lines[0])
-
-
-def _check(rows: Sequence[Row], benchmark: Benchmark, ours: bool) -> None:
+def _check(rows: Sequence[Row], benchmark: PublishedBenchmark, ours: bool) -> None:
     for row in rows:
         parts = row.job.task.split("/", 2)
         if len(parts) != 3:
@@ -338,7 +315,7 @@ def _check(rows: Sequence[Row], benchmark: Benchmark, ours: bool) -> None:
             (benchmark.suites, benchmark.dimensions, benchmark.difficulties),
         ):
             if value not in legal and not (ours and what == "difficulty"):
-                raise ValueError(f"row of {row.job.task!r}: {_unknown(what, value, legal)}")
+                raise ValueError(f"row of {row.job.task!r}: unknown {what} {value!r}; {did_you_mean(value, legal)}")
         if not ours and given not in benchmark.counts:
             raise ValueError(f"row of {row.job.task!r}: {benchmark.name} has no task of {', '.join(map(str, given))}")
     if ours:
@@ -351,7 +328,3 @@ def _check(rows: Sequence[Row], benchmark: Benchmark, ours: bool) -> None:
                 f"rows of {count} tasks of {', '.join(map(str, filter(None, key)))}, but {benchmark.name} has "
                 f"{benchmark.counts[key]}: some of them are not its own"
             )
-
-
-def _unknown(what: str, value: object, legal: Sequence[object]) -> str:
-    return f"unknown {what} {value!r}; {did_you_mean(value, legal)}"

@@ -21,10 +21,14 @@ from paths import TESTS
 from split_env import SPEC, Points
 
 from kairos_env.cli.main import main
-from kairos_env.eval.closed_loop.benchmark import describe, summarize
-from kairos_env.eval.closed_loop.benchmark_jobs import PROTOCOLS, BenchmarkConfig, make_plan
-from kairos_env.eval.closed_loop.slots import episode_seed
-from kairos_env.eval.closed_loop.workers import JobQueue, SetupFailed
+from kairos_env.eval.closed_loop.config import LiberoConfig
+from kairos_env.eval.closed_loop.engine import describe
+from kairos_env.eval.closed_loop.libero import plan_libero
+from kairos_env.eval.closed_loop.plan import SetupFailed
+from kairos_env.eval.closed_loop.player import episode_seed
+from kairos_env.eval.closed_loop.protocols import PROTOCOLS
+from kairos_env.eval.closed_loop.workers import JobQueue
+from kairos_env.eval.report.report import Report, make_report
 from kairos_env.eval.rows import Job, Row, read_rows
 from kairos_env.records import Camera, SpecMismatch
 from kairos_env.runs import ConfigMismatch
@@ -32,7 +36,11 @@ from kairos_env.runs import ConfigMismatch
 
 def outcomes(folder: Path | str) -> list[tuple[Any, ...]]:
     """All of a row that is not a time."""
-    return [(r.job, r.status, r.decisions, r.episode_return, r.extra.get("steps")) for r in read_rows(folder)]
+    return [(r.job, r.status, r.decisions, r.episode_return, r.extra.get("objects")) for r in read_rows(folder)]
+
+
+def summarize(folder: Path, benchmarks: Any) -> Report:
+    return make_report(read_rows(folder), benchmarks)
 
 
 def test_rows_say_all_that_tables_need(tmp_path: Path) -> None:
@@ -41,7 +49,7 @@ def test_rows_say_all_that_tables_need(tmp_path: Path) -> None:
     assert len(rows) == 4 and {row.status for row in rows} == {"success"}
     extra = rows[0].extra
     assert extra["suite"] == "libero_object" and extra["dimension"] == "camera" and extra["base_task"] == "base"
-    assert extra["init_state"] == rows[0].job.initial_state == 0 and extra["steps"] == rows[0].decisions
+    assert rows[0].job.initial_state == 0
     assert extra["instruction"] == "do t0_camera" and extra["assets"] == "original" and extra["mujoco"] == "0.0"
     assert {"protocol": "published", "prompt": "official", "rendering": "official"}.items() <= extra.items()
     assert set(extra["objects"]) == {"cup"} and extra["ours"] is False
@@ -54,18 +62,18 @@ def test_rows_say_all_that_tables_need(tmp_path: Path) -> None:
 def test_the_table_does_not_depend_on_workers_slots_order_or_shards(tmp_path: Path) -> None:
     points = Points(1)
     policies = ("expert", "expert+noise=2")
-    one = play(config(tmp_path / "one", policies=policies, trials=2), points)
+    one = play(config(tmp_path / "one", policies=policies, episodes=2), points)
     assert len(outcomes(tmp_path / "one")) == 2 * 2 * 14
     assert len({row.episode_return for row in read_rows(tmp_path / "one")}) > 50, "starts and policies differ"
     others: dict[str, dict[str, Any]] = {"slots": {"slots": 5}, "two": {"workers": 2, "slots": 2}}
     others["four"] = {"workers": 4, "policies": policies[::-1]}
     tables = [
-        play(config(tmp_path / name, **({"policies": policies, "trials": 2} | more)), points).table()
+        play(config(tmp_path / name, **({"policies": policies, "episodes": 2} | more)), points).table()
         for name, more in others.items()
     ]
     for i in (2, 3, 1):
         tables.append(
-            play(config(tmp_path / "s", policies=policies, trials=2, shard=f"{i}/3", slots=2), points).table()
+            play(config(tmp_path / "s", policies=policies, episodes=2, shard=f"{i}/3", slots=2), points).table()
         )
     assert len(list((tmp_path / "s").glob("results-*-of-3.jsonl"))) == 3
     for name in [*others, "s"]:
@@ -75,36 +83,35 @@ def test_the_table_does_not_depend_on_workers_slots_order_or_shards(tmp_path: Pa
 
 
 def test_shards_are_parts_of_the_whole() -> None:
-    whole = make_plan(BenchmarkConfig(policies=("expert",), trials=2), Points(5))  # type: ignore[arg-type]
+    whole = plan_libero(LiberoConfig(policies=("expert",), episodes=2), Points(5))  # type: ignore[arg-type]
     parts = [
-        make_plan(BenchmarkConfig(policies=("expert",), trials=2, shard=f"{i}/4"), Points(5))  # type: ignore[arg-type]
+        plan_libero(LiberoConfig(policies=("expert",), episodes=2, shard=f"{i}/4"), Points(5))  # type: ignore[arg-type]
         for i in (1, 2, 3, 4)
     ]
     assert sorted(job for part in parts for job in part.jobs) == sorted(whole.jobs)
-    assert all(part.all_jobs == whole.all_jobs for part in parts)
     assert max(len(part.jobs) for part in parts) - min(len(part.jobs) for part in parts) <= 2
 
 
 def test_a_start_follows_from_task_and_trial() -> None:
-    settings = BenchmarkConfig(policies=("expert",), trials=5)
-    plan = make_plan(settings, Points(1))  # type: ignore[arg-type]
+    settings = LiberoConfig(policies=("expert",), episodes=5)
+    plan = plan_libero(settings, Points(1))  # type: ignore[arg-type]
     mine = [job for job in plan.jobs if job.task == "libero-plus/libero_object/t0_camera"]
     assert [(job.initial_state, job.seed) for job in mine] == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1)]
     assert len({episode_seed(job) for job in plan.jobs}) == len(plan.jobs)
-    later = make_plan(dataclasses.replace(settings, first_state=2, trials=2), Points(1))  # type: ignore[arg-type]
+    later = plan_libero(dataclasses.replace(settings, first_initial_state=2, episodes=2), Points(1))  # type: ignore[arg-type]
     assert [job.initial_state for job in later.jobs[:2]] == [2, 0]
     assert episode_seed(mine[0]) == episode_seed(dataclasses.replace(mine[0], policy="random"))
 
 
 def test_a_sample_is_even_and_always_the_same() -> None:
-    settings = BenchmarkConfig(policies=("expert",), sample=14)
-    plan = make_plan(settings, Points(6))  # type: ignore[arg-type]
-    groups = {(task.suite, task.dimension) for task in plan.tasks.values()}
+    settings = LiberoConfig(policies=("expert",), sample=14)
+    plan = plan_libero(settings, Points(6))  # type: ignore[arg-type]
+    groups = {(plan.labels[job.task]["suite"], plan.labels[job.task]["dimension"]) for job in plan.jobs}
     assert len(plan.jobs) == len(groups) == 14
-    larger = make_plan(dataclasses.replace(settings, sample=42), Points(6))  # type: ignore[arg-type]
-    assert plan.all_jobs < larger.all_jobs
-    lacking = make_plan(dataclasses.replace(settings, sample=12), Points(6, lacking=("light",)))  # type: ignore[arg-type]
-    assert lacking.all_jobs == {job for job in plan.all_jobs if plan.tasks[job.task].dimension != "light"}
+    larger = plan_libero(dataclasses.replace(settings, sample=42), Points(6))  # type: ignore[arg-type]
+    assert set(plan.jobs) < set(larger.jobs)
+    lacking = plan_libero(dataclasses.replace(settings, sample=12), Points(6, lacking=("light",)))  # type: ignore[arg-type]
+    assert set(lacking.jobs) == {job for job in plan.jobs if plan.labels[job.task]["dimension"] != "light"}
 
 
 def test_kill_9_at_20_random_moments_loses_and_doubles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +145,7 @@ def test_kill_9_of_a_run_with_workers_leaves_no_process(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(
         "from pathlib import Path\nfrom benchmark_points import config, play\n"
-        f"if __name__ == '__main__': play(config(Path({str(tmp_path)!r}) / 'r', workers=2, slots=2, trials=3))\n"
+        f"if __name__ == '__main__': play(config(Path({str(tmp_path)!r}) / 'r', workers=2, slots=2, episodes=3))\n"
     )
     tests = str(TESTS)
     paths = os.pathsep.join([str(Path(tests).parent), tests])
@@ -158,7 +165,7 @@ def test_kill_9_of_a_run_with_workers_leaves_no_process(tmp_path: Path) -> None:
     before = len(read_rows(tmp_path / "r"))
     assert 6 <= before < 84
     new: list[Row] = []
-    play(config(tmp_path / "r", trials=3, slots=2), on_row=new.append)
+    play(config(tmp_path / "r", episodes=3, slots=2), on_row=new.append)
     assert len(new) == 84 - before
 
 
@@ -286,15 +293,13 @@ def _square() -> Any:
     return dataclasses.replace(SPEC, cameras=(Camera("scene", 32, 32),))
 
 
-def test_a_policy_of_another_robot_is_refused_before_the_first_episode(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = dataclasses.replace(SPEC, control_rate_hz=10.0, cameras=(Camera("other", 16, 16),))
-    monkeypatch.setattr("kairos_env.policies.make.robot_of", lambda *_: other)
-    with pytest.raises(ValueError, match="was made for action_repeat 2, not 1"):
-        play(config(tmp_path, policies=("policy",)))
-    with pytest.raises(SpecMismatch, match=r"cameras: \['other'\] != \['scene'\]"):
-        play(config(tmp_path, policies=("policy",), action_repeat=0))
+def test_a_policy_of_another_robot_is_refused_before_the_first_episode(tmp_path: Path) -> None:
+    with pytest.raises(SpecMismatch, match=r"cameras: \['scene'\] != \['agentview', 'eye_in_hand'\]"):
+        play(config(tmp_path, policies=("policy",), model="kairos-tiny"))
+    with pytest.raises(SpecMismatch, match="policy 'policy' != policy '4b"):
+        play(config(tmp_path, policies=("policy", "4b(statistics=x.json)"), model="kairos-libero"))
+    with pytest.raises(SpecMismatch, match="wanted robot != simulator"):
+        play(config(tmp_path, policies=("policy",), model="kairos-libero"))
     assert not (tmp_path / "results.jsonl").exists()
 
 
@@ -304,12 +309,14 @@ def test_a_broken_simulator_is_no_series_of_errors(tmp_path: Path) -> None:
     assert not read_rows(tmp_path)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_policy_that_cannot_be_built_is_no_series_of_errors(tmp_path: Path, workers: int) -> None:
-    with pytest.raises(SetupFailed, match="missing_module"):
-        play(config(tmp_path, policies=("missing_module:make",), workers=workers))
-    with pytest.raises(SetupFailed, match="replay"):
-        play(config(tmp_path, policies=("replay",), workers=workers))
+def test_a_policy_that_cannot_be_built_is_no_series_of_errors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="missing_module"):
+        play(config(tmp_path, policies=("missing_module:make",)))
+    with pytest.raises(ValueError, match=r"needs the option path: replay\(path=...\)"):
+        play(config(tmp_path, policies=("replay",)))
+    for workers in (0, 1):
+        with pytest.raises(SetupFailed, match="is no folder of demonstrations"):
+            play(config(tmp_path, policies=("replay(path=nowhere)",), workers=workers))
     assert not read_rows(tmp_path)
 
 
@@ -341,7 +348,8 @@ def test_tasks_without_assets_are_named_and_not_counted(tmp_path: Path) -> None:
     assert "scenes/lost.xml (2 tasks)" in text and "about" in text
     report = play(config(tmp_path), points)
     assert len(read_rows(tmp_path)) == 12 and not report.errors
-    assert json.loads((tmp_path / "not_runnable.json").read_text())["libero_object/t0_light"] == ["scenes/lost.xml"]
+    lacking = json.loads((tmp_path / "not_runnable.json").read_text())
+    assert lacking["libero-plus/libero_object/t0_light"] == ["scenes/lost.xml"]
     assert "measured in this folder" in describe(config(tmp_path), points)  # type: ignore[arg-type]
 
 
@@ -360,7 +368,7 @@ def test_a_queue_keeps_a_slot_at_its_scene() -> None:
     assert (first.task, second.task) == ("a0", "b0"), "another scene for another slot"
     assert queue.take(first).task == "a1" and queue.take(second).task == "b1"
     assert queue.take(first).task == "c0" and not queue
-    assert JobQueue(jobs).take() == jobs[0]
+    assert JobQueue(jobs, lambda job: "").take() == jobs[0]
 
 
 def test_demonstrations_are_replayed_by_task_and_start(tmp_path: Path) -> None:

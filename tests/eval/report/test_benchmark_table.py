@@ -21,16 +21,16 @@ import pytest
 from libero_home import ARCHIVES, DATA
 
 from kairos_env.cli import main as cli
-from kairos_env.eval.report.benchmark import make_benchmark_report
+from kairos_env.eval.report.benchmark_table import OFFICIAL, BenchmarkTable, make_tables
 from kairos_env.eval.report.compare import compare
-from kairos_env.eval.report.published_results import Benchmark, keys_digest, published_results
-from kairos_env.eval.report.table import OFFICIAL, Table, make_tables
+from kairos_env.eval.report.published_results import PublishedBenchmark, keys_digest, published_results
+from kairos_env.eval.report.report import make_report
 from kairos_env.eval.rows import Job, ResultsFile, Row
 from kairos_env.eval.statistics import paired_difference, wilson
 from kairos_env.media import write_png
 from kairos_env.sims.libero.tasks import DIMENSIONS
 
-PLUS = Benchmark.published("libero-plus")
+PLUS = PublishedBenchmark.read("libero-plus")
 
 
 def row(
@@ -56,7 +56,7 @@ def several(count: int, successes: int, start: str, **kwargs: Any) -> list[Row]:
     return [row(f"{start}{i}", "success" if i < successes else "failure", **kwargs) for i in range(count)]
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[Row]) -> BenchmarkTable:
     (only,) = make_tables(rows)
     return only
 
@@ -78,10 +78,10 @@ def test_counts_are_the_published_ones() -> None:
     }
     assert PLUS.difficulties == (1, 2, 3, 4, 5, 0)
     assert PLUS.size("libero_goal", "light", 0) == PLUS.size(difficulty=0) == 121
-    base = Benchmark.published("libero")
+    base = PublishedBenchmark.read("libero")
     assert base.size() == 130 and base.size(suite="libero_90") == 90
     with pytest.raises(ValueError, match="there are libero, libero-plus"):
-        Benchmark.published("libero-pro")
+        PublishedBenchmark.read("libero-pro")
 
 
 def test_counts_and_names_are_those_of_the_task_files() -> None:
@@ -96,7 +96,7 @@ def test_counts_and_names_are_those_of_the_task_files() -> None:
         SimpleNamespace(suite=t["suite"], name=t["name"], dimension=short[t["category"]], difficulty=t["difficulty"])
         for t in map(json.loads, lines)
     ]
-    assert Benchmark.of_tasks("libero-plus", tasks) == PLUS
+    assert PublishedBenchmark.of_tasks("libero-plus", tasks) == PLUS
 
 
 def test_published_totals_are_means_over_tasks() -> None:
@@ -154,7 +154,7 @@ def test_reweighted_estimate_is_named_and_says_what_it_leaves_out() -> None:
         "camera, libero_spatial",
         "camera, libero_10",
     )
-    text = make_benchmark_report(rows).table()
+    text = make_report(rows).table()
     assert "Re-weighted estimate, not a result" in text and "light; background" in text
 
 
@@ -170,7 +170,7 @@ def test_a_task_counts_once_whatever_its_trials() -> None:
     cell = found.cell()
     assert (cell.of, cell.tasks, cell.successes, cell.failures, cell.errors) == (130, 2, 5, 1, 3)
     assert cell.rate.value == pytest.approx((1 + 0.5) / 2), "the mean over tasks, not 5 of 6"
-    by_task = make_benchmark_report(found.rows).to_dict()["tables"][0]["by"]["task"]
+    by_task = make_report(found.rows).to_dict()["tables"][0]["by"]["task"]
     assert {name: (c["successes"], c["failures"], c["errors"], c["tasks"]) for name, c in by_task.items()} == {
         "libero_object/a": (4, 0, 0, 1),
         "libero_object/b": (1, 1, 1, 1),
@@ -189,14 +189,14 @@ def test_scenes_of_ours_are_never_the_benchmarks() -> None:
     assert theirs.cell().tasks == 3 and theirs.cell(dimension="light").tasks == 0
     assert mine.label == "scenes of ours: 2 tasks, not the benchmark's" and mine.cell().rate == wilson(1, 2)
     assert mine.not_official and mine.cell(dimension="light").of == 0
-    assert "not the benchmark's" in make_benchmark_report(rows + ours).table()
+    assert "not the benchmark's" in make_report(rows + ours).table()
 
 
 # -- labels ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def small() -> tuple[Benchmark, list[Row]]:
+def small() -> tuple[PublishedBenchmark, list[Row]]:
     """A benchmark of six tasks, and complete rows of it that say everything an official result says."""
     tasks = [
         (f"{dimension}{i}", suite, dimension)
@@ -207,15 +207,15 @@ def small() -> tuple[Benchmark, list[Row]]:
     rows = [row(n, "success" if i % 2 else "failure", s, d, 1, **OFFICIAL) for i, (n, s, d) in enumerate(tasks)]
     counts = {("libero_object", "camera", 1): 1, ("libero_goal", "camera", 1): 1}
     counts |= {("libero_object", "noise", 1): 2, ("libero_goal", "noise", 1): 2}
-    return Benchmark("libero-plus", counts, keys_digest(f"{s}/{n}" for n, s, _ in tasks)), rows
+    return PublishedBenchmark("libero-plus", counts, keys_digest(f"{s}/{n}" for n, s, _ in tasks)), rows
 
 
-def labelled(benchmark: Benchmark, rows: list[Row]) -> Table:
+def labelled(benchmark: PublishedBenchmark, rows: list[Row]) -> BenchmarkTable:
     (only,) = make_tables(rows, {"libero-plus": benchmark})
     return only
 
 
-def test_official_needs_every_task_and_the_original_assets(small: tuple[Benchmark, list[Row]]) -> None:
+def test_official_needs_every_task_and_the_original_assets(small: tuple[PublishedBenchmark, list[Row]]) -> None:
     benchmark, rows = small
     assert labelled(benchmark, rows).label == "official"
     assert labelled(benchmark, rows).reweighted().rate.value == labelled(benchmark, rows).cell().rate.value == 0.5
@@ -226,7 +226,7 @@ def test_official_needs_every_task_and_the_original_assets(small: tuple[Benchmar
 
 
 @pytest.mark.parametrize(("name", "value"), [("assets", "stand-ins"), ("prompt", "bddl"), ("rendering", "fast")])
-def test_official_is_refused(small: tuple[Benchmark, list[Row]], name: str, value: str) -> None:
+def test_official_is_refused(small: tuple[PublishedBenchmark, list[Row]], name: str, value: str) -> None:
     benchmark, rows = small
     changed = dataclasses.replace(rows[0], extra=rows[0].extra | {name: value})
     found = labelled(benchmark, [changed, *rows[1:]])
@@ -235,7 +235,7 @@ def test_official_is_refused(small: tuple[Benchmark, list[Row]], name: str, valu
     assert "not recorded" in labelled(benchmark, [silent, *rows[1:]]).label
 
 
-def test_official_needs_the_benchmarks_own_names(small: tuple[Benchmark, list[Row]]) -> None:
+def test_official_needs_the_benchmarks_own_names(small: tuple[PublishedBenchmark, list[Row]]) -> None:
     benchmark, rows = small
     other = dataclasses.replace(rows[0], job=dataclasses.replace(rows[0].job, task="libero-plus/libero_object/mine"))
     found = labelled(benchmark, [other, *rows[1:]])
@@ -297,7 +297,7 @@ def test_order_of_rows_does_not_matter(run_folder: tuple[Path, list[Row]], tmp_p
     for seed in range(4):
         shuffled = list(again)
         random.Random(seed).shuffle(shuffled)
-        report = make_benchmark_report(shuffled)
+        report = make_report(shuffled)
         report.save(tmp_path, [folder])
         pages.add((tmp_path / "report.html").read_bytes())
         numbers.add((tmp_path / "report.json").read_bytes())
@@ -310,8 +310,8 @@ def test_order_of_rows_does_not_matter(run_folder: tuple[Path, list[Row]], tmp_p
 def test_results_do_not_depend_on_speed(run_folder: tuple[Path, list[Row]]) -> None:
     _, rows = run_folder
     slower = [dataclasses.replace(r, seconds=3 * r.seconds, decision_ms=1.0) for r in rows]
-    assert make_benchmark_report(rows).to_dict() == make_benchmark_report(slower).to_dict()
-    assert make_benchmark_report(rows).table() == make_benchmark_report(slower).table()
+    assert make_report(rows).to_dict() == make_report(slower).to_dict()
+    assert make_report(rows).table() == make_report(slower).table()
 
 
 def test_contradicting_rows_are_refused() -> None:
@@ -325,7 +325,7 @@ class Loads(html.parser.HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.sources: list[str] = []
-        self.links: list[str] = []
+        self.videos: list[str] = []
         self.tags: set[str] = set()
         self.text: list[str] = []
         self.feed(page)
@@ -333,8 +333,8 @@ class Loads(html.parser.HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         values = dict(attrs)
-        self.sources += [values[key] or "" for key in ("src", "srcset", "data", "poster") if key in values]
-        self.links += [values["href"] or ""] if "href" in values else []
+        sources = [values[key] or "" for key in ("src", "srcset", "data", "poster", "href") if key in values]
+        (self.videos if tag == "video" else self.sources).extend(sources)
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
@@ -342,11 +342,11 @@ class Loads(html.parser.HTMLParser):
 
 def test_page_is_self_contained_and_escaped(run_folder: tuple[Path, list[Row]]) -> None:
     folder, rows = run_folder
-    page = make_benchmark_report(rows).html(folder)
+    page = make_report(rows).html(folder)
     loads = Loads(page)
     assert loads.tags & {"script", "link", "iframe", "object", "b", "i", "policy"} == set()
     assert loads.sources and all(source.startswith("data:image/jpeg;base64,") for source in loads.sources)
-    assert loads.links == ["videos/camera.mp4"] * 4, "two successes and two failures of the camera"
+    assert loads.videos == ["videos/camera.mp4"] * 4, "two successes and two failures of the camera"
     style = re.findall(r"url\(|@import", page)
     assert not style and len(page) < 1_500_000
     shown = "".join(loads.text)
@@ -357,9 +357,9 @@ def test_page_is_self_contained_and_escaped(run_folder: tuple[Path, list[Row]]) 
 
 def test_films_are_found_from_another_folder(run_folder: tuple[Path, list[Row]], tmp_path: Path) -> None:
     folder, rows = run_folder
-    report = make_benchmark_report(rows)
+    report = make_report(rows)
     assert "<h3>Films" not in report.html(tmp_path)
-    (link, *_) = Loads(report.html(tmp_path, [folder])).links
+    (link, *_) = Loads(report.html(tmp_path, [folder])).videos
     assert (tmp_path / link).resolve() == (folder / "videos" / "camera.mp4").resolve()
 
 
@@ -371,7 +371,7 @@ def test_failures_and_errors_are_counted_by_kind(run_folder: tuple[Path, list[Ro
 
 
 def test_ours_stand_beside_the_others(run_folder: tuple[Path, list[Row]]) -> None:
-    text = make_benchmark_report(run_folder[1]).published()
+    text = make_report(run_folder[1]).published()
     lines = [line for line in text.splitlines() if line]
     ours = next(i for i, line in enumerate(lines) if line.startswith("expert (here), subset: 11 of 10,030"))
     best = next(i for i, line in enumerate(lines) if line.startswith("Kairos (joint)"))
@@ -392,7 +392,7 @@ def test_projected_time() -> None:
     assert math.isnan(table([row(seconds=0.0)]).projected_seconds(1))
     with pytest.raises(ValueError, match="at least 1"):
         found.projected_seconds(0)
-    assert f"{expected / 3600:.1f}" in make_benchmark_report(rows).timing()
+    assert f"{expected / 3600:.1f}" in make_report(rows).timing()
 
 
 # -- two runs -------------------------------------------------------------------------------------------------------
@@ -475,7 +475,7 @@ def test_ten_thousand_tasks_are_quick() -> None:
         rows += several(
             count, count // 2, f"{dimension}{difficulty}_", suite=suite, dimension=dimension, difficulty=difficulty
         )
-    report = make_benchmark_report(rows)
+    report = make_report(rows)
     (full,) = report.tables
     assert full.label.startswith("all 10,030, not official: the tasks' names")
     assert full.cell().tasks == 10_030 and report.table() and report.to_dict()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +15,16 @@ import pytest
 from paths import ROOT, TESTS
 from point_simulator import SPEC, Point
 
-from kairos_env.eval.closed_loop.episodes import EvalConfig, episode_seed, evaluate, summarize
-from kairos_env.eval.closed_loop.workers import SetupFailed
+from kairos_env.cli.main import main
+from kairos_env.eval.closed_loop.config import EvalConfig
+from kairos_env.eval.closed_loop.engine import evaluate, make_plan
+from kairos_env.eval.closed_loop.plan import SetupFailed
+from kairos_env.eval.closed_loop.player import episode_seed
+from kairos_env.eval.report.report import make_report
 from kairos_env.eval.rows import Row, read_rows
-from kairos_env.policies.make import make_policy, model_digest, parse_name
+from kairos_env.policies.make import make_policy
 from kairos_env.policies.policy import check_policy
-from kairos_env.records import SpecMismatch
+from kairos_env.runs import ConfigMismatch
 
 
 def config(output: Path, **changes: Any) -> EvalConfig:
@@ -50,25 +55,29 @@ def test_rates_and_steps(tmp_path: Path) -> None:
     assert ["expert", "near", "100", "[44,", "100]", "3", "0"] in [
         line.split()[:7] for line in report.table().splitlines()
     ]
-    assert {p.name for p in (tmp_path / "videos").iterdir()} >= {"expert_near_300000.mp4", "expert_near_300000.png"}
+    assert {p.name for p in (tmp_path / "videos").iterdir()} >= {"expert_near_300000_0.mp4", "expert_near_300000_0.png"}
     page = (tmp_path / "report.html").read_text()
-    assert "data:image/png;base64," in page and "http" not in page.replace("http-equiv", "")
+    assert "data:image/jpeg;base64," in page and '<video controls preload="none" width="512" src="videos/' in page
+    assert "http" not in page
     assert json.loads((tmp_path / "report.json").read_text())["cells"][0]["rate"]["value"] == 1
-    assert outcomes(summarize(tmp_path).rows) == outcomes(report.rows)
+    assert outcomes(make_report(read_rows(tmp_path)).rows) == outcomes(report.rows)
 
 
 def test_the_result_does_not_depend_on_workers_or_order(tmp_path: Path) -> None:
     one = evaluate(config(tmp_path / "a"))
     two = evaluate(config(tmp_path / "b", workers=2))
     turned = evaluate(config(tmp_path / "c", tasks=("far", "near"), policies=("random", "expert")))
-    assert outcomes(one.rows) == outcomes(two.rows) == outcomes(turned.rows)
+    slots = evaluate(config(tmp_path / "d", slots=3))
+    shards = [evaluate(config(tmp_path / "e", shard=f"{i}/2")) for i in (2, 1)]
+    for other in (two, turned, slots, shards[-1]):
+        assert outcomes(other.rows) == outcomes(one.rows) and other.table() == one.table()
     assert len({row.episode_return for row in one.rows}) > 6, "starts, tasks and policies differ"
 
 
 def test_policies_meet_the_same_starts_and_luck(tmp_path: Path) -> None:
-    jobs = config(tmp_path).jobs()
+    jobs = make_plan(config(tmp_path)).jobs
     assert len(set(jobs)) == 12 and {job.initial_state for job in jobs} == {300_000, 300_001, 300_002}
-    assert len({episode_seed(job) for job in jobs}) == 3
+    assert len({episode_seed(job) for job in jobs}) == 6, "one for each task and initial state"
 
 
 def test_more_episodes_continue_a_run(tmp_path: Path) -> None:
@@ -76,7 +85,7 @@ def test_more_episodes_continue_a_run(tmp_path: Path) -> None:
     new: list[Row] = []
     report = evaluate(config(tmp_path, episodes=4), on_row=new.append)
     assert len(new) == 4 and len(report.rows) == 16
-    assert len(evaluate(config(tmp_path, episodes=1), on_row=new.append).rows) == 4
+    assert len(evaluate(config(tmp_path, episodes=1), on_row=new.append).rows) == 16, "all that the folder holds"
     assert len(new) == 4, "nothing is run twice"
 
 
@@ -90,7 +99,7 @@ def test_a_crash_is_an_error_and_not_a_failure(tmp_path: Path, workers: int) -> 
     assert messages[300_001] == "FloatingPointError: the physics exploded"
     if workers:
         assert messages[300_002] == "the worker process died (exit code 3)"
-    assert "not counted: FloatingPointError" in report.table()
+    assert re.search(r"FloatingPointError: the physics exploded +4", report.table())
 
 
 def test_a_hanging_episode_is_ended(tmp_path: Path) -> None:
@@ -126,16 +135,16 @@ def test_a_wrong_set_up_is_not_recorded_as_results(tmp_path: Path, workers: int)
     with pytest.raises(SetupFailed, match="no GL on this machine"):
         evaluate(config(tmp_path / "a", simulator="point_simulator:broken_simulator", workers=workers))
     assert read_rows(tmp_path / "a" / "results.jsonl") == []
-    with pytest.raises(ValueError, match="unknown policy 'polcy'; did you mean 'policy'"):
+    with pytest.raises(ValueError, match="unknown policy 'polcy'.*did you mean 'policy'"):
         evaluate(config(tmp_path / "b", policies=("polcy",), workers=workers))
-    assert not (tmp_path / "b").exists()
 
 
 def test_kill_9_loses_nothing(tmp_path: Path) -> None:
     slow = config(tmp_path / "killed", workers=1, simulator_options={"seconds_a_step": 0.03})
     code = (
         f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
-        "from kairos_env.eval.closed_loop.episodes import EvalConfig, evaluate\n"
+        "from kairos_env.eval.closed_loop.config import EvalConfig\n"
+        "from kairos_env.eval.closed_loop.engine import evaluate\n"
         f"if __name__ == '__main__': evaluate(EvalConfig(**{dataclasses.asdict(slow)!r}))\n"
     )
     script = tmp_path / "run.py"
@@ -157,15 +166,6 @@ def test_kill_9_loses_nothing(tmp_path: Path) -> None:
     assert outcomes(report.rows) == outcomes(undisturbed.rows)
 
 
-def test_names_take_options_and_noise() -> None:
-    options = {"horizon": 10, "warm_start": False}
-    assert parse_name("cem(horizon=10;warm_start=False)+noise=0.5") == ("cem", options, 0.5)
-    assert parse_name("a.b:make(x=text)") == ("a.b:make", {"x": "text"}, 0.0)
-    for bad in ("policy+", "cem(horizon)", "cem(", "what"):
-        with pytest.raises(ValueError, match="policy|option"):
-            parse_name(bad)
-
-
 def test_factories_and_noise_make_sound_policies(tmp_path: Path) -> None:
     env = Point()
     env.reset(seed=0, options={"initial_state": 0, "task": "far"})
@@ -176,18 +176,81 @@ def test_factories_and_noise_make_sound_policies(tmp_path: Path) -> None:
     assert steps[1] > steps[0] or report.cell("expert+noise=3", "far").failures
 
 
-def test_a_model_of_another_robot_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Model:
-        spec = dataclasses.replace(SPEC, control_rate_hz=10.0)
+def test_policies_options_and_tasks_are_checked_before_the_first_job(tmp_path: Path) -> None:
+    for changes, message in [
+        ({"policies": ("cem(horizn=3)",)}, "'cem' has no option 'horizn'; did you mean 'horizon'"),
+        ({"policies": ("expert", "cem(horizon=long)")}, "option horizon='long' of 'cem' should be like its default, 8"),
+        ({"policies": ("point_simulator:half_blind(skil=1)",)}, "no option 'skil'; did you mean 'skill'"),
+        ({"tasks": ("fra",)}, "point_simulator:Point has no task 'fra'; did you mean 'far'"),
+        ({"max_decisions": 99}, "ends its episodes after 24 decisions, before max_decisions 99"),
+        ({"simulator_options": {"trobule": {}}}, "did you mean 'trouble'"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            evaluate(config(tmp_path / "a", **changes))  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match="no model 'kairos-tini'.*did you mean 'kairos-tiny'"):
+        evaluate(config(tmp_path / "a", policies=("policy",), model="kairos-tini"))
+    assert not (tmp_path / "a").exists()
 
-    monkeypatch.setattr("kairos_env.policies.make.load_model", lambda *_: Model())
-    with pytest.raises(SpecMismatch, match="control_rate_hz: 10.0 != 5.0"):
-        make_policy("policy", Point())
+
+def test_all_tasks_are_evaluated_unless_some_are_named(tmp_path: Path) -> None:
+    plan = make_plan(config(tmp_path, tasks=()))
+    assert {job.task for job in plan.jobs} == {"near", "far"}
 
 
-def test_a_digest_knows_other_weights(tmp_path: Path) -> None:
-    assert model_digest(str(tmp_path)) == ""
-    (tmp_path / "model.safetensors").write_bytes(b"one")
-    first = model_digest(str(tmp_path))
-    (tmp_path / "model.safetensors").write_bytes(b"two")
-    assert first and model_digest(str(tmp_path)) != first
+def test_another_policy_joins_the_report(tmp_path: Path) -> None:
+    evaluate(config(tmp_path, policies=("expert",)))
+    report = evaluate(config(tmp_path, policies=("random",)))
+    assert {row.job.policy for row in report.rows} == {"expert", "random"}
+    assert {cell["policy"] for cell in json.loads((tmp_path / "report.json").read_text())["cells"]} == {
+        "expert",
+        "random",
+    }
+    with pytest.raises(ConfigMismatch, match="max_decisions"):
+        evaluate(config(tmp_path, max_decisions=5))
+
+
+def test_table_and_compare_read_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(tmp_path / name) for name in "ab"]
+    evaluate(config(Path(runs[0]), policies=("expert",)))
+    evaluate(config(Path(runs[1]), policies=("expert+noise=3",), max_decisions=6))
+    assert main(["eval", "compare", *runs]) == 0
+    text = capsys.readouterr().out
+    assert [line.split()[:2] for line in text.splitlines()[2:5]] == [["total", "6"], ["far", "3"], ["near", "3"]]
+    assert "The runs differ in max_decisions: 0 | 6" in text
+    assert main(["eval", "table", *runs, "--out", str(tmp_path / "all")]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^expert +near +100 ", text, re.MULTILINE) and re.search(r"^expert\+noise=3 +near ", text, re.M)
+    assert "s/episode" in text and (tmp_path / "all" / "report.html").exists()
+
+
+def test_slots_of_one_process_decide_together(tmp_path: Path) -> None:
+    one = evaluate(config(tmp_path / "one", policies=("random",)))
+    many = evaluate(config(tmp_path / "many", policies=("random",), slots=4, batch=3))
+    assert outcomes(many.rows) == outcomes(one.rows)
+
+
+def test_a_killed_run_leaves_no_computing_worker(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
+        "from kairos_env.eval.closed_loop.config import EvalConfig\n"
+        "from kairos_env.eval.closed_loop.engine import evaluate\n"
+        "if __name__ == '__main__':\n"
+        f"    evaluate(EvalConfig(output={str(tmp_path / 'r')!r}, policies=('point_simulator:thinker',), episodes=1,\n"
+        "             simulator='point_simulator:Point', workers=2, tasks=('near', 'far')))\n"
+    )
+    notes = tmp_path / "thinking"
+    notes.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "POINT_NOTES": str(notes)}
+    process = subprocess.Popen([sys.executable, str(script)], env=environment)
+    deadline = time.monotonic() + 120
+    while len(list(notes.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    workers = [int(path.name) for path in notes.iterdir()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]

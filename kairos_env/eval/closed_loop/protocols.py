@@ -1,0 +1,46 @@
+"""The rules of published evaluations on LIBERO and LIBERO-plus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kairos_env.sims.libero.env import MAX_STEPS
+from kairos_env.sims.libero.tasks import SUITES
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a published evaluation plays its episodes.
+
+    Args:
+        note: what else is to be known.
+        max_steps: suite -> simulator steps after which an episode has failed.
+        wait_steps: steps without motion at the start.
+        replan: actions executed before a policy that proposes chunks decides again; None leaves it to the policy.
+        trials: benchmark -> episodes for each task.
+    """
+
+    note: str
+    max_steps: Mapping[str, int]
+    wait_steps: int
+    replan: int | None = None
+    trials: Mapping[str, int] = field(default_factory=lambda: {"libero": 50, "libero-plus": 1})
+
+
+PROTOCOLS: Mapping[str, Rules] = {
+    "published": Rules("limits that most publications use", MAX_STEPS, wait_steps=10),
+    "kairos-published": Rules(
+        "Kairos's published run: each dimension's tasks of all suites pooled, hence one limit, which is short for "
+        "libero_10; the pooled suite itself is not in the public benchmark",
+        dict.fromkeys(SUITES, 520),
+        wait_steps=30,
+        replan=10,
+    ),
+    "kairos-suites": Rules(
+        "Kairos's published runner, suite by suite",
+        dict.fromkeys(SUITES, 400) | {"libero_10": 700, "libero_90": 700},
+        wait_steps=30,
+        replan=10,
+    ),
+}
