@@ -111,10 +111,20 @@ def instructions(episodes: Sequence[Episode]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def split(episodes: int, validation: int, starts: int) -> tuple[list[int], list[int], list[int]]:
-    """Numbers of the episodes for training, for validation, and for the starts that ship with the model.
+@dataclass(frozen=True)
+class Split:
+    """Numbers of the episodes for training, for validation, and for the starts that ship with the model."""
 
-    The last two are spread evenly, so that every part of a mixture has its share of them.
+    training: list[int]
+    validation: list[int]
+    starts: list[int]
+
+
+def split(episodes: int, validation: int, starts: int) -> Split:
+    """Holds episodes out, spread evenly, so that every part of a mixture has its share of them.
+
+    Raises:
+        ValueError: none would be left for training.
     """
     held_out = validation + starts
     if episodes <= held_out:
@@ -126,4 +136,4 @@ def split(episodes: int, validation: int, starts: int) -> tuple[list[int], list[
     # every so many of the chosen ones is for validation
     checked = {chosen[(2 * i + 1) * held_out // (2 * validation)] for i in range(validation)}
     rest = [i for i in range(episodes) if i not in set(chosen)]
-    return rest, sorted(checked), [i for i in chosen if i not in checked]
+    return Split(rest, sorted(checked), [i for i in chosen if i not in checked])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import torch
 
 from kairos_env.records import Episode, RobotSpec
-from kairos_env.runs import write_json
+from kairos_env.runs import ConfigMismatch, WriteLock, open_run, write_json
 from kairos_env.training.batches import Clips, require_own_latents
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import split
@@ -48,69 +46,69 @@ def train(
 
     Raises:
         ValueError: too few episodes, a folder of another run, or latents of another model.
+        FolderInUse: another process trains into the same folder.
+        FloatingPointError: the training diverged; the last checkpoint is intact.
 
     Returns:
         the folder of the finished model, for `WorldModel.from_pretrained`.
     """
-    training, held_out, first_frames = split(len(episodes), config.validation, config.starts)
+    parts = split(len(episodes), config.validation, config.starts)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
-    _describe(config, folder, len(episodes))
-    learned = [episodes[i] for i in training]
-    look = pictures or episodes.__getitem__
-    validation = [look(i) for i in held_out]
-    starts = [look(i).observation(0) for i in first_frames]
-    if not (all(e.images for e in validation) and all(o.images for o in starts)):
-        raise ValueError("held-out episodes need pictures, for film strips and as starts: pass `pictures`")
+    with WriteLock(folder, "training into"):
+        open_run(folder, dataclasses.asdict(config), {"threads": torch.get_num_threads()})
+        _require_same_data(folder, episodes)
+        learned = [episodes[i] for i in parts.training]
+        look = pictures or episodes.__getitem__
+        validation = [look(i) for i in parts.validation]
+        starts = [look(i).observation(0) for i in parts.starts]
+        if not (all(e.images for e in validation) and all(o.images for o in starts)):
+            raise ValueError("held-out episodes need pictures, for film strips and as starts: pass `pictures`")
 
+        model = _encoding_model(config, learned, spec, tasks, folder, say)
+        clips = Clips(model, learned, weights and [weights[i] for i in parts.training])  # all latents once
+        for missing in clips.untaught():
+            say(missing)
+        train_world_action(model, clips, Validation(model, validation, config, folder / "strips"), config, folder)
+        whole = [start for start in starts if len(start.images) == len(spec.cameras)]
+        finished = WorldModel(model.config, spec, tasks, model.statistics, whole)
+        finished.load_state_dict(model.state_dict())
+        save(finished, folder / "model", getattr(torch, config.weights))
+    return folder / "model"
+
+
+def _encoding_model(
+    config: TrainConfig,
+    episodes: Sequence[Episode],
+    spec: RobotSpec,
+    tasks: Mapping[str, str],
+    folder: Path,
+    say: Callable[[str], None],
+) -> WorldModel:
+    """A new model whose tokenizer and statistics are final: trained here, or those of ``config.init``."""
     source = load(config.init, config.device) if config.init else None
     if source is not None:
-        require_own_latents(source, learned, config.init)
-    elif any(episode.latents for episode in learned):
+        require_own_latents(source, episodes, config.init)
+    elif any(episode.latents for episode in episodes):
         raise ValueError("cached latents are of use only to the model that made them: go on from it with `init`")
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         random.seed(config.seed)
         model = WorldModel(source.config if source else get_preset(config.preset), spec, tasks).to(config.device)
     if source is None:
-        train_tokenizer(model, learned, config, folder)
+        train_tokenizer(model, episodes, config, folder)
     else:
-        transfer = go_on_from(source, model, learned, config.init)
+        transfer = go_on_from(source, model, episodes, config.init)
         write_json(folder / "transfer.json", dataclasses.asdict(transfer))
         say(str(transfer))
     model.tokenizer.requires_grad_(False)
-
-    clips = Clips(model, learned, weights and [weights[i] for i in training])  # all latents once
-    for missing in clips.untaught():
-        say(missing)
-    train_world_action(model, clips, Validation(model, validation, config, folder / "strips"), config, folder)
-    whole = [start for start in starts if len(start.images) == len(spec.cameras)]
-    finished = WorldModel(model.config, spec, tasks, model.statistics, whole)
-    finished.load_state_dict(model.state_dict())
-    save(finished, folder / "model", getattr(torch, config.weights))
-    return folder / "model"
+    return model
 
 
-def _describe(config: TrainConfig, folder: Path, episodes: int) -> None:
-    """Writes the resolved configuration and versions; a different configuration in the folder is an error."""
-    versions = {n: importlib.metadata.version(n) for n in ("torch", "numpy", "gymnasium", "einops")}
-    resolved = dataclasses.asdict(config) | {"episodes": episodes}
-    path = folder / "config.json"
-    if path.exists():
-        # a key that the run does not know yet had its default
-        old = dataclasses.asdict(TrainConfig()) | json.loads(path.read_text())["config"]
-        changed = {k: (old.get(k), v) for k, v in resolved.items() if old.get(k) != json.loads(json.dumps(v))}
-        if changed:
-            raise ValueError(
-                f"{folder} holds a run with another configuration (there, here): {changed}. Choose another `out`, "
-                "or resume with the same settings."
-            )
-        return
-    write_json(
-        path,
-        {
-            "config": resolved,
-            "versions": versions | {"python": platform.python_version()},
-            "threads": torch.get_num_threads(),
-        },
-    )
+def _require_same_data(folder: Path, episodes: Sequence[Episode]) -> None:
+    """Raises `ConfigMismatch` if the run began with other data, by numbers of episodes and decisions."""
+    path, now = folder / "data.json", {"episodes": len(episodes), "decisions": sum(map(len, episodes))}
+    before = json.loads(path.read_text()) if path.exists() else now
+    if before != now:
+        raise ConfigMismatch(f"{folder} was trained on {before}, but now there are {now}: choose another `out`")
+    write_json(path, now)

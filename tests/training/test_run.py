@@ -17,6 +17,7 @@ import torch
 from moving_square import SPEC, config, moving_square, run
 from paths import TESTS
 
+from kairos_env.runs import ConfigMismatch, FolderInUse, WriteLock
 from kairos_env.sims.tabletop.env import TASKS
 from kairos_env.training.losses import LossConfig
 from kairos_env.training.run import train
@@ -78,6 +79,18 @@ def test_same_folder_other_configuration_is_refused(tmp_path: Path) -> None:
     run(tmp_path, steps=2)
     with pytest.raises(ValueError, match="another configuration"):
         run(tmp_path, steps=3)
+
+
+def test_a_second_training_in_one_folder_is_refused(tmp_path: Path) -> None:
+    with WriteLock(tmp_path, "training into"), pytest.raises(FolderInUse, match=rf"\({os.getpid()}\) is training into"):
+        run(tmp_path, steps=2)
+
+
+def test_other_data_do_not_go_on_with_a_run(tmp_path: Path) -> None:
+    run(tmp_path, steps=2)
+    more = [moving_square(i) for i in range(13)]
+    with pytest.raises(ConfigMismatch, match="'episodes': 12.*'episodes': 13"):
+        train(config(tmp_path, 2), more, SPEC, {"push": TASKS["push"]})
 
 
 def test_too_few_or_too_short_episodes_are_named(tmp_path: Path) -> None:
