@@ -1,4 +1,4 @@
-"""DatasetStatistics of long streams of vectors: read once, in any order, by several workers.
+"""Statistics of long streams of vectors: read once, in any order, by several workers.
 
 Counts and extremes are exact, mean and standard deviation exact up to float64 rounding. Quantiles are
 numpy's while no more than `EXACT_ROWS` rows have come. After that the rows are thinned, and the rank of
@@ -85,7 +85,7 @@ class DatasetStatistics:
 
 
 def join(parts: Sequence[DatasetStatistics]) -> DatasetStatistics:
-    """DatasetStatistics of scalars that stand side by side in the same rows.
+    """Statistics of scalars that stand side by side in the same rows.
 
     Raises:
         ValueError: nothing given, or counts that differ.
@@ -100,6 +100,18 @@ def join(parts: Sequence[DatasetStatistics]) -> DatasetStatistics:
         quantiles={name: np.concatenate([part.quantiles[name] for part in parts]) for name in names},
         rank_error=max(part.rank_error for part in parts),
     )
+
+
+def of_all_rows(parts: Sequence[DatasetStatistics]) -> DatasetStatistics:
+    """Statistics of the same scalars over the rows of all parts; quantiles of several parts cannot be known."""
+    if len(parts) == 1:
+        return parts[0]
+    counts = np.array([part.count for part in parts], np.float64)[:, None]
+    share = counts / counts.sum() if counts.sum() else np.full_like(counts, 1 / len(parts))
+    mean = (share * np.stack([part.mean for part in parts])).sum(0)
+    square = (share * np.stack([part.std**2 + (part.mean - mean) ** 2 for part in parts])).sum(0)
+    low, high = np.stack([part.min for part in parts]).min(0), np.stack([part.max for part in parts]).max(0)
+    return DatasetStatistics(int(counts.sum()), low, high, mean, np.sqrt(square))
 
 
 class RunningStatistics:

@@ -28,11 +28,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kairos_env.datasets.statistics import DatasetStatistics
+from kairos_env.datasets.statistics import DatasetStatistics, of_all_rows
 from kairos_env.records import RobotSpec
 
 # Every dataset has these features; they are bookkeeping, never a state or an action.
@@ -189,7 +188,7 @@ class Meta:
         for key, parts in found.items():
             if len({len(part) for part in parts}) != 1:
                 raise DatasetError(f"{path}: the statistics of {key!r} differ in length between episodes")
-        return {key: _merged(parts) for key, parts in found.items()}
+        return {key: of_all_rows(parts) for key, parts in found.items()}
 
 
 def read_meta(root: Path) -> Meta:
@@ -385,18 +384,6 @@ def _table(path: Path, leave_out: str = "\0") -> list[dict[str, Any]]:
         raise DatasetError(f"{path} is missing") from None
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{path} is damaged: {error}") from None
-
-
-def _merged(parts: Sequence[DatasetStatistics]) -> DatasetStatistics:
-    """DatasetStatistics of all episodes from those of each; quantiles cannot be merged."""
-    if len(parts) == 1:
-        return parts[0]
-    counts = np.array([part.count for part in parts], np.float64)[:, None]
-    share = counts / counts.sum() if counts.sum() else np.full_like(counts, 1 / len(parts))
-    mean = (share * np.stack([part.mean for part in parts])).sum(0)
-    square = (share * np.stack([part.std**2 + (part.mean - mean) ** 2 for part in parts])).sum(0)
-    low, high = np.stack([part.min for part in parts]).min(0), np.stack([part.max for part in parts]).max(0)
-    return DatasetStatistics(int(counts.sum()), low, high, mean, np.sqrt(square))
 
 
 def _fitting(statistics: DatasetStatistics, feature: Feature) -> DatasetStatistics:

@@ -14,7 +14,7 @@ from kairos_env.records import Array, Episode, RobotSpec
 
 NUMBER_TYPES = ("float32", "float64", "int64", "bool")
 
-Feature = dict[str, Any]  # an entry of info.json's "features"
+FeatureEntry = dict[str, Any]  # an entry of info.json's "features"
 
 
 def camera_key(name: str) -> str:
@@ -22,16 +22,16 @@ def camera_key(name: str) -> str:
     return f"observation.images.{name}"
 
 
-def features_of_robot(spec: RobotSpec, video: Mapping[str, Any] | None) -> dict[str, Feature]:
+def features_of_robot(spec: RobotSpec, video: Mapping[str, Any] | None) -> dict[str, FeatureEntry]:
     """The features that every episode of a robot has, without LeRobot's own bookkeeping.
 
     Args:
         spec: the robot.
         video: what is true of all its films; None where pictures are stored in the rows.
     """
-    features: dict[str, Feature] = {}
+    features: dict[str, FeatureEntry] = {}
     for camera in spec.cameras:
-        entry: Feature = {
+        entry: FeatureEntry = {
             "dtype": "image" if video is None else "video",
             "shape": [camera.height, camera.width, 3],
             "names": ["height", "width", "channels"],
@@ -46,9 +46,9 @@ def features_of_robot(spec: RobotSpec, video: Mapping[str, Any] | None) -> dict[
     return features
 
 
-def features_of_labels(episode: Episode) -> dict[str, Feature]:
+def features_of_labels(episode: Episode) -> dict[str, FeatureEntry]:
     """A feature for each label, with a note that tells (T,), (T, 1) and (T + 1, ...) apart."""
-    features: dict[str, Feature] = {}
+    features: dict[str, FeatureEntry] = {}
     for name, label in episode.labels.items():
         array = np.asarray(label)
         per = "frame" if len(array) == len(episode) + 1 else "decision"
@@ -61,14 +61,14 @@ def features_of_labels(episode: Episode) -> dict[str, Feature]:
     return features
 
 
-def bookkeeping_features() -> dict[str, Feature]:
+def bookkeeping_features() -> dict[str, FeatureEntry]:
     """LeRobot's own numbers of every row."""
     names = ("frame_index", "episode_index", "index", "task_index")
     return {"timestamp": _numbers("float32")} | {name: _numbers("int64") for name in names}
 
 
 def columns_of(spec: RobotSpec, episode: Episode) -> dict[str, Array]:
-    """Feature -> (T + 1,) or (T + 1, ...), without pictures and bookkeeping.
+    """FeatureEntry -> (T + 1,) or (T + 1, ...), without pictures and bookkeeping.
 
     The last row repeats the last decision, because LeRobot's rows have an action each; its reward is 0.
     """
@@ -141,7 +141,7 @@ def pixel_statistics(counts: Array, frames: int) -> dict[str, Any]:
     return {name: value.reshape(3, 1, 1).tolist() for name, value in found.items()} | {"count": [frames]}
 
 
-def _numbers(dtype: str, names: Sequence[str] | None = None) -> Feature:
+def _numbers(dtype: str, names: Sequence[str] | None = None) -> FeatureEntry:
     return {"dtype": dtype, "shape": [len(names) if names else 1], "names": list(names) if names else None}
 
 

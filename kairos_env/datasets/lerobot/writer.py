@@ -19,22 +19,21 @@ The folder is written beside its place and put there when it is complete.
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from kairos_env.datasets.lerobot import files
+from kairos_env.datasets.lerobot.card import dataset_card
 from kairos_env.datasets.lerobot.rows import (
     NUMBER_TYPES,
-    Feature,
+    FeatureEntry,
     arrow,
     bookkeeping_features,
     camera_key,
@@ -52,7 +51,6 @@ from kairos_env.records import Array, Episode, RobotSpec
 from kairos_env.runs import WriteLock, put_in_place, temporary_for
 
 FORMAT = 1  # of meta/kairos.json
-CODEBASE_VERSION = "v3.0"
 
 # What every imagined episode must say about itself: columns of meta/episodes, and labels of every frame.
 PROVENANCE = ("model", "checkpoint_sha256", "version", "policy", "start")
@@ -62,10 +60,6 @@ ImageFormat = Literal["h264", "h264_444", "png"]
 Provenance = Mapping[str, str | int | float | bool]
 
 _CODINGS = {"h264": Coding("yuv420p", 18), "h264_444": Coding("yuv444p", 10)}
-_TABLES = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-_FILMS = "chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-_CHUNK = 1000  # files in a folder
-_TABLE_MB, _FILM_MB = 100, 200  # a file that has reached this size is followed by another
 # LeRobot compares times in float32 with a tolerance of 0.1 ms. From 1024 s on float32 is coarser, and frames of long
 # episodes that begin late in a file are then not found.
 _FILM_SECONDS = 1000.0
@@ -120,7 +114,7 @@ class LeRobotWriter:
         self.episodes = self.frames = 0
         self.tasks: dict[str, int] = {}
         self.models: set[tuple[str, str]] = set()
-        self._labels: dict[str, Feature] | None = None  # these three are those of the first episode
+        self._labels: dict[str, FeatureEntry] | None = None  # these three are those of the first episode
         self._label_tasks: tuple[str, ...] | None = ()
         self._own_types: dict[str, pa.DataType] = {}
         self._numbers: dict[str, RunningStatistics] = {}
@@ -134,8 +128,8 @@ class LeRobotWriter:
         self._lock = WriteLock(self.folder, "exporting to")
         self._part = temporary_for(self.folder)
         self._part.mkdir()
-        self._data = _Tables(self._part / "data")
-        self._meta = _Tables(self._part / "meta/episodes")
+        self._data = files.TableWriter(self._part / "data")
+        self._meta = files.TableWriter(self._part / "meta/episodes")
         self._coding = _CODINGS.get(images)
         self._films = {c.name: self._film(c.name, self._coding) for c in spec.cameras if self._coding}
 
@@ -220,7 +214,9 @@ class LeRobotWriter:
 
     def _film(self, camera: str, coding: Coding) -> FilmWriter:
         folder = self._part / "videos" / camera_key(camera)
-        return FilmWriter(lambda n: folder / _numbered(_FILMS, n), self.fps, coding, _FILM_MB * 2**20, _FILM_SECONDS)
+        return FilmWriter(
+            lambda n: folder / files.numbered(files.FILMS, n), self.fps, coding, files.FILM_MB * 2**20, _FILM_SECONDS
+        )
 
     def _problem(self, episode: Episode, own: Provenance) -> str:
         """Why an episode that fits the robot does not fit this dataset, or an empty string."""
@@ -272,7 +268,7 @@ class LeRobotWriter:
                 table[key] = png_column(pixels)
                 continue
             span = self._films[camera.name].add(pixels)
-            row |= _place(f"videos/{key}", span.file)
+            row |= files.place(f"videos/{key}", span.file)
             row |= {f"videos/{key}/from_timestamp": span.begin, f"videos/{key}/to_timestamp": span.end}
         for key, values in columns.items():
             table[key] = arrow(values)
@@ -281,7 +277,7 @@ class LeRobotWriter:
             self._numbers.setdefault(key, RunningStatistics()).merge(here)
             # LeRobot counts frames, also where each of them holds several rows of numbers
             statistics[key] = here.result().to_dict() | {"count": [frames]}
-        row |= _place("data", self._data.write(pa.table(table)))
+        row |= files.place("data", self._data.write(pa.table(table)))
         row |= {f"kairos/{key}": value for key, value in own.items()}
         row |= {f"stats/{key}/{name}": value for key, found in statistics.items() for name, value in found.items()}
         self._rows.append(row)
@@ -295,7 +291,7 @@ class LeRobotWriter:
     def _flush(self) -> None:
         """Writes the metadata of the episodes that wait for it."""
         if self._rows:
-            place = _place("meta/episodes", self._meta.next_number())
+            place = files.place("meta/episodes", self._meta.next_number())
             self._meta.write(pa.Table.from_pylist([row | place for row in self._rows]))
             self._rows = []
 
@@ -306,17 +302,17 @@ class LeRobotWriter:
             video |= {"video.channels": 3, "has_audio": False, "video.g": KEYFRAMES, "video.crf": self._coding.crf}
             video |= {"is_depth_map": False}
         info = {
-            "codebase_version": CODEBASE_VERSION,
+            "codebase_version": files.VERSION,
             "fps": self.fps,
             "features": features_of_robot(self.spec, video) | (self._labels or {}) | bookkeeping_features(),
             "total_episodes": self.episodes,
             "total_frames": self.frames,
             "total_tasks": len(self.tasks),
-            "chunks_size": _CHUNK,
-            "data_files_size_in_mb": _TABLE_MB,
-            "video_files_size_in_mb": _FILM_MB,
-            "data_path": f"data/{_TABLES}",
-            "video_path": f"videos/{{video_key}}/{_FILMS}" if self._films else None,
+            "chunks_size": files.CHUNK,
+            "data_files_size_in_mb": files.TABLE_MB,
+            "video_files_size_in_mb": files.FILM_MB,
+            "data_path": f"data/{files.TABLES}",
+            "video_path": f"videos/{{video_key}}/{files.FILMS}" if self._films else None,
             "robot_type": f"{self.spec.name}-imagined" if self.imagined else self.spec.name,
             "splits": {"train": f"0:{self.episodes}"},
         }
@@ -332,52 +328,16 @@ class LeRobotWriter:
         for name, value in (("info", info), ("stats", statistics), ("kairos", own)):
             text = json.dumps(value, indent=4, ensure_ascii=False)
             (self._part / f"meta/{name}.json").write_text(text + "\n", encoding="utf-8")
-        _write_tasks(self._part / "meta/tasks.parquet", list(self.tasks))
-        (self._part / "README.md").write_text(_card(self), encoding="utf-8")
+        files.write_tasks(self._part / "meta/tasks.parquet", list(self.tasks))
+        models = sorted(self.models) if self.imagined else None
+        card = dataset_card(self.spec, self.episodes, self.frames, self.fps, list(self.tasks), models)
+        (self._part / "README.md").write_text(card, encoding="utf-8")
 
 
 def _label_tasks(episode: Episode) -> tuple[str, ...] | None:
     """The tasks that an episode's labels are of; None if that is its own task alone, whichever it is."""
     tasks = tuple(episode.label_tasks)
     return None if tasks == (episode.task,) else tasks
-
-
-class _Tables:
-    """Parquet files that follow one another; what is written at once is one row group."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._number = 0
-        self._file: io.BufferedWriter | None = None
-        self._writer: Any = None
-
-    def next_number(self) -> int:
-        """The number of the file that the next table goes into."""
-        if self._file is not None and self._file.tell() >= _TABLE_MB * 2**20:
-            self.close()
-            self._number += 1
-        return self._number
-
-    def write(self, table: pa.Table) -> int:
-        """Appends a table and returns the number of its file."""
-        number = self.next_number()
-        if self._file is None:
-            path = self._folder / _numbered(_TABLES, number)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "wb")
-            self._writer = pq.ParquetWriter(self._file, table.schema, compression="snappy")
-        self._writer.write_table(table, row_group_size=table.num_rows)
-        return number
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._writer.close()
-            self._file.close()
-            self._file = None
-
-    def abandon(self) -> None:
-        with suppress(OSError):
-            self.close()
 
 
 def _whole_rate(spec: RobotSpec, fps: float | None) -> int:
@@ -403,61 +363,5 @@ def _check_cameras(spec: RobotSpec, images: str) -> None:
             )
 
 
-def _numbered(pattern: str, number: int) -> str:
-    chunk, file = divmod(number, _CHUNK)
-    return pattern.format(chunk_index=chunk, file_index=file)
-
-
-def _place(prefix: str, number: int) -> dict[str, int]:
-    """LeRobot's columns that say which file."""
-    chunk, file = divmod(number, _CHUNK)
-    return {f"{prefix}/chunk_index": chunk, f"{prefix}/file_index": file}
-
-
 def _types(own: Provenance) -> dict[str, pa.DataType]:
     return {key: pa.infer_type([value]) for key, value in own.items()}
-
-
-def _write_tasks(path: Path, tasks: list[str]) -> None:
-    # LeRobot takes a task's text from the index of a pandas table; this note makes the column that index.
-    columns = [
-        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
-        for name, kind, numpy in (("task_index", "int64", "int64"), ("task", "unicode", "object"))
-    ]
-    note = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}
-    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
-    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(note)}), path)
-
-
-def _card(writer: LeRobotWriter) -> str:
-    """README.md of the dataset."""
-    spec = writer.spec
-    lines = ["---", "task_categories:", "- robotics", "tags:", "- LeRobot", "- kairos"]
-    lines += ["- imagined"] if writer.imagined else []
-    lines += ["configs:", "- config_name: default", "  data_files: data/*/*.parquet", "---", ""]
-    lines += [f"# {'Imagined' if writer.imagined else 'Recorded'} episodes of {spec.name}", ""]
-    if writer.imagined:
-        lines += [
-            "**No robot and no simulator made these episodes.** A world model imagined them: frame 0 of each is a",
-            "given observation; every later frame, state, reward and success is a prediction. `kairos.imagined` says",
-            "so for every frame, `kairos.uncertainty` how far the model expects the frame to be off (root mean squared",
-            "error of its latent, in standard deviations; 0 where nothing was imagined). The columns `kairos/...` of",
-            "`meta/episodes` say where each episode comes from.",
-            "",
-            *(f"- model `{model}`, sha256 of its weights `{digest}`" for model, digest in sorted(writer.models)),
-            "",
-        ]
-    lines += [
-        f"{writer.episodes} episodes, {writer.frames} frames at {writer.fps} a second, LeRobotDataset "
-        f"{CODEBASE_VERSION}. An episode of T decisions has T + 1",
-        "frames; the last one only shows where it ended and repeats the last action.",
-        "",
-        "| | field | unit | range |",
-        "|---|---|---|---|",
-    ]
-    for part, fields in (("state", spec.proprio), ("action", spec.action)):
-        lines += [f"| {part} | {f.name} | {f.unit} | {f.low:g} to {f.high:g} |" for f in fields]
-    cameras = ", ".join(f"{c.name} ({c.height} x {c.width})" for c in spec.cameras)
-    lines += ["", f"Cameras: {cameras or 'none'}. Tasks:", ""]
-    lines += [f"- {task or '(none given)'}" for task in writer.tasks]
-    return "\n".join(lines) + "\n"

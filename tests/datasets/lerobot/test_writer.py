@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from paths import TESTS
 
+from kairos_env.datasets.lerobot import files
 from kairos_env.datasets.lerobot import writer as lerobot_write
 from kairos_env.datasets.lerobot.reader import LeRobotData
 from kairos_env.datasets.lerobot.writer import LeRobotWriter
@@ -130,20 +131,20 @@ def test_film_comes_back_within_the_codecs_error(tmp_path: Path, images: str, le
 
 
 def test_files_follow_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lerobot_write, "_TABLE_MB", 0)
+    monkeypatch.setattr(files, "TABLE_MB", 0)
     monkeypatch.setattr(lerobot_write, "_FILM_SECONDS", 1.3)  # the first two episodes, then one each
-    monkeypatch.setattr(lerobot_write, "_CHUNK", 2)
+    monkeypatch.setattr(files, "CHUNK", 2)
     monkeypatch.setattr(lerobot_write, "_ROWS", 2)
     episodes = written(tmp_path / "data", 4, "h264")
-    files = sorted(str(p.relative_to(tmp_path / "data")) for p in (tmp_path / "data").rglob("chunk-*/*"))
-    assert [f for f in files if f.startswith("data/")] == [
+    found_files = sorted(str(p.relative_to(tmp_path / "data")) for p in (tmp_path / "data").rglob("chunk-*/*"))
+    assert [f for f in found_files if f.startswith("data/")] == [
         f"data/chunk-{c:03d}/file-{f:03d}.parquet" for c in (0, 1) for f in (0, 1)
     ]
-    assert [f for f in files if f.startswith("meta/")] == [
+    assert [f for f in found_files if f.startswith("meta/")] == [
         f"meta/episodes/chunk-000/file-{f:03d}.parquet" for f in (0, 1)
     ]
     places = [f"videos/{SCENE}/chunk-{c:03d}/file-{f:03d}.mp4" for c, f in ((0, 0), (0, 1), (1, 0))]
-    assert [f for f in files if f.startswith(f"videos/{SCENE}/")] == places
+    assert [f for f in found_files if f.startswith(f"videos/{SCENE}/")] == places
     found = LeRobotData(tmp_path / "data")
     for before, after in zip(episodes, found, strict=True):
         assert_same_numbers(before, after)
