@@ -18,9 +18,10 @@ from functools import partial
 
 import numpy as np
 
+from kairos_env.collect.behaviours import BEHAVIOURS
 from kairos_env.eval.statistics import wilson
+from kairos_env.records import Observation
 from kairos_env.sims.tabletop.arm import WORKSPACE_HIGH
-from kairos_env.sims.tabletop.behaviours import BEHAVIOURS
 from kairos_env.sims.tabletop.env import TASKS, RobosuiteEnv
 from kairos_env.sims.tabletop.tasks import measure
 
@@ -118,7 +119,7 @@ def measure_experts(episodes: int) -> None:
                     kind, other_task = str(rng.choice(["noisy_expert", "attracted"])), str(rng.choice(list(TASKS)))
                     other = BEHAVIOURS[kind](env, other_task, rng)
                     for _ in range(10):
-                        info = env.step(other.act(info))[-1]
+                        info = env.step(other.act(Observation({}, np.zeros(0)), info))[-1]
                     reachable = np.all(np.abs(env.state.cube[:2]) < WORKSPACE_HIGH[:2])
                     if measure(env.state)[1][task] or not reachable:
                         skipped += 1  # solved already, or pushed out of the arm's reach

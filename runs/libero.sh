@@ -14,15 +14,15 @@ suites=libero_object,libero_spatial
 kairos sims install libero
 
 # Demonstrations from the initial states 0-39 of each task; later states stay unseen for the evaluation.
-kairos record-libero --out "$out/demonstrations" --suites "$suites" --per-task 40 --states 0-39 --workers 2
+kairos record-libero --out "$out/demonstrations" --per-task 40 --initial-states 0-39 --workers 2
 
 # First model. `tiny-words` reads instructions word by word: two equal bowls differ by the sentence only.
 kairos train --data.path "$out/demonstrations" --out "$out/first" --preset tiny-words --pixels.coloured 10 \
   --tokenizer.steps 1600 --model.steps 2400 --loss.frames 12 --loss.history-noise 0.2 --video-every 4
 
 # Dataset aggregation: the model acts, the expert says at every frame what it would have done.
-kairos record-libero --out "$out/own" --suites "$suites" --actor "$out/first/model" --per-task 5 \
-  --noisy 0.3 --noise 0.1 --max-steps 200
+kairos record-libero --out "$out/own" --model "$out/first/model" --behaviours policy=0.7,disturbed_policy=0.3 \
+  --keep all --noise 0.1 --per-task 5 --initial-states 0-39 --decisions 50
 
 # Second model, from both recordings. Of twelve steps one learns to imagine, the others act only.
 kairos train --data.path "$out/demonstrations" --data.more "$out/own" --data.weights 0.8,0.2 --init "$out/first/model" \

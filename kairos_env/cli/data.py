@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
+from typing import Any
 
 from kairos_env.cli.options import Fields, Positional
 from kairos_env.collect.encode import EncodeConfig
@@ -32,18 +35,23 @@ def export(config: Fields[ExportConfig]) -> int:
     return 0
 
 
-def replay(paths: Positional[tuple[Path, ...]], limit: int = 0, least: float = 0.95, home: str = "") -> int:
+def replay(
+    paths: Positional[tuple[Path, ...]],
+    limit: int = 0,
+    least: float = 0.95,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> int:
     """Plays demonstrations again; 1 if fewer end as they were recorded than are wanted.
 
     Args:
-        paths: recordings of kairos record-libero, or <suite>_<index>.npz.
+        paths: recordings of kairos record, or <suite>_<index>.npz.
         limit: at most so many of each path; 0 is all.
         least: share that must end as recorded.
-        home: folder of the installed simulator; empty is the usual one.
+        options: of the simulator, such as home=FOLDER.
     """
     if limit < 0 or not 0 <= least <= 1:
         raise ValueError(f"--limit must be at least 0 and --least in 0 ... 1, got {limit} and {least}")
-    results = replay_all(paths, limit, home)
+    results = replay_all(paths, limit, options)
     if not results:
         raise ValueError(f"{', '.join(map(str, paths))}: there is no demonstration")
     for one in results:

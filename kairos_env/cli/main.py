@@ -57,17 +57,20 @@ COMMANDS: Mapping[str, Command | Group] = {
         "drive the imagined robot in a browser page on this machine", "kairos play\nkairos play --port 8000", "play:run"
     ),
     "record": Command(
-        "record episodes of the simulator into a folder of HDF5 files",
+        "record episodes of any simulator into a folder of HDF5 files",
         "kairos record --out runs/record --episodes 2000 --workers 2\n"
         "kairos record --out runs/heldout --episodes 100 --first-initial-state 1000000\n"
-        "kairos record --out runs/push --tasks push --behaviours expert=0.5,random=0.5\n" + _CONTINUED,
+        "kairos record --out runs/push --tasks push --behaviours expert=0.5,random=0.5\n"
+        "kairos record --out runs/own --simulator Kairos-LIBERO-v0 --tasks 'libero_object/*' --model kairos-libero\n"
+        + _CONTINUED,
         "record:record",
     ),
     "record-libero": Command(
         "record demonstrations of LIBERO's tasks by the scripted expert, in LIBERO's own files",
-        "kairos record-libero --out runs/libero --suites libero_object --states 0-39 --per-task 20\n"
-        "kairos record-libero --out runs/full --action-repeat 1 --camera-size 128 --rendering official\n"
-        "kairos record-libero --out runs/milk --suites libero_object --tasks 7 --noisy 1 --noise 0.3\n" + _CONTINUED,
+        "kairos record-libero --out runs/libero --tasks 'libero_object/*' --initial-states 0-39 --per-task 20\n"
+        "kairos record-libero --out runs/full --options camera_size=128 --decisions 400\n"
+        "kairos record-libero --out runs/milk --tasks '*milk*' --behaviours disturbed_expert --noise 0.3\n"
+        + _CONTINUED,
         "record:record_libero",
     ),
     "data": Group(

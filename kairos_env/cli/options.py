@@ -107,7 +107,9 @@ def bind(command: Command, words: Sequence[str], name: str, about: str = "") -> 
         return functools.partial(command, *args, **kwargs)
 
     help_wanted = not {"-h", "--help"}.isdisjoint(words)
-    checked = ["--help"] if help_wanted else _checked(list(words), options(command))
+    # a module of commands may say how options of earlier versions are spelled now
+    renamed = getattr(inspect.getmodule(command), "RENAMED", {})
+    checked = ["--help"] if help_wanted else _checked(list(words), options(command), renamed)
     return tyro.cli(bound, prog=name, description=about, args=checked, registry=_registry())
 
 
@@ -158,7 +160,7 @@ def _help_texts(owner: Any) -> dict[str, str]:
     return found
 
 
-def _checked(rest: list[str], known: Sequence[Option]) -> list[str]:
+def _checked(rest: list[str], known: Sequence[Option], renamed: Mapping[str, str]) -> list[str]:
     """The words in tyro's spelling, once all of them are known, legal and complete."""
     flags = {flag: (option, stands_for) for option in known for flag, stands_for in option.flags.items()}
     places = [option for option in known if option.positional]
@@ -175,7 +177,8 @@ def _checked(rest: list[str], known: Sequence[Option]) -> list[str]:
             rest = _from_file(value if equals else rest.pop(0) if rest else "", flags) + rest
             continue
         if not (word.startswith("--") or equals) or flag not in flags:
-            raise OptionError(f"unknown option {key}; {did_you_mean(flag, flags)}")
+            hint = f"it is spelled {renamed[flag]} now" if flag in renamed else did_you_mean(flag, flags)
+            raise OptionError(f"unknown option {key}; {hint}")
         option, stands_for = flags[flag]
         if equals and stands_for == "false":
             raise OptionError(f"{key} takes no value")

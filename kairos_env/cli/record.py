@@ -2,19 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
 from kairos_env.cli.options import Fields
-from kairos_env.collect import demonstrations, recorder
+from kairos_env.collect import recorder
+from kairos_env.collect.plans import RecordConfig
+
+_LIBERO = "--options camera_size=64,action_repeat=4,rendering=fast"
+RENAMED = {
+    "--suites": "--tasks 'libero_object/*'",
+    "--states": "--initial-states 0-39",
+    "--noisy": "--behaviours expert=0.5,disturbed_expert=0.5",
+    "--max-steps": "--decisions (of the policy: simulator steps / action_repeat)",
+    "--after": "--after-success",
+    "--actor": "--model FOLDER --behaviours policy --keep all",
+    "--camera-size": _LIBERO,
+    "--action-repeat": _LIBERO,
+    "--rendering": _LIBERO,
+    "--home": "--options home=FOLDER",
+    "--image-size": "--options image_size=64",
+    "--cameras": "--options cameras=['scene','wrist']",
+}
+"""Options of earlier versions -> how they are spelled now."""
 
 
-def record(config: Fields[recorder.RecordConfig]) -> int:
-    """Records, or goes on recording."""
-    folder = recorder.record(config)
-    print(f"recorded into {folder}")
-    return 0
+@dataclass(frozen=True)
+class LiberoDemonstrations(RecordConfig):
+    """Successes of the scripted expert in LIBERO's own files, half of them disturbed."""
+
+    simulator: str = "Kairos-LIBERO-v0"
+    options: dict[str, Any] = field(
+        default_factory=lambda: {"camera_size": 64, "action_repeat": 4, "rendering": "fast"}
+    )
+    per_task: int = 20
+    decisions: int = 100
+    after_success: int = 2
+    behaviours: dict[str, float] = field(default_factory=lambda: {"expert": 0.5, "disturbed_expert": 0.5})
+    keep: Literal["all", "successes"] = "successes"
+    layout: Literal["kairos", "libero"] = "libero"
 
 
-def record_libero(config: Fields[demonstrations.RecordLiberoConfig]) -> int:
-    """Records demonstrations; 1 if there are fewer than asked for."""
-    recorded = demonstrations.record_libero(config)
+def record(config: Fields[RecordConfig]) -> int:
+    """Records, or goes on recording; 1 if there are fewer episodes than asked for."""
+    recorded = recorder.record(config)
     print(recorded.table())
     return int(bool(recorded.short))
+
+
+def record_libero(config: Fields[LiberoDemonstrations]) -> int:
+    """Records demonstrations; 1 if there are fewer than asked for."""
+    return record(config)

@@ -5,11 +5,8 @@ Data and model meet here: the cache knows neither what made its latents, nor the
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kairos_env.collect.pool import WorkerDied, in_workers
 from kairos_env.datasets.latents.cache import CacheError, LatentCache, Origin
 from kairos_env.datasets.latents.writer import LatentCacheWriter, write_episode
 from kairos_env.datasets.layouts import fingerprint, open_recording
 from kairos_env.datasets.recording import BrokenEpisode, Recording
 from kairos_env.records import Array, Episode, RobotSpec
-from kairos_env.runs import exit_with_parent
 
 if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
@@ -138,22 +135,11 @@ def _encoded(
         for number in missing:
             yield number, _encode_episode(config, number, recording, model)
         return
-    # spawn: a forked child would inherit threads and open files
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(config, workers)
-    )
     try:
-        futures: dict[Future[str], int] = {pool.submit(_encode_number, number): number for number in missing}
-        for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except BrokenProcessPool:
-                raise RuntimeError(
-                    f"an encoding process died (killed, or out of memory; see above). What was encoded is safe in "
-                    f"{config.out}; run the same command again to go on."
-                ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for number, future in in_workers(_encode_number, missing, workers, _start_worker, config, workers):
+            yield number, future.result()
+    except WorkerDied as error:
+        raise RuntimeError(f"{error}. What was encoded is safe in {config.out}; run the same command again") from None
 
 
 def _encode_episode(config: EncodeConfig, number: int, recording: Recording, model: WorldModel) -> str:
@@ -175,7 +161,6 @@ def _start_worker(config: EncodeConfig, workers: int) -> None:
     global _worker
     import torch
 
-    exit_with_parent()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     _worker = (config, *_load(config))
 

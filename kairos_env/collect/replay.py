@@ -1,4 +1,4 @@
-"""`kairos data replay`: the actions of LIBERO demonstrations, played again in the simulator from where they began.
+"""`kairos data replay`: recorded actions, played again in the simulator from where they began.
 
 A demonstration is worth something only if its actions do what its pictures show. Replays tell: the same start and the
 same actions must bring the same outcome again, and the hand to the same places.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,42 @@ from typing import Any
 import numpy as np
 
 from kairos_env.datasets.hdf5.libero import LiberoFile
-from kairos_env.records import Array
+from kairos_env.datasets.hdf5.recorded import EpisodeFile
+from kairos_env.datasets.layouts import open_recording
+from kairos_env.embodiments import libero_panda
+from kairos_env.records import Array, RobotSpec
+from kairos_env.sims.make import make_simulator as make
 
-MakeEnv = Callable[[int, str], Any]
+LIBERO = "Kairos-LIBERO-v0"
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """Actions (T, 7) and where they began.
+    """Recorded actions and where they began.
 
-    ``hand`` (n, 3) is where the hand was before the first n of them [m], ``success`` whether they did the task.
+    Args:
+        name: of the episode, for messages.
+        simulator, settings: what recorded it, and the arguments that made it.
+        spec: its robot.
+        start: options of the simulator's reset.
+        seed: of the reset.
+        actions: (T, A).
+        hand: (n, 3) where the hand was before the first n actions [m]; n may be 0.
+        success: whether they did the task.
     """
 
     name: str
-    suite: str
-    task: int | str
-    initial_state: int
+    simulator: str
+    settings: Mapping[str, Any]
+    spec: RobotSpec
+    start: Mapping[str, Any]
     seed: int
     actions: Array
-    action_repeat: int
     hand: Array
     success: bool = True
+
+
+MakeEnv = Callable[[Demonstration], Any]
 
 
 @dataclass(frozen=True)
@@ -56,8 +71,9 @@ def read_demonstrations(path: str | Path) -> Iterator[Demonstration]:
     """The demonstrations at a path.
 
     Args:
-        path: recordings of `kairos record-libero` (a file or folder), or a file ``<suite>_<index>.npz`` with
-            ``actions_<i>`` (T, 7) from initial state i, and perhaps ``eef_<i>`` (T, 3 or more), the hand before each.
+        path: recordings of `kairos record` (a file or folder), or a file ``<suite>_<index>.npz`` of one of LIBERO's
+            tasks, with ``actions_<i>`` (T, 7) from initial state i, and perhaps ``eef_<i>`` (T, 3 or more), the hand
+            before each.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -67,19 +83,33 @@ def read_demonstrations(path: str | Path) -> Iterator[Demonstration]:
     if path.suffix == ".npz":
         yield from _of_arrays(path)
         return
-    recording = LiberoFile(path)
+    recording = open_recording(path)
+    hand = _hand_fields(recording.spec)
     for index, name in enumerate(recording.names):
-        suite = recording.extras(index).get("metadata", {}).get("suite")
-        if suite is None:
-            raise ValueError(
-                f"{name} does not say from which initial state and seed it was recorded: only recordings of "
-                "`kairos record-libero` can be replayed"
-            )
         episode = recording[index]
-        repeat = round(20 / recording.spec.control_rate_hz)
-        start = (episode.initial_state, episode.seed)
-        hand, success = episode.proprio[:, :3], bool(episode.success.any())
-        yield Demonstration(name, suite, episode.task, *start, episode.actions, repeat, hand, success)
+        metadata: Mapping[str, Any] = {}
+        if isinstance(recording, LiberoFile):
+            metadata = recording.extras(index).get("metadata", {})
+        elif isinstance(recording, EpisodeFile):
+            metadata = recording.metadata
+        config, suite = metadata.get("config", {}), metadata.get("suite")
+        if episode.initial_state < 0 or not (suite or "simulator" in config):
+            raise ValueError(
+                f"{name} does not say in which simulator, from which initial state and with which seed it was "
+                "recorded: only recordings of `kairos record` can be replayed"
+            )
+        task = f"{metadata.get('benchmark', 'libero')}/{suite}/{episode.task}" if suite else episode.task
+        yield Demonstration(
+            name,
+            config.get("simulator", LIBERO),
+            config.get("options", {}),
+            recording.spec,
+            {"task": task, "initial_state": episode.initial_state},
+            episode.seed,
+            episode.actions,
+            episode.proprio[:, hand] if hand else np.zeros((0, 3)),
+            bool(episode.success.any()),
+        )
 
 
 def _of_arrays(path: Path) -> Iterator[Demonstration]:
@@ -89,28 +119,19 @@ def _of_arrays(path: Path) -> Iterator[Demonstration]:
     with np.load(path, allow_pickle=False) as arrays:
         for key in (key for key in arrays if key.startswith("actions_")):
             number = int(key.removeprefix("actions_"))
+            start = {"benchmark": "libero", "suite": found[1], "task": int(found[2]), "initial_state": number}
             hand = arrays[f"eef_{number}"][:, :3] if f"eef_{number}" in arrays else np.zeros((0, 3))
-            yield Demonstration(f"{path}:{key}", found[1], int(found[2]), number, 0, arrays[key], 1, hand)
+            yield Demonstration(f"{path}:{key}", LIBERO, {}, libero_panda(), start, 0, arrays[key], hand)
 
 
 def replay(env: Any, demonstration: Demonstration) -> Replayed:
-    """Plays one demonstration until it succeeds or its actions end.
-
-    Args:
-        env: `sims.libero.LiberoEnv` that holds actions as long as the recording's; it need not draw.
-        demonstration: what to play.
-    """
-    options = {
-        "benchmark": "libero",
-        "suite": demonstration.suite,
-        "task": demonstration.task,
-        "initial_state": demonstration.initial_state,
-    }
-    seen, info = env.reset(seed=demonstration.seed, options=options)
-    hands = [seen["proprio"][:3]]
+    """Plays one demonstration until it succeeds or its actions end; ``env`` need not draw."""
+    fields = _hand_fields(demonstration.spec)
+    seen, info = env.reset(seed=demonstration.seed, options=dict(demonstration.start))
+    hands = [seen["proprio"][fields]]
     for action in demonstration.actions:
         seen, _, _, _, info = env.step(action)
-        hands.append(seen["proprio"][:3])
+        hands.append(seen["proprio"][fields])
         if info["success"]:
             break
     pairs = list(zip(hands, demonstration.hand, strict=False))
@@ -118,33 +139,46 @@ def replay(env: Any, demonstration: Demonstration) -> Replayed:
     return Replayed(demonstration.name, bool(info["success"]) == demonstration.success, apart)
 
 
-def make_simulator(action_repeat: int, home: str) -> Any:
-    """A simulator that draws nothing."""
-    from kairos_env.sims.libero.env import LiberoEnv
-
-    return LiberoEnv(observe_images=False, action_repeat=action_repeat, max_episode_steps=100_000, home=home or None)
+def make_simulator(demonstration: Demonstration, options: Mapping[str, Any]) -> Any:
+    """The simulator that recorded a demonstration, drawing nothing; ``options`` go before its own settings."""
+    settings = {**demonstration.settings, "observe_images": False, **options}
+    return make(demonstration.simulator, demonstration.spec, **settings)
 
 
 def replay_all(
     paths: Sequence[str | Path],
     limit: int = 0,
-    home: str = "",
-    make_env: MakeEnv = make_simulator,
+    options: Mapping[str, Any] | None = None,
+    make_env: MakeEnv | None = None,
     progress: bool = True,
 ) -> list[Replayed]:
-    """Replays demonstrations one after the other, at most ``limit`` of each path (0: all)."""
+    """Replays demonstrations one after the other, at most ``limit`` of each path (0: all).
+
+    Args:
+        paths: see `read_demonstrations`.
+        limit: of each path.
+        options: of the simulators' constructors, such as the folder of an installation.
+        make_env: makes a simulator for a demonstration; it is kept for others of the same robot.
+        progress: show a bar.
+    """
     from tqdm import tqdm
 
-    envs: dict[int, Any] = {}
+    envs: dict[tuple[str, RobotSpec, str], Any] = {}
     results = []
     try:
         for path in paths:
             demonstrations = itertools.islice(read_demonstrations(path), limit or None)
             for one in tqdm(demonstrations, desc=str(path), unit="demo", disable=not progress):
-                if one.action_repeat not in envs:
-                    envs[one.action_repeat] = make_env(one.action_repeat, home)
-                results.append(replay(envs[one.action_repeat], one))
+                kind = (one.simulator, one.spec, repr(one.settings))
+                if kind not in envs:
+                    envs[kind] = make_env(one) if make_env else make_simulator(one, options or {})
+                results.append(replay(envs[kind], one))
     finally:
         for env in envs.values():
             env.close()
     return results
+
+
+def _hand_fields(spec: RobotSpec) -> list[int]:
+    """Where proprioception says the position of the hand; empty if it does not."""
+    return [index for index, field in enumerate(spec.proprio) if field.kind == "position"][:3]

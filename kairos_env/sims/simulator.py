@@ -52,10 +52,13 @@ class Simulator(gym.Env[dict[str, Array], Array]):
         task: name of the present task.
         max_episode_steps: decisions until an episode is truncated.
         reset_options: names that ``reset(options=...)`` takes.
+        task_mixture: weights of the tasks, or of patterns of their names, in a recording that names none; empty: all
+            tasks alike.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 - Gymnasium declares it so
     reset_options: ClassVar[tuple[str, ...]] = ("task", "initial_state")
+    task_mixture: ClassVar[Mapping[str, float]] = {}
     max_episode_steps: int
     task: str
 

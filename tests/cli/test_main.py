@@ -94,7 +94,8 @@ def test_unmet_request_is_one_readable_message(
 
 def test_wrong_record_request_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["record", "--out", f"{tmp_path}/r", "--behaviours", "expret"]) == 2
-    assert "unknown behaviour expret" in capsys.readouterr().err and not (tmp_path / "r").exists()
+    assert "unknown behaviour 'expret'; did you mean 'expert'?" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

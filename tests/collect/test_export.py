@@ -139,9 +139,9 @@ def test_illegal_settings(options: dict[str, Any], message: str) -> None:
     ("words", "message"),
     [
         (["--imagine", "1", "--policy", "polcy"], "did you mean 'policy'?"),
-        (["--imagine", "1", "--task", "pull"], "task 'pull' is unknown"),
+        (["--imagine", "1", "--task", "pull"], "legal: lift, push, reach"),
         (["--imagine", "1", "--model", "kairos-tyni"], "did you mean 'kairos-tiny'?"),
-        (["--imagine", "1", "--start", "nowhere"], "'nowhere' is neither 'dataset' nor a known environment"),
+        (["--imagine", "1", "--start", "nowhere"], "unknown simulator 'nowhere'"),
         (["--from", "nowhere"], "nowhere"),
         (["--from", "RECORDING", "--task", "pull"], "there is no episode of the tasks pull"),
         (["--from", "RECORDING", "--out", "TAKEN"], "exists; name another folder"),

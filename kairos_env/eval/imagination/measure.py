@@ -118,21 +118,19 @@ def run_imagination(config: ImaginationConfig, progress: bool = False) -> Imagin
 
 
 def _record(config: ImaginationConfig, model: WorldModel, progress: bool) -> Path:
-    from kairos_env.collect.recorder import RecordConfig, record
+    from kairos_env.collect.plans import RecordConfig
+    from kairos_env.collect.recorder import record
 
-    return record(
-        RecordConfig(
-            out=str(Path(config.output) / "episodes"),
-            episodes=config.episodes,
-            workers=1,
-            seed=config.seed,
-            decisions=config.decisions,
-            cameras=tuple(camera.name for camera in model.spec.cameras),
-            image_size=model.spec.cameras[0].height,
-            first_initial_state=config.first_initial_state,
-        ),
-        progress=progress,
+    recording = RecordConfig(
+        out=str(Path(config.output) / "episodes"),
+        episodes=config.episodes,
+        workers=1,
+        seed=config.seed,
+        decisions=config.decisions,
+        model=config.model,
+        first_initial_state=config.first_initial_state,
     )
+    return record(recording, progress=progress).folder
 
 
 def evaluate_imagination(

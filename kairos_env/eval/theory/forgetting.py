@@ -58,19 +58,16 @@ class Clips:
 
 def unseen_episodes(model: WorldModel, count: int, decisions: int = 24) -> list[Episode]:
     """Plays episodes in the simulator, behaviours as `kairos record` mixes them, from states that no training used."""
-    from kairos_env.collect.recorder import RecordConfig, make_simulator, plan_episode, record_episode
+    from kairos_env.collect.plans import RecordConfig, plan_episodes
+    from kairos_env.collect.recorder import record_episode
+    from kairos_env.sims.make import make_simulator
 
     config = RecordConfig(
-        out="",
-        decisions=decisions,
-        cameras=tuple(camera.name for camera in model.spec.cameras),
-        image_size=model.spec.cameras[0].height,
-        first_initial_state=INITIAL_STATES["theory"].start,
+        "", episodes=count, decisions=decisions, first_initial_state=INITIAL_STATES["theory"].start
     )
-    simulator = make_simulator(config)
+    simulator = make_simulator(config.simulator, model.spec)
     try:
-        model.spec.require_same(simulator.robot_spec, "model", "simulator")
-        return [record_episode(simulator, plan_episode(config, index), decisions) for index in range(count)]
+        return [record_episode(simulator, plan, config) for plan in plan_episodes(config, simulator)]
     finally:
         simulator.close()
 

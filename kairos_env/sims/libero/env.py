@@ -61,6 +61,7 @@ class LiberoEnv(Simulator):
         FileNotFoundError: no installation, or assets that this task needs are missing; it says how to get them.
     """
 
+    task_mixture = {"libero_object/*": 1.0, "libero_spatial/*": 1.0}  # noqa: RUF012 - what the expert knows
     reset_options = ("task", "initial_state", "benchmark", "suite", "perturbation")
 
     def __init__(

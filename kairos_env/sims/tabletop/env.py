@@ -83,6 +83,8 @@ class RobosuiteEnv(Simulator):
         render_size: height and width of the frames of `render` [pixels].
     """
 
+    task_mixture = {"reach": 0.2, "push": 0.5, "lift": 0.3}  # noqa: RUF012 - read only
+
     def __init__(
         self,
         task: str = "lift",

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from kairos_env.datasets.hdf5.recorded import EpisodeFile, EpisodeWriter
-from kairos_env.datasets.hdf5.shards import ShardFolder, write_part
 from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.records import Camera, Episode, Field, RobotSpec, SpecMismatch
 
@@ -231,39 +230,6 @@ def test_a_bad_episode_is_refused_before_anything_is_written(tmp_path: Path) -> 
         with pytest.raises(ValueError, match="already has"):
             writer.add(make_episode(0), "demo_0")
     assert len(EpisodeFile(tmp_path / "demos.hdf5")) == 1
-
-
-def test_parts_become_shards_and_a_folder_can_grow(tmp_path: Path) -> None:
-    folder = ShardFolder(tmp_path, episodes=5, per_file=4, metadata={"a": 1})
-    assert folder.missing == [0, 1, 2, 3, 4]
-    for number in (4, 1, 0, 3):
-        write_part(tmp_path, number, make_episode(number), SPEC)
-        folder.add(number)
-    # started again after a kill: shard 1 was complete, the parts of shard 0 are still parts
-    assert sorted(p.name for p in tmp_path.glob("*.hdf5")) == ["shard_0001.hdf5"]
-    folder = ShardFolder(tmp_path, episodes=7, per_file=4, metadata={"a": 1})
-    assert folder.missing == [2, 5, 6]
-    for number in folder.missing:
-        write_part(tmp_path, number, make_episode(number), SPEC)
-        folder.add(number)
-    folder.finish()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["shard_0000.hdf5", "shard_0001.hdf5"]
-    episodes = EpisodeFile(tmp_path)
-    assert [e.seed for e in episodes] == list(range(7))
-    assert episodes.metadata == {"a": 1}
-    for seed, episode in enumerate(episodes):
-        assert_same(episode, make_episode(seed))
-
-
-def test_a_damaged_shard_counts_as_missing(tmp_path: Path) -> None:
-    folder = ShardFolder(tmp_path, episodes=2, per_file=1)
-    for number in (0, 1):
-        write_part(tmp_path, number, make_episode(number), SPEC)
-        folder.add(number)
-    shard = tmp_path / "shard_0001.hdf5"
-    shard.write_bytes(shard.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match="shard_0001"):
-        assert ShardFolder(tmp_path, episodes=2, per_file=1).missing == [1]
 
 
 def test_a_file_of_the_old_spelling_is_read(tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import kairos_env
-from kairos_env.records import RobotSpec
+from kairos_env.collect.behaviours import BEHAVIOURS
+from kairos_env.records import Observation, RobotSpec
 from kairos_env.sims.rendering import RenderingUnavailable, choose_backend
-from kairos_env.sims.tabletop.behaviours import BEHAVIOURS
 from kairos_env.sims.tabletop.env import CAMERAS, TASKS, RobosuiteEnv, make_spec
 from kairos_env.sims.tabletop.experts import expert_action
 from kairos_env.sims.tabletop.tasks import PUSH_RADIUS, TaskState, measure
+
+NOTHING = Observation({}, np.zeros(4, np.float32))  # what those that read the true state see
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -409,7 +411,7 @@ def test_expert_recovers_from_anywhere(blind: RobosuiteEnv, task: str) -> None:
         _, info = blind.reset(options={"initial_state": 600 + i, "task": "lift"})
         play = BEHAVIOURS[kind](blind, "lift", np.random.default_rng(i))
         for _ in range(10):
-            info = blind.step(play.act(info))[-1]
+            info = blind.step(play.act(NOTHING, info))[-1]
         blind.task = task
         solved.append(measure(blind.state)[1][task] or solve(blind))
     assert all(solved)
@@ -462,7 +464,7 @@ def test_behaviours_repeat_under_their_seed(blind: RobosuiteEnv, kind: str) -> N
         behaviour = BEHAVIOURS[kind](blind, "push", np.random.default_rng(4))
         actions = []
         for _ in range(8):
-            actions.append(behaviour.act(info))
+            actions.append(behaviour.act(NOTHING, info))
             info = blind.step(actions[-1])[-1]
         runs.append(np.array(actions))
     assert np.array_equal(runs[0], runs[1])
@@ -479,7 +481,7 @@ def test_play_is_smooth_and_attraction_makes_contact(blind: RobosuiteEnv) -> Non
             behaviour = BEHAVIOURS[kind](blind, "push", np.random.default_rng(i))
             actions = []
             for _ in range(20):
-                actions.append(behaviour.act(info)[:3])
+                actions.append(behaviour.act(NOTHING, info)[:3])
                 info = blind.step(np.append(actions[-1], 1.0).astype(np.float32))[-1]
             moved[kind] += bool(np.linalg.norm((blind.state.cube - start)[:2]) > 0.01)
             assert np.ptp(actions) > 0.01
