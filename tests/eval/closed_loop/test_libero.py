@@ -371,26 +371,6 @@ def test_a_queue_keeps_a_slot_at_its_scene() -> None:
     assert JobQueue(jobs, lambda job: "").take() == jobs[0]
 
 
-def test_demonstrations_are_replayed_by_task_and_start(tmp_path: Path) -> None:
-    from kairos_env.policies.replay import DemonstrationPolicy, NoDemonstration
-
-    actions = np.array([[0.1], [0.2]], np.float32)
-    np.savez(tmp_path / "libero_object_0.npz", instruction="pick up the cup", actions_4=actions)
-    policy = DemonstrationPolicy(tmp_path, SPEC)
-    info = {"suite": "libero_object", "base_task": "pick_up_the_cup", "initial_state": 4}
-    with pytest.raises(RuntimeError, match="begin"):
-        policy.act(None)  # type: ignore[arg-type]
-    policy.begin(info)
-    assert [float(policy.act(None)[0]) for _ in range(2)] == pytest.approx([0.1, 0.2])  # type: ignore[arg-type]
-    for change in ({"initial_state": 5}, {"base_task": "other"}, {"suite": "libero_goal"}):
-        with pytest.raises(NoDemonstration, match="initial state"):
-            policy.begin(info | change)
-    with pytest.raises(ValueError, match="needs action_repeat 1"):
-        DemonstrationPolicy(tmp_path, dataclasses.replace(SPEC, control_rate_hz=5.0)).begin(info)
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        DemonstrationPolicy(tmp_path / "x", SPEC)
-
-
 def test_ray_gives_the_same_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     tests = TESTS
