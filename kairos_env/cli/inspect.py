@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
+from json import loads
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kairos_env.cli.options import Positional
+from kairos_env.cli.values import print_json
 
 if TYPE_CHECKING:
     from kairos_env.datasets.lerobot.reader import LeRobotData
@@ -19,6 +22,7 @@ def run(
     save: Path | None = None,
     revision: str | None = None,
     quick: bool = False,
+    json: bool = False,
 ) -> int:
     """Shows what a LeRobot dataset holds and what Kairos makes of it; 1 if it finds a problem.
 
@@ -28,29 +32,59 @@ def run(
         save: write the map in use there, to be edited.
         revision: branch, tag or commit on the hub.
         quick: metadata and one episode only; without it all numbers are read, and two frames of every video.
+        json: print one JSON object.
     """
     from kairos_env.datasets.lerobot.reader import LeRobotData
 
     if save is not None and save.exists():
         raise FileExistsError(f"{save} exists; remove it, or name another file with --save")
     data = LeRobotData(path, map, revision=revision, trust_statistics=quick)
-    print(_overview(path, data))
-    print(f"\nfeatures\n{_features(data)}")
-    guessed = "as Kairos described the robot when it exported" if data.meta.own else "guessed from the names"
-    print(f"\nmap {guessed if map is None else f'of {map}'}\n{data.mapping.table()}")
     found = {} if quick else data.statistics()
-    if found:
-        print(f"\nstatistics of {next(iter(found.values())).count:,} frames\n{_statistics(data, found)}")
     problems, notes = list(_problems(data, found, quick=quick)), list(_notes(data, found))
-    for title, lines in (("notes", notes), ("problems", problems)):
-        if lines:
-            print(f"\n{title}\n" + "\n".join(f"  {line}" for line in lines))
-    if not problems:
-        print("\nno problems")
+    if json:
+        print_json(_contents(path, data, found) | {"notes": notes, "problems": problems})
+    else:
+        guessed = "as Kairos described the robot when it exported" if data.meta.own else "guessed from the names"
+        _print_report(path, data, found, guessed if map is None else f"of {map}")
+        for title, lines in (("notes", notes), ("problems", problems)):
+            if lines:
+                print(f"\n{title}\n" + "\n".join(f"  {line}" for line in lines))
+        if not problems:
+            print("\nno problems")
     if save is not None:
         data.mapping.save(save)
-        print(f"\nmap saved: {save}")
+        print(f"\nmap saved: {save}", file=sys.stderr if json else sys.stdout)
     return int(bool(problems))
+
+
+def _contents(path: str, data: LeRobotData, found: Mapping[str, DatasetStatistics]) -> dict[str, Any]:
+    """The report's facts by name."""
+    meta = data.meta
+    return {
+        "dataset": path,
+        "version": meta.version,
+        "robot": meta.info.get("robot_type"),
+        "imagined": bool(meta.own and meta.own.get("imagined")),
+        "episodes": len(data),
+        "frames": sum(episode.length for episode in data.stored),
+        "fps": meta.fps,
+        "decisions": data.total,
+        "tasks": sorted(set(meta.tasks.values())),
+        "features": {key: {"dtype": f.dtype, "shape": f.shape, "names": f.names} for key, f in meta.features.items()},
+        "map": loads(data.mapping.to_json()),
+        "statistics": {
+            key: {"count": s.count} | {name: getattr(s, name).tolist() for name in ("min", "max", "mean", "std")}
+            for key, s in found.items()
+        },
+    }
+
+
+def _print_report(path: str, data: LeRobotData, found: Mapping[str, DatasetStatistics], whose_map: str) -> None:
+    print(_overview(path, data))
+    print(f"\nfeatures\n{_features(data)}")
+    print(f"\nmap {whose_map}\n{data.mapping.table()}")
+    if found:
+        print(f"\nstatistics of {next(iter(found.values())).count:,} frames\n{_statistics(data, found)}")
 
 
 def _overview(path: str, data: LeRobotData) -> str:

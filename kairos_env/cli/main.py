@@ -286,7 +286,10 @@ def _run(name: str, command: Command, words: Sequence[str], traceback: bool) -> 
         # These are how the package says that a request cannot be met; anything else is a bug and is shown whole.
         if traceback:
             raise
-        print(f"{name}: {error}\n(add --traceback to see where)", file=sys.stderr)
+        message = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            message = f"{error.strerror}: {error.filename}"
+        print(f"{name}: {message}\n(add --traceback to see where)", file=sys.stderr)
         return 2
 
 

@@ -45,8 +45,8 @@ NAMES = {
     "source": ("from", "source"),
     "feature_map": ("map", "feature-map"),
     "tasks": ("tasks", "task"),
-    "first_initial_state": ("first-initial-state", "first-initial-state-id", "first-state"),
     "episodes": ("episodes", "trials"),
+    "first_initial_state": ("first-initial-state", "first-state", "first-initial-state-id"),
 }
 
 
@@ -188,18 +188,24 @@ def _checked(rest: list[str], known: Sequence[Option], renamed: Mapping[str, str
             value = rest.pop(0) if stands_for is None else stands_for
         given[option.flag] = _tyros(option, key, value)
     _require_complete(places, bare, [o for o in known if not o.positional and o.flag not in given])
+    for option, word in zip(places, bare, strict=False):
+        _read(option, option.flag, word)
     return [*bare, *given.values()]
 
 
 def _tyros(option: Option, key: str, value: str) -> str:
     """The option in the spelling that tyro is given, once its value is known to be legal."""
-    try:
-        read = convert(option.hint, value)
-    except ValueError as error:
-        raise OptionError(f"{key}: {error}") from None
+    read = _read(option, key, value)
     if option.hint is bool:
         return next(flag for flag, stands_for in option.flags.items() if stands_for == str(read).lower())
     return f"{option.flag}={value}"
+
+
+def _read(option: Option, key: str, value: str) -> Any:
+    try:
+        return convert(option.hint, value)
+    except ValueError as error:
+        raise OptionError(f"{key}: {error}") from None
 
 
 def _from_file(path: str, flags: Container[str]) -> list[str]:

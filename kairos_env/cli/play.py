@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Literal
-
-SIMULATOR = "Kairos-Robosuite-v0"
 
 
 def run(
     model: str = "kairos-tiny",
     task: str | None = None,
-    starts: Literal["bundled", "simulator"] = "bundled",
+    start: str = "dataset",
     steps: int | None = None,
     device: str = "cpu",
     seed: int = 0,
@@ -25,7 +22,7 @@ def run(
     Args:
         model: bundled name or model folder.
         task: task to begin with; by default the model's first.
-        starts: where a reset begins: real observations shipped with the model, or the real simulator.
+        start: where a reset begins: dataset (real observations that ship with the model), or the id of a simulator.
         steps: denoising steps a frame; by default the model's own number.
         device: cpu, cuda, ...
         seed: of starts and imagination.
@@ -40,7 +37,6 @@ def run(
     if not 0 <= port <= 65535:
         raise ValueError(f"--port is {port}; legal are 0 (a free port) to 65535")
     world_model = WorldModel.from_pretrained(model, device=device)
-    start = "dataset" if starts == "bundled" else SIMULATOR
     make_session = functools.partial(PlaySession, world_model, start, task=task, steps=steps, seed=seed, folder=out)
     with PlayServer(make_session, port=port) as server:
         print(f"Drive the imagined robot at\n\n  {server.url}\n")

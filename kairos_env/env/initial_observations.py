@@ -83,7 +83,7 @@ class InitialObservations:
         if self.simulator is not None:
             if index is not None:
                 raise ValueError("reset got start=..., but starts come from a simulator; pass initial_state=...")
-            wish = {"task": self._default_task if task is None else self._task_there(task), "initial_state": state}
+            wish = {"task": self._default_task if task is None else self.task_there(task), "initial_state": state}
             observed, info = self.simulator.reset(seed=seed, options={k: v for k, v in wish.items() if v is not None})
             return Observation.from_gym(observed, info.get("instruction", ""))
         if state is not None:
@@ -112,7 +112,7 @@ class InitialObservations:
         except ValueError as error:
             raise ValueError(f"start {name!r} is neither 'dataset' nor a simulator: {error}") from None
 
-    def _task_there(self, task: str) -> str:
+    def task_there(self, task: str) -> str:
         """What the simulator calls the model's ``task``: its name, the end of its name, or the words of it."""
         there = self._simulator_tasks
         if not there or task in there:

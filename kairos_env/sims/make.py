@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kairos_env.records import RobotSpec
+from kairos_env.runs import did_you_mean
 from kairos_env.sims.simulator import check_names
 
 
@@ -67,13 +68,14 @@ def _find(name: str) -> tuple[Any, dict[str, Any]]:
     """What makes the simulator, and the arguments that its id was registered with."""
     if ":" in name and not re.search(r"-v\d+$", name):
         return load_factory(name), {}
-    from gymnasium import error, spec
+    from gymnasium import error, registry, spec
     from gymnasium.envs.registration import load_env_creator
 
     importlib.import_module("kairos_env")  # registers the ids
     try:
         found = spec(name)
-    except error.Error as problem:
-        raise ValueError(f"unknown simulator {name!r}: {problem}") from None
+    except error.Error:
+        own = [known for known in registry if known.startswith("Kairos-")]
+        raise ValueError(f"unknown simulator {name!r}; {did_you_mean(name, own)}") from None
     entry = found.entry_point
     return (load_env_creator(entry) if isinstance(entry, str) else entry), dict(found.kwargs)

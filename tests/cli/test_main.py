@@ -92,6 +92,49 @@ def test_unmet_request_is_one_readable_message(
         cli.main(["doctor", "--traceback"])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("eval table nowhere", "nowhere is no folder of a run"),
+        ("demo --planner cma", "--planner: 'cma'; did you mean 'cem'?"),
+        ("demo --model kairos-tinny", "did you mean 'kairos-tiny'?"),
+        ("play --task pusch", "unknown task 'pusch'"),
+        ("play --start Kairos-Robosuit-v0", "did you mean 'Kairos-Robosuite-v0'?"),
+        ("play --port 70000", "legal are 0 (a free port) to 65535"),
+        ("record", "missing: --out (the folder of the recording"),
+        ("record --out r --wrokers 2", "unknown option --wrokers; did you mean '--workers'?"),
+        ("record --out r --episodes 0", "episodes must be at least 1, got 0"),
+        ("record-libero --out l --home nowhere", "kairos sims install libero"),
+        ("train modle.steps=2", "unknown option modle.steps; did you mean '--model.steps'?"),
+        ("train --data.path nowhere", "no such file or folder: nowhere"),
+        ("train --config nowhere.yaml", "there is no file nowhere.yaml"),
+        ("data inspect nowhere", "no such folder: nowhere"),
+        ("data export --out x", "give either recordings (--from runs/record) or a number to imagine (--imagine 20)"),
+        ("data export --out x --imagine 2 --images gif", "--images: 'gif'; legal: h264, h264_444, png"),
+        ("data replay nowhere", "no such file or folder: nowhere"),
+        ("generate --miniature 4b-robo --prompt x", "did you mean '4b-robot'?"),
+        ("generate --miniature 4b-robot --jobs nowhere.json", "No such file or directory: nowhere.json"),
+        ("convert nowhere.safetensors", "no weights nowhere.safetensors"),
+        ("eval closed-loop --policy expret", "did you mean 'expert'?"),
+        ("eval closed-loop --episodes 0", "episodes must be at least 1, got 0"),
+        ("eval libero --home nowhere", "kairos sims install libero"),
+        ("eval imagination --data nowhere", "no such file or folder: nowhere"),
+        ("sims install robotwin", "SIMULATOR: 'robotwin'; legal: libero, libero-plus"),
+        ("sims list --home", "--home needs a value"),
+        ("doctor --gl", "unknown option --gl; did you mean '--gl-only'?"),
+        ("completion tcsh", "SHELL: 'tcsh'; legal: bash, zsh, fish"),
+    ],
+)
+def test_wrong_requests_are_answered_in_a_line(
+    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words.split()) == 2
+    error = capsys.readouterr().err.removesuffix("(add --traceback to see where)\n")
+    last = error.splitlines()[-1]
+    assert last.startswith("kairos ") and message in last
+
+
 def test_wrong_record_request_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["record", "--out", f"{tmp_path}/r", "--behaviours", "expret"]) == 2
     assert "unknown behaviour 'expret'; did you mean 'expert'?" in capsys.readouterr().err

@@ -78,6 +78,15 @@ def compare(first: Positional[Path], second: Positional[Path], json: bool = Fals
     raise NotImplementedError
 
 
+def install(simulator: Positional[Literal["libero", "libero-plus"]]) -> int:
+    """A fourth.
+
+    Args:
+        simulator: which one.
+    """
+    raise NotImplementedError
+
+
 def table(runs: Positional[tuple[Path, ...]], out: str = "") -> int:
     """A third.
 
@@ -173,6 +182,8 @@ def test_what_is_missing_is_named() -> None:
         given("a", to=compare)
     with pytest.raises(OptionError, match="unexpected 'c'"):
         given("a", "b", "c", to=compare)
+    with pytest.raises(OptionError, match="SIMULATOR: 'liber'; did you mean 'libero'"):
+        given("liber", to=install)
     with pytest.raises(OptionError, match=r"missing: RUNS \(folders\)"):
         given(to=table)
 

@@ -659,6 +659,14 @@ def test_inspect_shows_saves_and_reads_a_map(
     assert "map.json exists" in capsys.readouterr().err
 
 
+def test_inspect_tells_scripts(stored: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "inspect", str(stored["v3"]), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["episodes"], told["frames"], told["fps"], told["problems"]) == (3, 24, 10, [])
+    assert told["tasks"] == ["lift the cube", "push it"] and told["map"]["robot"] == "odd_arm"
+    assert told["statistics"]["action"]["count"] == 24 and "observation.state" in told["features"]
+
+
 def test_inspect_names_problems(v3: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(v3 / "meta/info.json", lambda info: info.update(total_frames=99))
     stats(v3, lambda s: s["action"].update(count=[12], max=[9, 9, 9]))
