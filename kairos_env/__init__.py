@@ -6,6 +6,7 @@ Importing the package registers the Gymnasium ids by name and loads neither torc
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs.registration import register
@@ -68,6 +69,37 @@ register(
     vector_entry_point="kairos_env.env.vector_env:WorldModelVectorEnv",
     max_episode_steps=24,
 )
+
+
+# Modules that documents or examples named before -> where their contents are.
+_MOVED = {
+    "kairos_env.datasets.latent_windows": "kairos_env.training.batches",
+    "kairos_env.datasets.libero": "kairos_env.datasets.hdf5.libero",
+    "kairos_env.datasets.robomimic": "kairos_env.datasets.hdf5.recorded",
+    "kairos_env.datasets.robomimic_foreign": "kairos_env.datasets.hdf5.robomimic",
+    "kairos_env.datasets.robotwin": "kairos_env.datasets.hdf5.robotwin",
+    "kairos_env.encode": "kairos_env.collect.encode",
+    "kairos_env.eval.hidden_places": "kairos_env.eval.theory.hidden_places",
+    "kairos_env.eval.image_metrics": "kairos_env.eval.imagination.image_metrics",
+    "kairos_env.eval.media": "kairos_env.media",
+    "kairos_env.policies.sb3": "kairos_env.env.sb3",
+    "kairos_env.world_model.parallel": "kairos_env.world_model.deploy.parallel",
+    "kairos_env.world_model.quantize": "kairos_env.world_model.deploy.quantize",
+    "kairos_env.world_model.robots": "kairos_env.world_model.published.robot_settings",
+    "kairos_env.world_model.world_action": "kairos_env.world_model.published.world_action",
+}
+
+
+class _MovedModules:
+    """Asked last by ``import``: says where a module of an older version has gone."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+        if name in _MOVED:
+            raise ModuleNotFoundError(f"{name} is {_MOVED[name]} now", name=name)
+
+
+sys.meta_path.append(_MovedModules)  # type: ignore[arg-type]
 
 
 def __getattr__(name: str) -> Any:
