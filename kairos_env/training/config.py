@@ -68,3 +68,11 @@ class TrainConfig:
     starts: int = 48
     init: str = ""
     weights: Literal["float16", "float32"] = "float16"
+
+    def __post_init__(self) -> None:
+        for name in ("tokenizer_batch", "batch", "video_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("validation", "starts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is a number of episodes, got {getattr(self, name)}")

@@ -45,6 +45,13 @@ class LoopConfig:
     log_every: int = 20
     checkpoint_every: int = 200
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be above 0, got {self.lr}")
+
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """All randomness of one step, a pure function of (seed, step)."""

@@ -73,7 +73,9 @@ def test_show_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[st
     ("words", "message"),
     [
         (["model.stesp=1"], "did you mean '--model.steps'"),
-        (["data.path=nowhere/at/all"], "no such file or folder"),
+        (["--data.path", "nowhere/at/all"], "no such file or folder"),
+        (["--video-every", "0"], "video_every must be at least 1, got 0"),
+        (["--model.steps", "0"], "steps must be at least 1, got 0"),
     ],
 )
 def test_wrong_requests_are_explained(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
