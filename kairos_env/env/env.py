@@ -113,13 +113,13 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
         )
 
     def get_state(self) -> EpisodeState:
-        """Where the episode stands: a value that later steps do not change."""
+        """The present state of the episode: a value that later steps do not change."""
         if self._episode is None:
             raise gym.error.ResetNeeded("no episode has begun; call reset() first")
         return self._episode
 
     def set_state(self, state: EpisodeState) -> None:
-        """Goes (back) to where an episode of this or another environment of the same model stood.
+        """Returns to the state of an episode of this or another environment of the same model.
 
         The same actions then lead to the same future. What later resets draw is not affected.
         """

@@ -1,4 +1,4 @@
-"""Where imagined episodes stand, and what a reset or a step of them came to: values with one row for each episode."""
+"""States of imagined episodes and results of their resets and steps: values with one row for each episode."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EpisodeState:
-    """Where B imagined episodes stand. A value: keep it, branch from it, come back to it.
+    """The state of B imagined episodes. A value: keep it, branch from it, come back to it.
 
     Args:
         world_state: the model's memory of the B episodes.
@@ -59,7 +59,7 @@ _COLUMNS = ("steps", "seeds", "tasks", "instructions", "finished")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What B environments return from reset or step: arrays with leading B, and where the episodes stand then.
+    """The result of a reset or step of B environments: arrays with leading B, and the episodes' state after it.
 
     ``info`` holds one column (B,) per key; ``truncated_reason`` is empty where nothing was truncated.
     """

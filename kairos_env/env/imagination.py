@@ -138,7 +138,7 @@ class Imagination:
         return self.resume(episodes, real)
 
     def resume(self, episodes: EpisodeState, observation: dict[str, Array] | None = None) -> Outcome:
-        """What a reset to ``episodes`` returns; the observation is imagined unless it is given."""
+        """The result of a reset to ``episodes``; the observation is imagined unless it is given."""
         state, count = episodes.world_state, len(episodes)
         success = np.asarray(state.success.cpu(), np.float64)
         no_truncation = np.full(count, "", object)
@@ -184,7 +184,7 @@ class Imagination:
         """Imagines one decision of every episode, in one batched model step.
 
         Args:
-            episodes: where they stand.
+            episodes: the state from which they go on.
             actions: (B, A), physical units; clipped to the robot's range.
 
         Raises:
@@ -225,7 +225,7 @@ class Imagination:
             raise ValueError(f"actions have shape {np.shape(actions)}, expected {(count, self.spec.action_dim)}")
 
     def _judge(self, steps: Array, success: Array, uncertainty: Array, broken: Array) -> tuple[Array, Array]:
-        """Which episodes end in success, (B,) bool, and why others are cut off, (B,) str."""
+        """Ends in success, (B,) bool, and the reasons why others are cut off, (B,) str."""
         reason = np.full(len(steps), "", object)
         if self.max_episode_steps is not None:
             reason[steps >= self.max_episode_steps] = "time_limit"

@@ -1,4 +1,4 @@
-"""Where imagined episodes begin: always at a real observation, never at a dreamt one."""
+"""Initial observations of imagined episodes: always real ones."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class InitialObservations:
             raise ValueError(f"start {name!r} is neither 'dataset' nor a simulator: {error}") from None
 
     def task_there(self, task: str) -> str:
-        """What the simulator calls the model's ``task``: its name, the end of its name, or the words of it."""
+        """The simulator's name of the model's ``task``: the same, one that ends so, or that of the same instruction."""
         there = self._simulator_tasks
         if not there or task in there:
             return task

@@ -1,4 +1,4 @@
-"""What an imagined step is worth.
+"""Rewards of imagined steps.
 
 A reward is a function of what the model imagined: ``StepOutput -> (B,)``. `make_reward` turns what users
 write (``"learned"``, a function, a goal image) into one. Planners and environments share it.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kairos_env.world_model.state import StepOutput
 
 RewardFunction = Callable[["StepOutput"], Any]
-"""What the model imagined -> reward (B,), a tensor or an array."""
+"""An imagined step -> reward (B,), a tensor or an array."""
 
 RewardChoice = str | RewardFunction | Array | Mapping[str, Array] | Observation
 
@@ -58,7 +58,7 @@ def learned_reward(out: StepOutput) -> torch.Tensor:
 
 
 class GoalImageReward:
-    """How near the imagined frame is to a goal image: minus their root-mean-square latent distance, <= 0.
+    """Nearness of the imagined frame to a goal image: minus their root-mean-square latent distance, <= 0.
 
     The distance is in the tokenizer's space, so a goal costs no pixels at each step. It looks at the whole
     picture: a goal taken with the arm somewhere else pulls at the arm first.

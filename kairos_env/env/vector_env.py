@@ -120,13 +120,13 @@ class WorldModelVectorEnv(AutoresetVectorEnv):
         )
 
     def get_state(self) -> EpisodeState:
-        """Where the episodes stand: a value that later steps do not change."""
+        """The present state of all episodes: a value that later steps do not change."""
         if self._now is None:
             raise gym.error.ResetNeeded("no episode has begun; call reset() first")
         return self._now.episodes
 
     def set_state(self, state: EpisodeState) -> None:
-        """Goes (back) to where the episodes stood. What later resets draw is not affected."""
+        """Returns the episodes to ``state``. What later resets draw is not affected."""
         if len(state) != self.num_envs:
             raise ValueError(f"the state holds {len(state)} episodes, this environment {self.num_envs}")
         self._now = self.imagination.resume(state)

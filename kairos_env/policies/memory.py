@@ -1,4 +1,4 @@
-"""What a policy remembers of an episode: the model's state, kept up to date with what was seen and done."""
+"""The memory of policies: a model's state, kept up to date with what was seen and done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a policy is, and a checker for anybody who writes one.
+"""The contract of policies, and its checker.
 
 A policy is anything with `reset`, `act` and `chunk`; there is no base class to inherit from.
 """
@@ -47,14 +47,14 @@ class BatchedPolicy(Policy, Protocol):
 
 
 def begin(policy: Policy, info: Mapping[str, Any]) -> None:
-    """Tells ``policy``, if it wants to know, what the simulator's ``reset`` said; to be called after `Policy.reset`."""
+    """Hands the ``info`` of the simulator's reset to a policy that wants it; to be called after `Policy.reset`."""
     tell = getattr(policy, "begin", None)
     if tell is not None:
         tell(info)
 
 
 def follow(policy: Policy, observation: Observation, action: Array) -> None:
-    """Tells ``policy``, if it remembers, that ``action`` (A,) is executed from ``observation``.
+    """Informs a policy that remembers: ``action`` (A,) is executed from ``observation``.
 
     The same observation object may be passed to `Policy.chunk` before or not at all; it enters the
     policy's memory once.

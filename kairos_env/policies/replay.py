@@ -25,7 +25,7 @@ class NoDemonstration(LookupError):
 
 @dataclass(frozen=True)
 class _Demonstration:
-    """Where the actions recorded from an initial state are.
+    """The place of the actions that were recorded from an initial state.
 
     Args:
         task: name of the task, or its instruction.

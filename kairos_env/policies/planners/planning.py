@@ -1,4 +1,4 @@
-"""What planners share: the plan, the objective, the clock, and imagining many candidates at once.
+"""The parts that planners share: the plan, the objective, the clock, and imagining many candidates at once.
 
 A planner is a function ``(model, state, *, initial, ...) -> ActionPlan`` over the verbs of a world model. The model is
 whatever has them: the video world model, the state model, a simulator behind the same verbs.
@@ -34,7 +34,7 @@ class ProposingModel(PlanningModel, Protocol):
 
 @dataclass(frozen=True)
 class ActionPlan:
-    """What a planner returns.
+    """The result of a planner.
 
     Args:
         actions: float32 (Hor, A), physical units.

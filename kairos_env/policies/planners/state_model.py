@@ -45,7 +45,7 @@ class StateModelConfig:
 
 @dataclass(frozen=True)
 class TrueState:
-    """What the state model calls a state: a value of B elements, all float32 in physical units.
+    """The state of the state model: a value of B elements, all float32 in physical units.
 
     Each of the E ensemble members holds its own opinion of where everything is.
 
@@ -216,7 +216,7 @@ class StateModel(nn.Module):
     def reading(self, *envs: Any) -> StateModel:
         """This model, reading object and goal from running environments, one per batch element.
 
-        A copy of it, so that others keep reading from theirs. An environment tells its true state as
+        A copy of it, so that others keep reading from theirs. An environment has its true state as
         ``env.unwrapped.state`` with ``cube`` and ``goal`` (3,).
         """
         for env in envs:
