@@ -111,6 +111,11 @@ def test_documented_command_is_understood(words: list[str]) -> None:
     bind(command.load(), options, name)
 
 
+def test_readme_lists_every_command() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Commands")[2]
+    assert [word for word in cli.COMMANDS if f"`kairos {word}`" not in table] == []
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_pipeline_is_a_script_that_stops_at_its_first_error(script: Path) -> None:
     text = script.read_text(encoding="utf-8")
