@@ -32,7 +32,7 @@ from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.engines import NAMES, why_not
 from kairos_env.world_model.published.releases import miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
-from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.text.context import Context
 
 Run = Callable[[], object]
 CLIPS = {

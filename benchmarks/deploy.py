@@ -26,7 +26,7 @@ from kairos_env.world_model.deploy.quantize import count_bytes, quantize
 from kairos_env.world_model.published.releases import get_release
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.sampling import sample_actions
-from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.text.context import Context
 
 POLICY, CLIP = "4b-libero", "4b-robot"
 WORDS = 40  # context tokens of a short instruction

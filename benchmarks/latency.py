@@ -20,7 +20,7 @@ from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.published import memory as cost
 from kairos_env.world_model.published.releases import get_release
 from kairos_env.world_model.published.world_action import WorldActionModel
-from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.text.context import Context
 from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
 
 H200 = 989e12, 4.8e12  # dense bfloat16 operations and bytes a second, of the data sheet

@@ -36,7 +36,6 @@ from kairos_env.training.batches import Clips
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.loop import step_generator
 from kairos_env.training.losses import world_model_loss
-from kairos_env.world_model.checkpoint import load
 from kairos_env.world_model.model import WorldModel
 
 # Runs where LeRobot is installed: (root, cameras, fps, frames, seconds, seed) -> versions, then its share of a table.
@@ -184,7 +183,7 @@ def main() -> None:
         where = Path(options.data) if options.data else make_dataset(Path(folder) / "data", 20, 150, options.speckle)
         data = LeRobotData(where)
         cache = encode(EncodeConfig(str(where), str(Path(folder) / "cache"), options.model))
-        model = load(options.model)
+        model = WorldModel.from_pretrained(options.model)
         clips = Clips(model, list(cache))
         rates = {"latents from the cache": Rate(), "our importer, from the videos": Rate()}
         for number in range(options.rounds):

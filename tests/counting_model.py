@@ -47,6 +47,7 @@ class CountingState:
     past: Tensor
     seed: Tensor
     moved: Tensor
+    before: None = None
 
     @property
     def batch_size(self) -> int:
@@ -91,7 +92,8 @@ class CountingModel:
     """
 
     def __init__(self, starts: Sequence[Observation] = STARTS, breaks_at: int | None = None) -> None:
-        self.spec, self.tasks, self.starts = SPEC, TASKS, tuple(starts)
+        self.spec = self.imagined_spec = SPEC
+        self.tasks, self.starts, self.follows_actions = TASKS, tuple(starts), True
         self.device = torch.device("cpu")
         self.latent_shape = (2, 3, 3)
         self.breaks_at = breaks_at
@@ -111,7 +113,7 @@ class CountingModel:
         latent = new.latent.masked_fill(broken[:, None, None, None], torch.nan)
         return StepOutput(new, latent, new.proprio, new.reward, new.success, new.past / 10)  # type: ignore[arg-type]
 
-    def decode(self, latent: Tensor) -> dict[str, np.ndarray]:
+    def decode(self, latent: Tensor, before: None = None) -> dict[str, np.ndarray]:
         self.calls["decode"] += 1
         frames = (latent[:, 0, 0, 0] * 100).round().to(torch.uint8).numpy()
         return {"scene": np.broadcast_to(frames[:, None, None, None], (len(frames), 36, 36, 3)).copy()}

@@ -21,7 +21,7 @@ from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.published.releases import miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
-from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.text.context import Context
 from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
 
 BUNDLED = ("kairos-tiny", "kairos-libero")

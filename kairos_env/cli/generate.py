@@ -28,13 +28,12 @@ from kairos_env.cli.options import Fields
 from kairos_env.media import write_mp4
 from kairos_env.records import Array
 from kairos_env.runs import describe_machine, did_you_mean, open_run, write_text
-from kairos_env.world_model.config import TextConfig, WorldActionConfig
+from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.published.generation import GenerationRequest, GenerationSettings, resolve
 from kairos_env.world_model.published.releases import miniature
 
 if TYPE_CHECKING:
     from kairos_env.world_model.published.world_action import WorldActionModel
-    from kairos_env.world_model.text.qwen import Context
 
 Dtype = Literal["bfloat16", "float32"]
 
@@ -242,6 +241,7 @@ def _load(options: GenerateConfig, config: WorldActionConfig, device: str) -> Wo
     import torch
 
     from kairos_env.world_model.published.world_action import WorldActionModel
+    from kairos_env.world_model.text.small import UntrainedEncoder
     from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
 
     dtype = getattr(torch, options.dtype)
@@ -250,28 +250,8 @@ def _load(options: GenerateConfig, config: WorldActionConfig, device: str) -> Wo
         return WorldActionModel.from_pretrained(options.model, device, dtype, **parts)
     tokenizer = VideoVAE.random(width=8).to(device, dtype)
     return WorldActionModel.from_release(
-        config, device=device, dtype=dtype, tokenizer=tokenizer, encoder=_Bytes(config.text_dim)
+        config, device=device, dtype=dtype, tokenizer=tokenizer, encoder=UntrainedEncoder(config.text_dim)
     )
-
-
-class _Bytes:
-    """Text encoder of the miniatures: the small models' byte encoder with random weights. Pictures are ignored."""
-
-    def __init__(self, dim: int) -> None:
-        import torch
-
-        from kairos_env.world_model.text.small import ByteEncoder
-
-        self.text_dim, self.most = dim, 4096
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.encoder = ByteEncoder(TextConfig(dim=dim, max_bytes=self.most)).eval().requires_grad_(False)
-
-    def encode(self, prompts: Sequence[str], images: Sequence[Array | None] | None = None) -> Context:
-        from kairos_env.world_model.text.qwen import Context
-        from kairos_env.world_model.text.small import to_bytes
-
-        return Context(self.encoder(to_bytes(prompts, self.most)))
 
 
 def _options(job: ClipJob) -> dict[str, Any]:

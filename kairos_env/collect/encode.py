@@ -109,9 +109,11 @@ def encode_pictures(model: WorldModel, episode: Episode, batch: int) -> dict[str
 
 
 def _load(config: EncodeConfig) -> tuple[Recording, WorldModel]:
-    from kairos_env.world_model.checkpoint import load
+    from kairos_env.world_model.model import WorldModel
 
-    return open_recording(config.data, config.feature_map or None), load(config.model, config.device)
+    return open_recording(config.data, config.feature_map or None), WorldModel.from_pretrained(
+        config.model, config.device
+    )
 
 
 def _require_encodable(spec: RobotSpec) -> None:

@@ -17,7 +17,7 @@ from kairos_env.env.imagination import (
     share_imagination,
 )
 from kairos_env.env.vector_env import WorldModelVectorEnv
-from kairos_env.records import Array
+from kairos_env.records import Array, RobotSpec
 
 if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
@@ -65,6 +65,11 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
         self.observation_space: gym.spaces.Dict = self.imagination.observation_space  # type: ignore[assignment]
         self.action_space = self.imagination.action_space
         self._episode: EpisodeState | None = None
+
+    @property
+    def robot_spec(self) -> RobotSpec:
+        """The robot, with one decision for each imagined frame."""
+        return self.imagination.spec
 
     @property
     def model(self) -> WorldModel:

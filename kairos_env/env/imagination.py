@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
@@ -23,6 +24,8 @@ from kairos_env.records import Array, Observation
 from kairos_env.runs import did_you_mean
 from kairos_env.sims.simulator import check_names
 from kairos_env.world_model.model import LATENT_LIMIT, WorldModel
+
+logger = logging.getLogger(__name__)
 
 RESET_OPTIONS = ("observation", "instruction", "task", "start", "initial_state")
 RENDER_HEIGHT = 256  # pixels; what a model sees is often too small to look at
@@ -87,7 +90,13 @@ class Imagination:
         if uncertainty_limit is not None and not uncertainty_limit > 0:
             raise ValueError(f"uncertainty_limit is {uncertainty_limit}; use a number > 0, or None")
         self.model = load_model(model, device)
-        self.spec = self.model.spec
+        self.spec = self.model.imagined_spec
+        if not self.model.follows_actions:
+            logger.warning(
+                "%s has published weights: what they imagine does not follow actions until they are fine-tuned "
+                "(kairos train init=FOLDER); info['follows_actions'] says so too",
+                self.model.config.preset,
+            )
         self.task = self._check_task(task)
         self.initial_observations = InitialObservations(start, self.model)
         self.reward = make_reward(reward, self.model)
@@ -144,7 +153,7 @@ class Imagination:
         no_truncation = np.full(count, "", object)
         return Outcome(
             episodes,
-            self._look(state.latent, state.proprio.cpu().numpy()) if observation is None else observation,
+            self._look(state.latent, state.proprio.cpu().numpy(), state.before) if observation is None else observation,
             reward=np.zeros(count),
             terminated=episodes.finished.copy(),
             truncated=np.zeros(count, bool),
@@ -211,7 +220,8 @@ class Imagination:
         finished = episodes.finished | terminated | truncated
         after = EpisodeState(out.state, steps, episodes.seeds, episodes.tasks, episodes.instructions, finished)
         info = self._info(after, success, uncertainty, reason)
-        return Outcome(after, self._look(latent, table[:, :-4]), rewards, terminated, truncated, info)
+        seen = self._look(latent, table[:, :-4], out.state.before)
+        return Outcome(after, seen, rewards, terminated, truncated, info)
 
     def check_actions(self, actions: Any, count: int) -> None:
         """Raises ValueError unless ``actions`` could be stepped: (count, A), numeric and finite."""
@@ -242,7 +252,8 @@ class Imagination:
         return success >= self.success_threshold if self.success_threshold is not None else np.zeros(len(success), bool)
 
     def _info(self, episodes: EpisodeState, success: Array, uncertainty: Array, reason: Array) -> dict[str, Array]:
-        return {
+        warned = {} if self.model.follows_actions else {"follows_actions": np.zeros(len(episodes), bool)}
+        return warned | {
             "success": self._succeeded(success),
             "success_probability": success.copy(),
             "uncertainty": uncertainty.copy(),
@@ -255,12 +266,12 @@ class Imagination:
 
     # Looking
 
-    def _look(self, latent: torch.Tensor, proprio: Array) -> dict[str, Array]:
+    def _look(self, latent: torch.Tensor, proprio: Array, before: torch.Tensor | None) -> dict[str, Array]:
         clipped = self._clip(proprio)
         if self.latent_only:
             # Clipping copies: the state keeps the tensor, and users write into observations.
             return {"latent": latent.float().clamp(-LATENT_LIMIT, LATENT_LIMIT).cpu().numpy(), "proprio": clipped}
-        frames = self.model.decode(latent)
+        frames = self.model.decode(latent, before)
         return {camera.key: frames[camera.name] for camera in self.spec.cameras} | {"proprio": clipped}
 
     def _clip(self, proprio: Array) -> Array:
@@ -271,7 +282,8 @@ class Imagination:
 
         The whole number s enlarges small frames to at most `RENDER_HEIGHT`, pixel by pixel.
         """
-        frames = self.model.decode(episodes.world_state.latent)
+        state = episodes.world_state
+        frames = self.model.decode(state.latent, state.before)
         first = self.spec.cameras[0]
         views = [frames[camera.name] for camera in self.spec.cameras if camera.height == first.height]
         strip = np.concatenate(views, axis=2)  # (B, H, W, 3)

@@ -35,7 +35,7 @@ class InitialObservations:
     """
 
     def __init__(self, start: Start, model: WorldModel) -> None:
-        self.spec = model.spec
+        self.spec = model.imagined_spec
         self.model_tasks = model.tasks
         self.recorded: list[Observation] = []
         self.simulator: gym.Env[Any, Any] | None = None

@@ -25,7 +25,7 @@ from kairos_env.env.imagination import (
     draw_seed,
     share_imagination,
 )
-from kairos_env.records import Array
+from kairos_env.records import Array, RobotSpec
 
 if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
@@ -68,6 +68,11 @@ class WorldModelVectorEnv(AutoresetVectorEnv):
         # One sequence of seeds for each sub-environment, so that its episodes do not depend on its neighbours.
         self._generators = [seeding.np_random()[0] for _ in range(num_envs)]
         self._now: Outcome | None = None
+
+    @property
+    def robot_spec(self) -> RobotSpec:
+        """The robot, with one decision for each imagined frame."""
+        return self.imagination.spec
 
     @property
     def model(self) -> WorldModel:

@@ -195,7 +195,7 @@ def _columns(model: WorldModel, episode: Episode) -> tuple[dict[str, Tensor], li
     nothing = torch.zeros(1, len(texts))
     there = [float(camera.name in episode.cameras) for camera in spec.cameras]
     columns = {
-        "proprio": (proprio - model.proprio_mean.cpu()) / model.proprio_std.cpu(),
+        "proprio": model.normalise_proprio(proprio),
         "lead": torch.cat([torch.zeros_like(actions[:1]), actions]),
         "has_lead": torch.cat([torch.zeros(1), torch.ones(steps)]),
         "chunk": chunk,

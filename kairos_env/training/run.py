@@ -19,7 +19,6 @@ from kairos_env.training.tokenizer import train_tokenizer
 from kairos_env.training.transfer import go_on_from
 from kairos_env.training.validation import Validation
 from kairos_env.training.world_action import train_world_action
-from kairos_env.world_model.checkpoint import load, save
 from kairos_env.world_model.config import get_preset
 from kairos_env.world_model.model import WorldModel
 
@@ -73,7 +72,7 @@ def train(
         whole = [start for start in starts if len(start.images) == len(spec.cameras)]
         finished = WorldModel(model.config, spec, tasks, model.statistics, whole)
         finished.load_state_dict(model.state_dict())
-        save(finished, folder / "model", getattr(torch, config.weights))
+        finished.save_pretrained(folder / "model", getattr(torch, config.weights))
     return folder / "model"
 
 
@@ -86,7 +85,7 @@ def _encoding_model(
     say: Callable[[str], None],
 ) -> WorldModel:
     """A new model whose tokenizer and statistics are final: trained here, or those of ``config.init``."""
-    source = load(config.init, config.device) if config.init else None
+    source = WorldModel.from_pretrained(config.init, config.device) if config.init else None
     if source is not None:
         require_own_latents(source, episodes, config.init)
     elif any(episode.latents for episode in episodes):

@@ -13,7 +13,8 @@ from kairos_env.records import Array, Episode
 from kairos_env.training.batches import camera_latents
 from kairos_env.training.config import PixelWeights, TrainConfig
 from kairos_env.training.loop import Metrics, load_values, optimise
-from kairos_env.world_model.model import Statistics, WorldModel
+from kairos_env.world_model.interface import ModelStatistics
+from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.tokenizers.image import to_unit
 
 LATENT_NOISE = 0.1  # makes the decoder forgive the errors that a predicted latent has
@@ -39,10 +40,10 @@ def train_tokenizer(model: WorldModel, episodes: Sequence[Episode], config: Trai
 
     averaged = optimise("tokenizer", model.tokenizer, loss, config.tokenizer, folder, config.seed, config.precision)
     load_values(model.tokenizer, averaged)
-    model.set_statistics(Statistics.identity(model.latent_shape[0], model.spec.proprio_dim))
+    model.set_statistics(ModelStatistics.identity(model.latent_shape[0], model.spec.proprio_dim))
     latents = torch.cat([torch.cat(camera_latents(model, e), -1) for e in episodes])
     mean, std = latents.mean((0, 2, 3)).tolist(), latents.std((0, 2, 3)).tolist()
-    model.set_statistics(Statistics(tuple(mean), tuple(std), *moments([e.proprio for e in episodes])))
+    model.set_statistics(ModelStatistics(tuple(mean), tuple(std), *moments([e.proprio for e in episodes])))
 
 
 def median_image(frames: Tensor) -> Tensor:

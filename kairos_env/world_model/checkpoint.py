@@ -1,30 +1,46 @@
-"""Model folders: ``config.json``, ``model.safetensors``, ``statistics.json``, ``starts.safetensors``."""
+"""Model folders: ``config.json``, ``model.safetensors``, ``statistics.json``, ``starts.safetensors``.
+
+Those of published weights have more in their ``config.json``, and weights in parts (`published.folder`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from kairos_env.records import Observation, RobotSpec
 from kairos_env.runs import did_you_mean, write_json
 from kairos_env.world_model.config import WorldModelConfig
-from kairos_env.world_model.model import Statistics, WorldModel
+from kairos_env.world_model.interface import ModelStatistics
 from kairos_env.world_model.weights import CheckpointError, load_weights, stored_tensors, write_tensors
-
-__all__ = ["CheckpointError", "bundled_models", "load", "resolve", "save"]
 
 BUNDLED = Path(__file__).resolve().parent.parent / "pretrained"
 FORMAT = 2  # 2: embeddings and outputs in the published layout
 WEIGHTS, CONFIG, STATISTICS, STARTS = "model.safetensors", "config.json", "statistics.json", "starts.safetensors"
 
 
+@dataclass(frozen=True)
+class StoredModel:
+    """What a folder says about a small model, beside its weights."""
+
+    config: WorldModelConfig
+    spec: RobotSpec
+    tasks: Mapping[str, str]
+    statistics: ModelStatistics
+    starts: Sequence[Observation] = ()
+
+
 def bundled_models() -> list[str]:
-    """Names that `load` finds inside the package."""
+    """Names of the models inside the package."""
     if not BUNDLED.is_dir():
         return []
     return sorted(p.name for p in BUNDLED.iterdir() if (p / CONFIG).exists() and (p / WEIGHTS).exists())
@@ -44,65 +60,101 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(name), allow_patterns=[WEIGHTS, CONFIG, STATISTICS, STARTS]))
+    return Path(snapshot_download(str(name), allow_patterns=["*.safetensors", "*.json"]))
 
 
-def save(model: WorldModel, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
-    """Writes a model folder, each file under a temporary name first; the configuration last.
-
-    Args:
-        dtype: of the stored weights; the bundled model is stored in float16 to keep the repository small.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS, model.state_dict(), {"format": str(FORMAT)}, dtype)
-    write_json(folder / STATISTICS, dataclasses.asdict(model.statistics))
-    starts: dict[str, torch.Tensor] = {}
-    if model.starts:
-        for camera in model.spec.cameras:
-            starts[f"image_{camera.name}"] = torch.stack([torch.as_tensor(o.images[camera.name]) for o in model.starts])
-        starts["proprio"] = torch.stack([torch.as_tensor(o.proprio, dtype=torch.float32) for o in model.starts])
-        texts = json.dumps([o.instruction for o in model.starts])
-        write_tensors(folder / STARTS, starts, {"instructions": texts})
-    write_json(
-        folder / CONFIG,
-        {
-            "format": FORMAT,
-            "model": model.config.to_dict(),
-            "robot": model.spec.to_dict(),
-            "tasks": model.tasks,
-        },
-    )
-
-
-def load(name: str | os.PathLike[str], device: str | torch.device = "cpu") -> WorldModel:
-    """Loads a model folder strictly, in float32 and evaluation mode.
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The whole ``config.json`` of a model folder of either kind.
 
     Raises:
-        FileNotFoundError: no such model.
-        CheckpointError: unreadable or truncated files, missing, extra or misshapen weights.
+        CheckpointError: it cannot be read.
     """
-    folder = resolve(name)
     try:
-        data = json.loads((folder / CONFIG).read_text())
-        if "kind" in data:
-            raise ValueError(f"it is a {data['kind']} model, which WorldActionModel.from_pretrained loads")
+        data = json.loads((Path(folder) / CONFIG).read_text())
+        return dict(data)
+    except (OSError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: cannot read the configuration: {error!r}") from None
+
+
+def read_robot(folder: str | os.PathLike[str]) -> RobotSpec:
+    """The robot of a model folder of either kind.
+
+    Raises:
+        CheckpointError: unreadable, or weights that know no robot.
+    """
+    data = read_config(folder)
+    try:
+        return RobotSpec.from_dict(data["robot"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} names no robot ({error!r}): a policy needs weights with an action expert"
+        ) from None
+
+
+def read(folder: Path) -> StoredModel:
+    """A small model's folder without its weights.
+
+    Raises:
+        CheckpointError: unreadable files, or another format.
+    """
+    data = read_config(folder)
+    try:
         config, spec = WorldModelConfig.from_dict(data["model"]), RobotSpec.from_dict(data["robot"])
-        statistics = Statistics(**{k: tuple(v) for k, v in json.loads((folder / STATISTICS).read_text()).items()})
+        values = json.loads((folder / STATISTICS).read_text())
+        statistics = ModelStatistics(**{k: tuple(v) for k, v in values.items()})
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: cannot read the configuration: {error!r}") from None
     if data.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder} has format {data.get('format')}, this version reads {FORMAT}: update kairos-env"
         )
-    model = WorldModel(config, spec, data["tasks"], statistics, _load_starts(folder, spec))
-    what = f"{folder / WEIGHTS} does not fit its configuration (preset {config.preset!r})"
-    load_weights(model, stored_tensors(folder / WEIGHTS), torch.float32, what=what)
-    return model.to(device).eval()
+    return StoredModel(config, spec, data["tasks"], statistics, read_starts(folder / STARTS, spec))
 
 
-def _load_starts(folder: Path, spec: RobotSpec) -> list[Observation]:
-    path = folder / STARTS
+def load_into(module: nn.Module, folder: Path, preset: str) -> None:
+    """Puts a small model's stored weights into it, strictly, in float32.
+
+    Raises:
+        CheckpointError: unreadable or truncated files, missing, extra or misshapen weights.
+    """
+    what = f"{folder / WEIGHTS} does not fit its configuration (preset {preset!r})"
+    load_weights(module, stored_tensors(folder / WEIGHTS), torch.float32, what=what)
+
+
+def write(
+    folder: str | os.PathLike[str], stored: StoredModel, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    """Writes a small model's folder, each file atomically; the configuration last.
+
+    Args:
+        dtype: of the stored weights; the bundled models are stored in float16 to keep the repository small.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / WEIGHTS, weights, {"format": str(FORMAT)}, dtype)
+    write_json(folder / STATISTICS, dataclasses.asdict(stored.statistics))
+    write_starts(folder / STARTS, stored.starts, stored.spec)
+    config, robot, tasks = stored.config.to_dict(), stored.spec.to_dict(), dict(stored.tasks)
+    write_json(folder / CONFIG, {"format": FORMAT, "model": config, "robot": robot, "tasks": tasks})
+
+
+def write_starts(path: Path, starts: Sequence[Observation], spec: RobotSpec) -> None:
+    """Writes real observations from which imagination can start; nothing if there are none."""
+    if not starts:
+        return
+    tensors = {
+        f"image_{c.name}": torch.stack([torch.as_tensor(o.images[c.name]) for o in starts]) for c in spec.cameras
+    }
+    tensors["proprio"] = torch.stack([torch.as_tensor(o.proprio, dtype=torch.float32) for o in starts])
+    write_tensors(path, tensors, {"instructions": json.dumps([o.instruction for o in starts])})
+
+
+def read_starts(path: Path, spec: RobotSpec) -> list[Observation]:
+    """Inverse of `write_starts`.
+
+    Raises:
+        CheckpointError: the file is unreadable or truncated.
+    """
     if not path.exists():
         return []
     try:

@@ -94,6 +94,7 @@ class WorldModelConfig:
         denoising_steps: default for ``step``; ``action_steps`` for ``act``.
         imagined_level: noise level that marks a frame in the history as imagined rather than observed.
         head_dim: width of the reward, success and object heads.
+        release: of published weights, everything that they do not say; None for a small model.
     """
 
     preset: str = "tiny"
@@ -106,15 +107,31 @@ class WorldModelConfig:
     action_steps: int = 4
     imagined_level: float = 0.1
     head_dim: int = 256
+    release: WorldActionConfig | None = None
+
+    @classmethod
+    def of_release(cls, release: WorldActionConfig) -> WorldModelConfig:
+        """Published weights: the sections of the small models beside ``release`` have no effect."""
+        return cls(
+            preset=release.name,
+            video=release.video,
+            action=release.action or ActionConfig(),
+            prediction="velocity",
+            denoising_steps=release.generation.steps,
+            action_steps=release.generation.action_steps,
+            imagined_level=0.0,
+            release=release,
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Of a small model."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "release"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> WorldModelConfig:
         """Inverse of `to_dict`; unknown or missing keys are an error, not a default."""
         sections = {"tokenizer": TokenizerConfig, "text": TextConfig, "video": VideoConfig, "action": ActionConfig}
-        return _from_dict(cls, data, sections)
+        return _from_dict(cls, {**data, "release": None}, sections)
 
 
 PUBLISHED_VIDEO = VideoConfig(

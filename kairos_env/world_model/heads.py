@@ -16,14 +16,20 @@ class Readout(NamedTuple):
     object_position: Tensor
 
 
+UNLIKELY = -10.0  # logit of a success that nobody has learnt to see
+
+
 class FrameHeads(nn.Module):
     """Heads on the output tokens of a frame.
 
     Tokens are narrowed and then flattened, never averaged: where the cube is, is the question, and a
     mean over tokens forgets it.
+
+    Args:
+        neutral: untrained heads say nothing: no reward, no success, an error of one standard deviation.
     """
 
-    def __init__(self, dim: int, tokens: int, text_dim: int, width: int) -> None:
+    def __init__(self, dim: int, tokens: int, text_dim: int, width: int, neutral: bool = False) -> None:
         super().__init__()
         narrow = max(8, dim // 10)
         self.norm = nn.LayerNorm(dim)
@@ -31,6 +37,12 @@ class FrameHeads(nn.Module):
         self.task = nn.Sequential(nn.Linear(tokens * narrow + text_dim, width), nn.SiLU(), nn.Linear(width, 2))
         self.object = nn.Sequential(nn.Linear(tokens * narrow, width), nn.SiLU(), nn.Linear(width, 3))
         self.error = nn.Sequential(nn.Linear(tokens * narrow, width), nn.SiLU(), nn.Linear(width, 1))
+        if neutral:
+            for head in (self.task, self.object, self.error):
+                for weight in head[-1].parameters():
+                    nn.init.zeros_(weight)
+            with torch.no_grad():
+                self.task.get_parameter("2.bias")[1] = UNLIKELY
 
     def _flat(self, tokens: Tensor) -> Tensor:
         return torch.nn.functional.silu(self.narrow(self.norm(tokens))).flatten(-2)

@@ -5,16 +5,17 @@ out   = model.step(state, action)           forward: one imagined decision
 chunk = model.act(state)                    policy: an action chunk, no video computed
 roll  = model.imagine(state, actions)       many imagined decisions
 frames = model.decode(latents)              pixels, only when someone looks
+clip  = model.generate(prompt)              a video, by published weights
+
+A small model and one of published weights are the same class: they differ in their `Interface` to the robot and in
+their configuration.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -22,35 +23,24 @@ import torch
 from torch import Tensor, nn
 
 from kairos_env.records import Array, Observation, RobotSpec
-from kairos_env.world_model.action_expert import StreamingActionDiT
+from kairos_env.world_model import checkpoint
+from kairos_env.world_model.action_expert import ActionDiT
 from kairos_env.world_model.config import WorldModelConfig, get_preset
-from kairos_env.world_model.dit import StreamingVideoDiT
-from kairos_env.world_model.flow import draw_noise, schedule, to_sample
-from kairos_env.world_model.heads import FrameHeads, Readout
-from kairos_env.world_model.mixture import Contexts, MixtureOfTransformers
+from kairos_env.world_model.interface import ACTION_NOISE, PROPRIO_NOISE, VIDEO_NOISE, stack_images
+from kairos_env.world_model.published.folder import RobotPart, is_world_action
+from kairos_env.world_model.published.generation import GeneratedClip
+from kairos_env.world_model.published.interface import ReleasedInterface
+from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.sampling import Parts, denoise, towards
 from kairos_env.world_model.state import Rollout, StepOutput, WorldState
-from kairos_env.world_model.text.small import make_encoder
-from kairos_env.world_model.tokenizers.image import DOWNSAMPLING, Tokenizer, to_uint8, to_unit
+from kairos_env.world_model.streaming import StreamingPasses
+from kairos_env.world_model.text.context import Context
+from kairos_env.world_model.weights import load_weights
 
-VIDEO_NOISE, PROPRIO_NOISE, ACTION_NOISE = 0, 1, 2  # noise streams
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 Precision = Literal["fp32", "bf16"]
+ADDED = ("additions.", "heads.")  # what streaming adds to published weights
 LATENT_LIMIT = 6.0  # normalised latents beyond this many standard deviations are no picture
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Normalisation that travels with the weights: normalised = (x - mean) / std, per channel or dimension."""
-
-    latent_mean: tuple[float, ...]
-    latent_std: tuple[float, ...]
-    proprio_mean: tuple[float, ...]
-    proprio_std: tuple[float, ...]
-
-    @classmethod
-    def identity(cls, channels: int, proprio: int) -> Statistics:
-        return cls((0.0,) * channels, (1.0,) * channels, (0.0,) * proprio, (1.0,) * proprio)
 
 
 def _verb(method: Verb) -> Verb:
@@ -65,7 +55,7 @@ def _verb(method: Verb) -> Verb:
     return run  # type: ignore[return-value]
 
 
-class WorldModel(nn.Module):
+class WorldModel(StreamingPasses):
     """A world-action model of one robot. Build with `from_pretrained` or `from_preset`.
 
     Args:
@@ -74,52 +64,11 @@ class WorldModel(nn.Module):
         tasks: task name -> instruction text that it was trained on.
         statistics: normalisation; identity if absent (before training).
         starts: real observations from which imagination can start without a simulator.
+        clips: published weights, which fix ``config``; ``spec`` is then None.
+        robot: what they were fine-tuned on; None for weights without an action expert, which only `generate`.
     """
 
-    def __init__(
-        self,
-        config: WorldModelConfig,
-        spec: RobotSpec,
-        tasks: Mapping[str, str],
-        statistics: Statistics | None = None,
-        starts: Sequence[Observation] = (),
-    ) -> None:
-        super().__init__()
-        sizes = {(c.height, c.width) for c in spec.cameras}
-        unit = DOWNSAMPLING * config.video.patch
-        if len(sizes) != 1 or any(side % unit for side in next(iter(sizes))):
-            raise ValueError(
-                f"the cameras of {spec.name!r} have sizes {sorted(sizes)}; this model needs one common size with "
-                f"sides divisible by {unit}"
-            )
-        height, width = next(iter(sizes))
-        self.config, self.spec, self.tasks, self.starts = config, spec, dict(tasks), tuple(starts)
-        channels = config.tokenizer.latent_channels
-        self.latent_shape = (channels, height // DOWNSAMPLING, width // DOWNSAMPLING * len(spec.cameras))
-        self.grid = (self.latent_shape[1] // config.video.patch, self.latent_shape[2] // config.video.patch)
-        self.frame_tokens = 1 + self.grid[0] * self.grid[1]
-        self.tokenizer = Tokenizer(config.tokenizer)
-        self.text = make_encoder(config.text)
-        self.mixture = MixtureOfTransformers(
-            StreamingVideoDiT(config.video, channels, config.text.dim, spec.proprio_dim, spec.action_dim),
-            StreamingActionDiT(config.action, config.video, config.text.dim, spec.action_dim),
-        )
-        self.heads = FrameHeads(config.video.dim, self.frame_tokens, config.text.dim, config.head_dim)
-        low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
-        self.register_buffer("action_mid", (low + high) / 2, persistent=False)
-        self.register_buffer("action_half", (high - low) / 2, persistent=False)
-        for name in ("latent_mean", "latent_std", "proprio_mean", "proprio_std"):
-            self.register_buffer(name, torch.zeros(0), persistent=False)
-        self.set_statistics(statistics or Statistics.identity(channels, spec.proprio_dim))
-
-    mixture: MixtureOfTransformers[StreamingVideoDiT, StreamingActionDiT]
     precision: Precision = "fp32"
-    action_mid: Tensor
-    action_half: Tensor
-    latent_mean: Tensor
-    latent_std: Tensor
-    proprio_mean: Tensor
-    proprio_std: Tensor
 
     # construction ---------------------------------------------------------------------------------------------
 
@@ -132,96 +81,116 @@ class WorldModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str], device: str | torch.device = "cpu", precision: Precision = "fp32"
+        cls,
+        name: str | os.PathLike[str],
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+        **parts: Any,
     ) -> WorldModel:
-        """Loads a bundled model by name, or a folder written by `save_pretrained`.
+        """Loads a bundled model by name, or a folder that `save_pretrained` or `kairos convert` wrote.
 
         Args:
             precision: ``"bf16"`` computes the verbs under bfloat16 autocast: faster in large batches on hardware with
-                bfloat16 units. A trajectory then depends, by rounding, on the batch around it.
-        """
-        from kairos_env.world_model.checkpoint import load
+                bfloat16 units. A trajectory then depends, by rounding, on the batch around it. Published weights are
+                loaded in this precision.
+            parts: of published weights: ``vae``, ``text`` and ``statistics`` name other files than the folder's own.
 
+        Raises:
+            FileNotFoundError: no such model.
+            CheckpointError: unreadable or truncated files, missing, extra or misshapen weights.
+        """
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
-        model = load(name, device)
+        folder = checkpoint.resolve(name)
+        if is_world_action(folder):
+            return cls._from_released(folder, device, precision, **parts)
+        if parts:
+            raise ValueError(
+                f"{', '.join(sorted(parts))}: only folders of published weights have parts; {folder} is none"
+            )
+        stored = checkpoint.read(folder)
+        model = cls(stored.config, stored.spec, stored.tasks, stored.statistics, stored.starts)
+        checkpoint.load_into(model, folder, stored.config.preset)
         model.precision = precision
-        return model
+        return model.to(device).eval()
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes weights, configuration, statistics and starts to ``folder``, each file atomically."""
-        from kairos_env.world_model.checkpoint import save
+    @classmethod
+    def _from_released(
+        cls,
+        folder: os.PathLike[str],
+        device: str | torch.device,
+        precision: Precision,
+        statistics: str | os.PathLike[str] | None = None,
+        **parts: Any,
+    ) -> WorldModel:
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        clips = WorldActionModel.from_pretrained(folder, device, dtype, **parts)
+        robot = RobotPart.read(folder, statistics)
+        return cls.of_clips(clips, robot)
 
-        save(self, folder)
+    @classmethod
+    def of_clips(cls, clips: WorldActionModel, robot: RobotPart | None = None) -> WorldModel:
+        """A world model of published weights that are loaded already, in evaluation mode."""
+        config = WorldModelConfig.of_release(clips.config)
+        if robot is None:
+            return cls(config, None, {}, clips=clips).eval()
+        model = cls(config, None, robot.tasks, None, robot.starts, clips, robot)
+        if robot.additions:
+            added = nn.ModuleDict({"additions": model.additions, "heads": model.heads})
+            load_weights(added, robot.additions, model.dtype, model.device, what="the additions do not fit the weights")
+        return model.eval()
 
-    def set_statistics(self, statistics: Statistics) -> None:
-        self.statistics = statistics
-        device = self.action_mid.device
-        for field in dataclasses.fields(statistics):
-            setattr(self, field.name, torch.tensor(getattr(statistics, field.name), device=device))
+    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
+        """Writes a model folder.
 
-    @property
-    def device(self) -> torch.device:
-        return self.action_mid.device
+        Args:
+            dtype: of a small model's stored weights; published ones keep theirs.
+        """
+        if self._clips[0] is None:
+            small = self._small()
+            stored = checkpoint.StoredModel(self.config, small.spec, self.tasks, small.statistics, self.starts)
+            checkpoint.write(folder, stored, self.state_dict(), dtype)
+        else:
+            self._clips[0].save_pretrained(folder, self._robot())
 
-    @property
-    def chunk_length(self) -> int:
-        return self.config.action.chunk
-
-    # boundaries: physical <-> normalised ----------------------------------------------------------------------
-
-    def normalise_actions(self, actions: Array | Tensor) -> Tensor:
-        """Physical (..., A) -> [-1, 1]; a wrong size or a non-finite value is an error, excess is clipped."""
-        array = actions.detach().cpu().numpy() if isinstance(actions, Tensor) else actions
-        legal = torch.as_tensor(self.spec.check_action(array), device=self.device)
-        return (legal - self.action_mid) / self.action_half
-
-    def physical_actions(self, actions: Tensor) -> Tensor:
-        """[-1, 1] -> physical (..., A), clipped to the robot's range."""
-        return actions.float().clamp(-1, 1) * self.action_half + self.action_mid
-
-    def normalise_proprio(self, proprio: Tensor) -> Tensor:
-        return (proprio - self.proprio_mean) / self.proprio_std
-
-    def physical_proprio(self, proprio: Tensor) -> Tensor:
-        return proprio.float() * self.proprio_std + self.proprio_mean
-
-    def encode_images(self, images: Mapping[str, Tensor]) -> Tensor:
-        """Camera -> uint8 (B, H, W, 3); returns normalised latents (B, C, h, w), cameras side by side."""
-        return torch.cat([self.encode_view(images[c.name]) for c in self.spec.cameras], -1)
-
-    def encode_view(self, images: Tensor) -> Tensor:
-        """One camera's uint8 (B, H, W, 3) -> its part of the normalised latents."""
-        latents = self.tokenizer.encode(to_unit(images)).float()
-        return (latents - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
-
-    @property
-    def encoder_sha256(self) -> str:
-        """Of all that makes latents out of pictures: models that agree in it read each other's latents."""
-        parts = self.tokenizer.state_dict() | {"mean": self.latent_mean, "std": self.latent_std}
-        digest = hashlib.sha256()
-        for name, tensor in sorted(parts.items()):
-            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+    def _robot(self) -> RobotPart | None:
+        """What a folder of published weights says about the robot."""
+        if not isinstance(self._interface, ReleasedInterface):
+            return None
+        added = {name: w for name, w in self.state_dict().items() if name.startswith(ADDED)}
+        interface = self._interface
+        return RobotPart(interface.settings, interface.normaliser, self.tasks, self.starts, added)
 
     @_verb
     def encode(self, observations: Sequence[Observation]) -> Tensor:
         """Observations -> normalised latents (B, C, h, w)."""
-        images = {
-            c.name: torch.from_numpy(np.stack([o.images[c.name] for o in observations])).to(self.device)
-            for c in self.spec.cameras
-        }
-        return self.encode_images(images)
+        return self.encode_images(stack_images(observations, self.spec, self.device))
+
+    def decode(self, latents: Tensor, before: Tensor | None = None) -> dict[str, Array]:
+        """Normalised latents (..., C, h, w) -> camera -> uint8 (..., H, W, 3), of each the newest picture."""
+        return {name: images[..., -1, :, :, :] for name, images in self.pictures(latents, before).items()}
 
     @_verb
-    def decode(self, latents: Tensor) -> dict[str, Array]:
-        """Normalised latents (..., C, h, w) -> camera -> uint8 (..., H, W, 3)."""
-        flat = latents.reshape(-1, *self.latent_shape)
-        flat = flat * self.latent_std[:, None, None] + self.latent_mean[:, None, None]
-        views = self.tokenizer.decode(torch.cat(flat.chunk(len(self.spec.cameras), -1)))
-        images = to_uint8(views).cpu().numpy().reshape(len(self.spec.cameras), *latents.shape[:-3], *views.shape[2:], 3)
-        return {c.name: image for c, image in zip(self.spec.cameras, images, strict=True)}
+    def pictures(self, latents: Tensor, before: Tensor | None = None) -> dict[str, Array]:
+        """All pictures in latent frames.
+
+        Args:
+            latents: normalised, (..., C, h, w); with two leading axes or more the last of them is time.
+            before: the frame before each, where ``latents`` has no axis of time; published weights need it to show
+                what moves, small models decode every frame alone.
+
+        Returns:
+            camera -> uint8 (..., n, H, W, 3).
+        """
+        frame = latents.shape[-3:]
+        if latents.ndim > 4:
+            found = self.interface.decode(latents.reshape(-1, *latents.shape[-4:]))
+        else:
+            flat = latents.reshape(-1, 1, *frame)
+            whole = flat if before is None else torch.cat([before.reshape(-1, 1, *frame), flat], 1)
+            found = {name: images[:, -1:] for name, images in self.interface.decode(whole).items()}
+        lead = latents.shape[:-3]
+        return {name: images.reshape(*lead, *images.shape[2:]).cpu().numpy() for name, images in found.items()}
 
     # the verbs ------------------------------------------------------------------------------------------------
 
@@ -234,6 +203,8 @@ class WorldModel(nn.Module):
         seeds: Sequence[int] | None = None,
     ) -> WorldState:
         """Remembers one real frame per batch element.
+
+        Published weights never saw a history of real frames with actions between: each observation begins a memory.
 
         Args:
             observation: one, or a sequence of B.
@@ -250,28 +221,31 @@ class WorldModel(nn.Module):
             item.check(self.spec)
         if (state is None) != (action is None):
             raise ValueError("observe needs the action that led to the frame exactly when a state is given")
+        if state is not None and state.batch_size != len(batch):
+            raise ValueError(f"{len(batch)} observations for a state of batch size {state.batch_size}")
         latent = self.encode(batch)
         proprio = torch.as_tensor(np.stack([o.proprio for o in batch]), dtype=torch.float32, device=self.device)
-        if state is None:
-            texts = sorted({o.instruction for o in batch})
-            codes = self.text(self.text.codes(texts).to(self.device))
-            state = self.initial_state(codes[[texts.index(o.instruction) for o in batch]], seeds)
-        elif state.batch_size != len(batch):
-            raise ValueError(f"{len(batch)} observations for a state of batch size {state.batch_size}")
-        lead = None if action is None else self.normalise_actions(action)
-        return self.remember(state, latent[:, None], proprio[:, None], None if lead is None else lead[:, None])
+        lead = None
+        if state is None or self.interface.fresh:
+            context = self.interface.context(batch, self.normalise_proprio(proprio))
+            state = self.initial_state(context.tokens, seeds if state is None else state.seed.tolist(), context.mask)
+        elif action is not None:
+            lead = self.normalise_actions(action)[:, None]
+        return self.remember(state, latent[:, None], proprio[:, None], lead)
 
-    def initial_state(self, context: Tensor, seeds: Sequence[int] | None = None) -> WorldState:
-        """The empty memory for an instruction: context (B, S, text)."""
+    def initial_state(
+        self, context: Tensor, seeds: Sequence[int] | None = None, mask: Tensor | None = None
+    ) -> WorldState:
+        """The empty memory for an instruction: context (B, S, text), mask (B, S) bool or None."""
         batch = len(context)
         seed = torch.as_tensor(seeds if seeds is not None else [0] * batch, dtype=torch.int64, device=self.device)
         if seed.shape != (batch,):
             raise ValueError(f"got {tuple(seed.shape)} seeds for {batch} observations")
         zeros = torch.zeros(batch, device=self.device)
-        proprio = self.proprio_mean.expand(batch, -1)
-        layers = self.mixture.empty_memory(batch, self.frame_tokens)
+        proprio = self.physical_proprio(torch.zeros(batch, self.spec.proprio_dim, device=self.device))
+        layers = self.mixture.empty_memory(batch, self.frame_tokens, lead=self._clips[0] is None)
         latent = torch.zeros(batch, *self.latent_shape, device=self.device)
-        return WorldState(layers, seed.new_zeros(batch), latent, proprio, context, seed, zeros, zeros)
+        return WorldState(layers, seed.new_zeros(batch), latent, proprio, context, seed, zeros, zeros, mask)
 
     @_verb
     def step(self, state: WorldState, action: Array | Tensor, steps: int | None = None) -> StepOutput:
@@ -287,25 +261,28 @@ class WorldModel(nn.Module):
                 f"step takes actions (B, A) = ({state.batch_size}, {self.spec.action_dim}), got {tuple(lead.shape)}"
             )
         last_proprio = self.normalise_proprio(state.proprio)
+        contexts = self.contexts(state.context, state.mask)
         log_error = lead.new_zeros(state.batch_size)
 
         def predict(data: Parts, level: tuple[float, ...]) -> Parts:
             nonlocal log_error
             latent, proprio = data
-            *samples, tokens = self._denoise(state, lead, latent, proprio, last_proprio, level[0])
+            *predictions, tokens = self.predict_frame(state, contexts, lead, latent, proprio, last_proprio, level[0])
             log_error = self.heads.log_error(tokens)[:, 0]
-            return tuple(samples)
+            return tuple(predictions)
 
-        levels = schedule(steps or self.config.denoising_steps)
+        levels = self.interface.levels(steps or self.config.denoising_steps, VIDEO_NOISE)
         noise = (
             self._noise(state, VIDEO_NOISE, *self.latent_shape),
             self._noise(state, PROPRIO_NOISE, self.spec.proprio_dim),
         )
-        latent, proprio = denoise(predict, noise, [levels] * 2, towards)
+        latent, proprio = denoise(predict, noise, [levels] * 2, self.advance)
         physical = self.physical_proprio(proprio)
         # not clipped when non-finite: NaN must stay visible to whoever steps
-        latent = latent.clamp(-LATENT_LIMIT, LATENT_LIMIT)
-        new = self.remember(state, latent[:, None], physical[:, None], lead[:, None], self.config.imagined_level)
+        latent = latent.float().clamp(-LATENT_LIMIT, LATENT_LIMIT)
+        new = self.remember(
+            state, latent[:, None], physical[:, None], lead[:, None], self.config.imagined_level, contexts
+        )
         return StepOutput(new, latent, physical, new.reward, new.success, (0.5 * log_error).exp())
 
     @_verb
@@ -325,24 +302,41 @@ class WorldModel(nn.Module):
     @_verb
     def act(self, state: WorldState, steps: int | None = None) -> Tensor:
         """Proposes an action chunk (B, N, A), physical units. No video is computed."""
-        expert = self.mixture.action_dit
-        context = self.mixture.read_context(state.context, video=False)
+        expert: ActionDiT = self.mixture.action_dit
+        contexts = self.mixture.read_context(state.context, state.mask, video=False)
 
         def predict(data: Parts, level: tuple[float, ...]) -> list[Tensor]:
-            actions = data[0]
-            sigma = actions.new_full((state.batch_size,), level[0])
-            _, modulation = expert.embed(sigma)
-            chunk = expert.action_encoder(actions), modulation
-            tokens = self.mixture.propose(chunk, context, state.layers, state.past)
-            return [to_sample(self.config.prediction, self.read_actions(tokens), actions, sigma).float()]
+            (actions,) = data
+            sigma = torch.full((state.batch_size,), level[0], device=actions.device)
+            _, modulation = expert.embed(sigma, rounded=self.interface.rounded)
+            chunk = expert.action_encoder(actions.to(self.dtype)), modulation
+            return [self.read_actions(self.mixture.propose(chunk, contexts, state.layers, state.past)).float()]
 
         noise = self._noise(state, ACTION_NOISE, self.chunk_length, self.spec.action_dim)
-        levels = schedule(steps or self.config.action_steps)
-        return self.physical_actions(denoise(predict, (noise,), [levels], towards)[0])
+        levels = self.interface.levels(steps or self.config.action_steps, ACTION_NOISE)
+        return self.physical_actions(denoise(predict, (noise,), [levels], self.advance)[0])
 
     @_verb
-    def joint(self, state: WorldState, steps: int | None = None) -> tuple[Tensor, Tensor]:
-        """Denoises a chunk and the video that it leads to together: (B, N, A) physical, (B, N, C, h, w) latents."""
+    def joint(
+        self, state: WorldState, steps: int | None = None, actions_see_future: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Denoises a chunk and the video that it leads to together: (B, N, A) physical, (B, F, C, h, w) latents.
+
+        A small model imagines a frame for each action. Published weights denoise a clip of their own length around
+        both, after the newest frame alone.
+
+        Args:
+            actions_see_future: of published weights, which were not trained so; actions of small models always see
+                the frames up to their own.
+        """
+        if self._clips[0] is not None:
+            context, seeds = Context(state.context, state.mask), self._action_seeds(state)
+            actions, video = self.clips.joint(
+                state.latent[:, None], context, None, steps, None, seeds, bool(actions_see_future)
+            )
+            return self.physical_actions(actions), video[:, 1:]
+        if actions_see_future is False:
+            raise ValueError("actions of a small model see the frames up to their own; leave out actions_see_future")
         number = self.chunk_length
 
         def predict(data: Parts, level: tuple[float, ...]) -> Parts:
@@ -350,7 +344,7 @@ class WorldModel(nn.Module):
             sigma = actions.new_full((state.batch_size,), level[0])
             return self.denoise_jointly(state, actions, video, proprio, sigma, sigma[:, None].expand(-1, number))
 
-        levels = schedule(steps or self.config.action_steps)
+        levels = self.interface.levels(steps or self.config.action_steps, ACTION_NOISE)
         noise = (
             self._noise(state, ACTION_NOISE, number, self.spec.action_dim),
             self._noise(state, VIDEO_NOISE, number, *self.latent_shape),
@@ -366,12 +360,17 @@ class WorldModel(nn.Module):
         """Inverse mode: the actions (B, N, A) that lead from the newest frame through N observed ones.
 
         Args:
-            future: N sequences of B observations.
+            future: N sequences of B observations. Of published weights one for each latent frame, any number; their
+                encoder would see all four pictures of it, see ``clips.infer_actions``.
         """
+        video = torch.stack([self.encode(frame) for frame in future], 1)
+        if self._clips[0] is not None:
+            seen = torch.cat([state.latent[:, None], video], 1)
+            context, seeds = Context(state.context, state.mask), self._action_seeds(state)
+            return self.physical_actions(self.clips.infer_actions(seen, context, steps, None, seeds))
         number = self.chunk_length
         if len(future) != number:
             raise ValueError(f"infer_actions needs {number} future observations per element, got {len(future)}")
-        video = torch.stack([self.encode(frame) for frame in future], 1)
         proprio = np.stack([[o.proprio for o in frame] for frame in future], 1)
         states = self.normalise_proprio(torch.as_tensor(proprio, dtype=torch.float32, device=self.device))
         clean = video.new_zeros(state.batch_size, number)
@@ -381,129 +380,16 @@ class WorldModel(nn.Module):
             return [self.denoise_jointly(state, data[0], video, states, sigma, clean)[0]]
 
         noise = self._noise(state, ACTION_NOISE, number, self.spec.action_dim)
-        levels = schedule(steps or self.config.action_steps)
+        levels = self.interface.levels(steps or self.config.action_steps, ACTION_NOISE)
         return self.physical_actions(denoise(predict, (noise,), [levels], towards)[0])
 
     def _noise(self, state: WorldState, stream: int, *shape: int) -> Tensor:
-        return draw_noise(state.seed, shape, state.past, stream)
+        return self.interface.noise(state.seed, state.past, stream, shape)
 
-    # passes that the verbs and the training share -------------------------------------------------------------
+    def _action_seeds(self, state: WorldState) -> list[int]:
+        assert isinstance(self.interface, ReleasedInterface)
+        return self.interface.action_seeds(state.seed)
 
-    def contexts(self, context: Tensor) -> Contexts:
-        """The instruction as the blocks of either expert see it."""
-        return self.mixture.read_context(context)
-
-    def read_actions(self, tokens: Tensor) -> Tensor:
-        return self.mixture.action_dit.read(tokens)
-
-    def lead(self, action: Tensor, has_action: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and modulation of clean lead actions: (B, F, A), (B, F) -> (B, F, 1, Da), (B, F, 6 Da)."""
-        expert = self.mixture.action_dit
-        _, modulation = expert.embed(action.new_zeros(action.shape[:2]))
-        return expert.embed_lead(action, has_action), modulation
-
-    def denoise_jointly(
-        self, state: WorldState, actions: Tensor, video: Tensor, proprio: Tensor, sigma_a: Tensor, sigma_v: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One pass of the joint and inverse modes; returns clean samples of actions, latents, proprioception.
-
-        Args:
-            actions: (B, N, A) at noise level sigma_a (B,).
-            video, proprio: (B, N, C, h, w), (B, N, P) at noise levels sigma_v (B, N).
-        """
-        dit, expert = self.mixture.video_dit, self.mixture.action_dit
-        last = torch.cat([state.latent[:, None], video[:, :-1]], 1)
-        last_proprio = torch.cat([self.normalise_proprio(state.proprio)[:, None], proprio[:, :-1]], 1)
-        zero = sigma_v.new_zeros(sigma_v.shape)
-        t, modulation = dit.condition(sigma_v, torch.zeros_like(actions), zero)
-        _, a_modulation = expert.embed(sigma_a)
-        a, x = self.mixture.joint(
-            (expert.action_encoder(actions), a_modulation),
-            (dit.embed_frames(video, proprio, last, last_proprio), modulation),
-            self.contexts(state.context),
-            state.layers,
-            state.past,
-            self.grid,
-        )
-        latents, states = dit.read(x, t, self.latent_shape[1])
-        kind = self.config.prediction
-        if kind == "sample":
-            latents, states = latents + last, states + last_proprio
-        return (
-            to_sample(kind, self.read_actions(a).float(), actions, sigma_a),
-            to_sample(kind, latents.float(), video, sigma_v),
-            to_sample(kind, states.float(), proprio, sigma_v),
-        )
-
-    def _denoise(
-        self, state: WorldState, lead: Tensor, latent: Tensor, proprio: Tensor, last_proprio: Tensor, level: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One denoising pass of the next frame: clean latent (B, C, h, w), proprio (B, P), tokens (B, 1, L, D)."""
-        dit = self.mixture.video_dit
-        sigma = latent.new_full((state.batch_size, 1), level)
-        has_action = torch.ones_like(sigma)
-        t, modulation = dit.condition(sigma, lead[:, None], has_action)
-        tokens = dit.embed_frames(latent[:, None], proprio[:, None], state.latent[:, None], last_proprio[:, None])
-        outputs, _, _ = self.mixture.frames(
-            self.lead(lead[:, None], has_action),
-            {"noisy": (tokens, modulation)},
-            self.contexts(state.context),
-            state.layers,
-            state.past,
-            self.grid,
-        )
-        out, out_proprio = dit.read(outputs["noisy"], t, self.latent_shape[1])
-        out, out_proprio = out[:, 0].float(), out_proprio[:, 0].float()
-        if self.config.prediction == "sample":
-            out, out_proprio = out + state.latent, out_proprio + last_proprio
-        sample = to_sample(self.config.prediction, out, latent, sigma[:, 0])
-        return sample, to_sample(self.config.prediction, out_proprio, proprio, sigma[:, 0]), outputs["noisy"]
-
-    def remember(
-        self, state: WorldState, latents: Tensor, proprio: Tensor, actions: Tensor | None, level: float = 0.0
-    ) -> WorldState:
-        """Appends F frames in one pass; any split of a clip into calls gives the same memory.
-
-        Args:
-            latents: (B, F, C, h, w) normalised.
-            proprio: (B, F, P) physical.
-            actions: (B, F, A) normalised, each the one that led to its frame; None for a first frame.
-            level: noise level that marks the frames, 0 for observed ones.
-        """
-        dit = self.mixture.video_dit
-        sigma = latents.new_full(latents.shape[:2], level)
-        has_action = torch.full_like(sigma, float(actions is not None))
-        if actions is None:
-            actions = latents.new_zeros(*latents.shape[:2], self.spec.action_dim)
-        first = state.past == 0
-        normal = self.normalise_proprio(proprio)
-        # a first frame is its own predecessor: there is nothing that changed
-        before = torch.where(first[:, None, None, None], latents[:, 0], state.latent)
-        before_proprio = torch.where(first[:, None], normal[:, 0], self.normalise_proprio(state.proprio))
-        last = torch.cat([before[:, None], latents[:, :-1]], 1)
-        last_proprio = torch.cat([before_proprio[:, None], normal[:, :-1]], 1)
-        has_action[:, 0] = has_action[:, 0] * ~first
-        _, modulation = dit.condition(sigma, actions, has_action)
-        outputs, _, layers = self.mixture.frames(
-            self.lead(actions, has_action),
-            {"clean": (dit.embed_frames(latents, normal, last, last_proprio), modulation)},
-            self.contexts(state.context),
-            state.layers,
-            state.past,
-            self.grid,
-        )
-        read = self.readout(outputs["clean"][:, -1:], state.context)
-        return WorldState(
-            layers,
-            state.past + latents.shape[1],
-            latents[:, -1],
-            proprio[:, -1],
-            state.context,
-            state.seed,
-            read.reward[:, 0],
-            read.success[:, 0].sigmoid(),
-        )
-
-    def readout(self, tokens: Tensor, context: Tensor) -> Readout:
-        """Heads of clean tokens (B, F, L, D)."""
-        return self.heads(tokens, context.mean(1))
+    def generate(self, prompt: str = "", image: Array | None = None, **settings: Any) -> GeneratedClip:
+        """Video from text, from a first picture, or from both, by published weights; see `generation.generate`."""
+        return self.clips.generate(prompt, image, **settings)

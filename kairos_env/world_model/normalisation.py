@@ -81,6 +81,19 @@ class Normaliser:
     episodes: int
     transitions: int
 
+    def to_dict(self) -> dict[str, Any]:
+        maps = {"state": self.state, "action": self.action}
+        lists = {name: {"scale": m.scale.tolist(), "offset": m.offset.tolist()} for name, m in maps.items()}
+        return {**lists, "episodes": self.episodes, "transitions": self.transitions}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Normaliser:
+        """Inverse of `to_dict`."""
+        state, action = (
+            LinearMap(np.array(data[name]["scale"]), np.array(data[name]["offset"])) for name in ("state", "action")
+        )
+        return cls(state, action, data["episodes"], data["transitions"])
+
     @classmethod
     def from_file(cls, path: str | Path, mode: str, stepwise: bool = False) -> Normaliser:
         """Reads a published statistics file; see `from_statistics`."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,6 +29,8 @@ class WorldState:
         context: (B, S, text) instruction tokens.
         seed: (B,) int64; with ``past`` it fixes all noise, whatever stands beside an element in the batch.
         reward, success: (B,) read-outs of the newest frame (success as a probability).
+        mask: (B, S) bool, which instruction tokens count; None if all do.
+        before: (B, C, h, w) the latent frame before it, where a frame is decoded from both; None elsewhere.
     """
 
     layers: tuple[LayerMemory, ...]
@@ -38,6 +41,8 @@ class WorldState:
     seed: Tensor
     reward: Tensor
     success: Tensor
+    mask: Tensor | None = None
+    before: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -53,8 +58,7 @@ class WorldState:
         layers = tuple(
             LayerMemory(transform(m.keys), transform(m.values), m.delta and m.delta.map(transform)) for m in self.layers
         )
-        values = {f.name: transform(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "layers"}
-        return WorldState(layers=layers, **values)
+        return WorldState(layers=layers, **{name: transform(value) for name, value in self._own().items()})
 
     def fork(self, copies: int) -> WorldState:
         """Each element ``copies`` times, copies of one element side by side: [0, 0, 0, 1, 1, 1]."""
@@ -78,8 +82,17 @@ class WorldState:
     @staticmethod
     def cat(states: Sequence[WorldState]) -> WorldState:
         """States of the same model, one batch."""
-        flats = [s._flat() for s in states]
+        longest = max(s.context.shape[1] for s in states)
+        ragged = any(s.mask is not None or s.context.shape[1] != longest for s in states)
+        flats = [(s._padded(longest) if ragged else s)._flat() for s in states]
         return WorldState._unflat({k: torch.cat([f[k] for f in flats]) for k in flats[0]})
+
+    def _padded(self, length: int) -> WorldState:
+        """The same with ``length`` instruction tokens, those behind the own ones masked."""
+        missing = length - self.context.shape[1]
+        mask = torch.ones(self.context.shape[:2], dtype=torch.bool, device=self.past.device)
+        mask = F.pad(mask if self.mask is None else self.mask, (0, missing))
+        return dataclasses.replace(self, context=F.pad(self.context, (0, 0, 0, missing)), mask=mask)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a safetensors file, atomically."""
@@ -90,8 +103,13 @@ class WorldState:
     def load(cls, path: str | os.PathLike[str]) -> WorldState:
         return cls._unflat(load_file(str(path)))
 
+    def _own(self) -> dict[str, Tensor]:
+        """The tensors beside the layers' memory."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "layers"}
+        return {name: value for name, value in values.items() if value is not None}
+
     def _flat(self) -> dict[str, Tensor]:
-        flat = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "layers"}
+        flat = self._own()
         for i, memory in enumerate(self.layers):
             flat |= {f"layers.{i}.keys": memory.keys, f"layers.{i}.values": memory.values}
             if memory.delta is not None:

@@ -18,7 +18,7 @@ from kairos_env.world_model.normalisation import Normaliser
 from kairos_env.world_model.published.releases import miniature
 from kairos_env.world_model.published.robot_settings import LIBERO, ROBOTWIN, RobotSettings, compose
 from kairos_env.world_model.published.world_action import WorldActionModel
-from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.text.context import Context
 
 
 class Words:

@@ -22,7 +22,7 @@ from kairos_env.sims.tabletop.env import TASKS
 from kairos_env.training.losses import LossConfig
 from kairos_env.training.run import train
 from kairos_env.training.validation import rollout_metrics
-from kairos_env.world_model.checkpoint import load
+from kairos_env.world_model.model import WorldModel
 
 
 def curve(folder: Path, stage: str) -> list[dict[str, float]]:
@@ -43,10 +43,10 @@ def test_killed_run_resumes_to_the_identical_curve(tmp_path: Path) -> None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    model = load(run(killed))
+    model = WorldModel.from_pretrained(run(killed))
     for stage in ("tokenizer", "model"):
         assert curve(killed, stage) == curve(whole, stage)
-    for a, b in zip(model.parameters(), load(whole / "model").parameters(), strict=True):
+    for a, b in zip(model.parameters(), WorldModel.from_pretrained(whole / "model").parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
     assert len(model.starts) == 3 and model.starts[0].instruction == TASKS["push"]
 
@@ -65,7 +65,7 @@ def test_learns_what_actions_do(tmp_path: Path) -> None:
         sample_every=1000,
     )
     episodes = [moving_square(i) for i in range(80)]
-    model = load(train(longer, episodes, SPEC, {"push": TASKS["push"]}))
+    model = WorldModel.from_pretrained(train(longer, episodes, SPEC, {"push": TASKS["push"]}))
     unseen = [moving_square(1000 + i) for i in range(8)]
     metrics = rollout_metrics(model, unseen)
     assert metrics["psnr_5"] > metrics["psnr_5_copy"] + 1, metrics

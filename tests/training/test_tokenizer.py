@@ -15,7 +15,7 @@ from kairos_env.sims.tabletop.env import TASKS
 from kairos_env.training.config import PixelWeights
 from kairos_env.training.run import train
 from kairos_env.training.tokenizer import median_image, pixel_weights
-from kairos_env.world_model.checkpoint import load
+from kairos_env.world_model.model import WorldModel
 
 
 def test_colour_counts_only_where_a_data_set_says_so() -> None:
@@ -41,6 +41,6 @@ def test_pictures_need_not_be_square(height: int, tmp_path: Path) -> None:
     episodes = [dataclasses.replace(moving_square(seed), images=views(seed)) for seed in range(7)]
     one_eyed = dataclasses.replace(episodes[6], images={"scene": episodes[6].images["scene"]})
     small = dataclasses.replace(config(tmp_path, 2), validation=1, starts=1, tokenizer_batch=4, batch=2)
-    model = load(train(small, [*episodes[:6], one_eyed], spec, {"push": TASKS["push"]}))
+    model = WorldModel.from_pretrained(train(small, [*episodes[:6], one_eyed], spec, {"push": TASKS["push"]}))
     assert model.latent_shape[1:] == (height // 8, 16)
     assert np.isfinite(model.statistics.latent_std).all()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kairos_env.sims.tabletop.env import TASKS, make_spec
-from kairos_env.world_model.checkpoint import CheckpointError, load
 from kairos_env.world_model.model import WorldModel
+from kairos_env.world_model.weights import CheckpointError
 
 SPEC = make_spec()
 
@@ -18,7 +18,7 @@ SPEC = make_spec()
 def test_broken_model_folders_are_explained(tmp_path: Path) -> None:
     model = WorldModel.from_preset("debug", SPEC, TASKS)
     model.save_pretrained(tmp_path / "m")
-    again = load(tmp_path / "m")
+    again = WorldModel.from_pretrained(tmp_path / "m")
     assert again.tasks == TASKS and again.spec == SPEC
     for a, b in zip(model.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
@@ -26,16 +26,16 @@ def test_broken_model_folders_are_explained(tmp_path: Path) -> None:
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="truncated"):
-        load(tmp_path / "m")
+        WorldModel.from_pretrained(tmp_path / "m")
     weights.write_bytes(whole)
     settings = json.loads((tmp_path / "m" / "config.json").read_text())
     settings["model"]["video"]["layers"] = 8
     (tmp_path / "m" / "config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match=r"missing mixture\.action_dit\.blocks\.4"):
-        load(tmp_path / "m")
+        WorldModel.from_pretrained(tmp_path / "m")
     settings["model"]["colour"] = "red"
     (tmp_path / "m" / "config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match="colour"):
-        load(tmp_path / "m")
+        WorldModel.from_pretrained(tmp_path / "m")
     with pytest.raises(FileNotFoundError, match="neither a bundled one"):
-        load("kairos-huge")
+        WorldModel.from_pretrained("kairos-huge")

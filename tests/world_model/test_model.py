@@ -138,8 +138,14 @@ def test_training_streams_equal_streaming(model: WorldModel) -> None:
     state = start
     for f in range(FRAMES):
         if f:
-            got, _, _ = model._denoise(
-                state, actions[:, f], noisy[:, f], noisy_proprio[:, f], model.normalise_proprio(state.proprio), 0.7
+            got, _, _ = model.predict_frame(
+                state,
+                contexts,
+                actions[:, f],
+                noisy[:, f],
+                noisy_proprio[:, f],
+                model.normalise_proprio(state.proprio),
+                0.7,
             )
             torch.testing.assert_close(got, sample[:, f] + last[:, f], atol=1e-4, rtol=1e-4)
         state = model.remember(

@@ -17,7 +17,7 @@ from kairos_env.world_model.attention.visibility import Local
 from kairos_env.world_model.mixture import Contexts
 from kairos_env.world_model.published.passes import VideoCache
 from kairos_env.world_model.published.world_action import WorldActionModel
-from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.text.context import Context
 
 MOST_SHAPES = 64  # that one process compiles for; beyond it PyTorch would go on uncompiled
 WARM_UP = 3  # calls before a recording: kernels are compiled and tuned in them

@@ -4,6 +4,8 @@
     transformer/                   shards of at most 4 GB and their index, under the published names
     vae/model.safetensors          optional: the video tokenizer
     conditioning.json              what the text encoder is told, and what is cut from its answer
+    additions.safetensors          optional: what fine-tuning taught the parts that streaming adds
+    starts.safetensors             optional: real observations from which imagination can start
 
 A folder is written beside its place and moved there when it is whole; loading checks every part against the others.
 """
@@ -16,8 +18,9 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +28,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kairos_env.records import Observation
 from kairos_env.runs import atomic_write, write_json
+from kairos_env.world_model.checkpoint import CONFIG, STARTS, read_config, read_starts, write_starts
 from kairos_env.world_model.config import WorldActionConfig
+from kairos_env.world_model.normalisation import Normaliser
 from kairos_env.world_model.published.keys import (
     check_config,
     choose_release,
@@ -36,7 +42,10 @@ from kairos_env.world_model.published.keys import (
 )
 from kairos_env.world_model.published.passes import ClipPasses, Mixture, build_transformer
 from kairos_env.world_model.published.robot_settings import SETTINGS as ROBOTS
-from kairos_env.world_model.text.qwen import CachedEncoder, ContextEncoder, EncoderSettings, QwenEncoder
+from kairos_env.world_model.published.robot_settings import RobotSettings
+from kairos_env.world_model.text.context import ContextEncoder
+from kairos_env.world_model.text.qwen import CachedEncoder, EncoderSettings, QwenEncoder
+from kairos_env.world_model.text.small import UntrainedEncoder
 from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
 from kairos_env.world_model.weights import (
     CheckpointError,
@@ -51,7 +60,77 @@ from kairos_env.world_model.weights import (
 
 FORMAT = 1
 KIND = "world-action"
-CONFIG, TRANSFORMER, VAE = "config.json", "transformer", "vae/model.safetensors"
+UNTRAINED = "untrained"  # in the place of a text encoder's source: see `UntrainedEncoder`
+TRANSFORMER, VAE, ADDITIONS = "transformer", "vae/model.safetensors", "additions.safetensors"
+
+
+@dataclass(frozen=True)
+class RobotPart:
+    """What a folder says about the robot that the weights were fine-tuned on.
+
+    Args:
+        settings: how they see and drive it.
+        normaliser: by the statistics of the fine-tuning; None if nobody gave them.
+        tasks: task name -> instruction.
+        starts: real observations from which imagination can start.
+        additions: weights of the parts that streaming adds, by the names of `WorldModel`; () as published.
+    """
+
+    settings: RobotSettings
+    normaliser: Normaliser | None = None
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    starts: Sequence[Observation] = ()
+    additions: Source = field(default_factory=dict)
+
+    @classmethod
+    def of_release(cls, name: str) -> RobotPart | None:
+        """Of a published release or its miniature; None for weights that know no robot."""
+        release = name.removesuffix("-miniature")
+        return next((cls(settings) for settings in ROBOTS.values() if settings.release == release), None)
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str], statistics: str | os.PathLike[str] | None = None) -> RobotPart | None:
+        """The robot of a folder of ours; None if its weights know none.
+
+        Args:
+            statistics: file in the published layout, instead of the folder's own.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        folder = Path(folder)
+        data = read_config(folder)
+        part = cls.of_release(str(data["model"]["name"]))
+        try:
+            if data.get("settings"):
+                part = cls(RobotSettings.from_dict(data["settings"]))
+            if part is None:
+                return None
+            normaliser = data.get("normalisation") and Normaliser.from_dict(data["normalisation"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder / CONFIG}: cannot read the robot: {error!r}") from None
+        if statistics is not None:
+            normaliser = Normaliser.from_file(str(statistics), part.settings.normalisation)
+        added = folder / ADDITIONS
+        return dataclasses.replace(
+            part,
+            normaliser=normaliser,
+            tasks=data.get("tasks") or {},
+            starts=read_starts(folder / STARTS, part.settings.spec),
+            additions=stored_tensors(added) if added.exists() else {},
+        )
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Writes the files of this part; returns what goes into ``config.json``."""
+        write_starts(folder / STARTS, self.starts, self.settings.spec)
+        if self.additions:
+            write_tensors(folder / ADDITIONS, self.additions, {"format": "pt"})
+        return {
+            "robot": self.settings.spec.to_dict(),
+            "settings": self.settings.to_dict(),
+            "normalisation": self.normaliser and self.normaliser.to_dict(),
+            "tasks": dict(self.tasks),
+        }
 
 
 def encoder_settings(config: WorldActionConfig) -> EncoderSettings:
@@ -69,7 +148,11 @@ def is_world_action(folder: str | os.PathLike[str]) -> bool:
 
 
 def save_parts(
-    model: ClipPasses, folder: str | os.PathLike[str], dtype: torch.dtype | None = None, progress: bool = False
+    model: ClipPasses,
+    folder: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    progress: bool = False,
+    robot: RobotPart | None = None,
 ) -> None:
     """Writes a model's folder: transformer, video tokenizer, and by what encoder it is conditioned.
 
@@ -77,6 +160,7 @@ def save_parts(
 
     Args:
         dtype: of the stored transformer; None keeps the model's.
+        robot: what the weights were fine-tuned on; None is what is known of the release.
 
     Raises:
         FileExistsError: something else lies there.
@@ -101,10 +185,11 @@ def save_parts(
         weights,
         dtype,
         vae=None if vae is None else vae.published_weights(),
-        text=None if encoder is None else model.config.text_source,
+        text=_text_of(encoder, model.config),
         settings=getattr(encoder, "settings", None) or encoder_settings(model.config),
         origin=[],
         progress=progress,
+        robot=robot or RobotPart.of_release(model.config.name),
     )
 
 
@@ -116,6 +201,7 @@ def convert(
     vae: str | os.PathLike[str] | None = None,
     text: str | None = None,
     system_prompt: str | os.PathLike[str] | None = None,
+    statistics: str | os.PathLike[str] | None = None,
     dtype: torch.dtype | None = None,
     force: bool = False,
     progress: bool = False,
@@ -129,6 +215,7 @@ def convert(
         vae: weights of the video tokenizer, copied; see `VideoVAE.from_file`.
         text: folder or hub repository of the text encoder, recorded so that loading the model loads it too.
         system_prompt: text file with the words that the encoder is told first; line ends after them do not count.
+        statistics: published file of the fine-tuning's statistics, which normalise actions and proprioception.
         dtype: of the stored transformer; None keeps the file's.
         force: accept a file name that contradicts the release.
 
@@ -150,6 +237,13 @@ def convert(
         settings = dataclasses.replace(settings, system_text=Path(system_prompt).read_text("utf-8").rstrip("\n"))
     if text is not None:
         _check_text(text, config)
+    robot = RobotPart.of_release(config.name)
+    if statistics is not None:
+        if robot is None:
+            raise ValueError(f"{config.name} drives no robot that is known here: statistics have no use")
+        normaliser = Normaliser.from_file(str(statistics), robot.settings.normalisation)
+        robot.settings.check_normaliser(normaliser)
+        robot = RobotPart(robot.settings, normaliser)
     _write_folder(
         folder,
         config,
@@ -160,6 +254,7 @@ def convert(
         settings=settings,
         origin=sorted({tensor.file for tensor in source.values()}),
         progress=progress,
+        robot=robot,
     )
     return config
 
@@ -251,7 +346,9 @@ def load_parts(
         tokenizer = VideoVAE.from_file(vae, device, transformer.video_dit.patch_embedding.weight.dtype)
     if text is None and rest["text"]:
         text = (folder / rest["text"]).resolve() if (folder / rest["text"]).is_dir() else rest["text"]
-    if text:
+    if text == UNTRAINED:
+        encoder = UntrainedEncoder(config.text_dim)
+    elif text:
         config = dataclasses.replace(config, text_source=str(text))
         settings = EncoderSettings.load(folder)
         encoder = CachedEncoder(QwenEncoder.from_pretrained(text, config.text_encoder, device, settings=settings))
@@ -269,6 +366,7 @@ def _write_folder(
     settings: EncoderSettings,
     origin: Iterable[Path],
     progress: bool,
+    robot: RobotPart | None,
 ) -> None:
     if folder.exists() and not (folder.is_dir() and (is_world_action(folder) or not any(folder.iterdir()))):
         raise FileExistsError(f"{folder} exists and is no model folder; name another one")
@@ -290,6 +388,7 @@ def _write_folder(
             (part / VAE).parent.mkdir()
             write_tensors(part / VAE, vae, {"format": "pt"}, advance=advance)
         settings.save(part)
+        known = {"robot": None} if robot is None else robot.write(part)
         if text is not None and Path(text).is_dir():
             text = os.path.relpath(text, folder)
         write_json(
@@ -306,8 +405,16 @@ def _write_folder(
                     {"file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file, advance)}
                     for file in origin
                 ],
+                **known,
             },
         )
+
+
+def _text_of(encoder: object, config: WorldActionConfig) -> str | None:
+    """What a folder says of its text encoder."""
+    if isinstance(encoder, UntrainedEncoder):
+        return UNTRAINED
+    return None if encoder is None else config.text_source
 
 
 def _check_text(text: str, config: WorldActionConfig) -> None:

@@ -20,7 +20,7 @@ from kairos_env.world_model.published.memory import explain_out_of_memory
 from kairos_env.world_model.published.passes import ClipPasses
 from kairos_env.world_model.published.teacache import TeaCache
 from kairos_env.world_model.sampling import Velocity, along, guided_merged, renoise, sample_video
-from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.text.context import Context
 from kairos_env.world_model.tokenizers.wan_vae import SPATIAL, TEMPORAL
 
 Fit = Literal["crop", "pad", "stretch"]

@@ -20,7 +20,7 @@ from kairos_env.world_model.dit import VideoDiT
 from kairos_env.world_model.mixture import Contexts, MixtureOfTransformers
 from kairos_env.world_model.published.releases import RELEASES, get_release
 from kairos_env.world_model.sampling import Velocity, guided
-from kairos_env.world_model.text.qwen import Context, ContextEncoder
+from kairos_env.world_model.text.context import Context, ContextEncoder
 from kairos_env.world_model.tokenizers.image import VideoTokenizer, to_uint8, to_unit
 from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
 

@@ -9,18 +9,19 @@ A further robot is one more `RobotSettings`, passed as an object; copy `LIBERO` 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from kairos_env.embodiments import LIBERO_PANDA, ROBOTWIN_ALOHA
+from kairos_env.embodiments import LIBERO_PANDA, ROBOTWIN_ALOHA, libero_panda
 from kairos_env.records import Array, RobotSpec
 from kairos_env.world_model.config import WorldActionConfig, named
-from kairos_env.world_model.normalisation import check_mode
+from kairos_env.world_model.normalisation import Normaliser, check_mode
 
 PROMPT = "A video recorded from a robot's point of view executing the following instruction: {task}"
 
@@ -58,6 +59,7 @@ class RobotSettings:
         binary_gripper: gripper fields leave as their sign.
         wait_action: sent ``wait_steps`` times after a reset, until objects have come to rest; not counted.
         max_steps: actions until an episode has failed, by task suite; empty if the simulator has its own limits.
+        imagined: the robot at the rate of latent frames, where more of it changes than the rate; see `imagined_spec`.
     """
 
     name: str
@@ -78,6 +80,7 @@ class RobotSettings:
     wait_steps: int = 0
     wait_action: tuple[float, ...] = ()
     max_steps: Mapping[str, int] = field(default_factory=dict)
+    imagined: RobotSpec | None = None
 
     def __post_init__(self) -> None:
         cameras = [camera.name for camera in self.spec.cameras]
@@ -124,6 +127,17 @@ class RobotSettings:
         return (self.video_frames - 1) // 4 + 1
 
     @property
+    def actions_per_latent(self) -> int:
+        """Actions from one latent frame to the next."""
+        return 4 * self.actions_per_frame
+
+    @property
+    def imagined_spec(self) -> RobotSpec:
+        """The robot with one decision for each latent frame: a control rate that much lower."""
+        rate = self.spec.control_rate_hz / self.actions_per_latent
+        return self.imagined or dataclasses.replace(self.spec, control_rate_hz=rate)
+
+    @property
     def gripper(self) -> list[int]:
         """Indices of the gripper fields of an action."""
         return [i for i, f in enumerate(self.spec.action) if f.kind == "gripper"]
@@ -161,6 +175,29 @@ class RobotSettings:
                 + f"\nthey belong to {self.release!r}"
             )
 
+    def check_normaliser(self, normaliser: Normaliser) -> None:
+        """Raises ValueError unless the statistics are of such a robot's state and actions."""
+        spec, action = self.spec, normaliser.action.scale.shape
+        chunk = (self.horizon, spec.action_dim)
+        if normaliser.state.scale.shape != (spec.proprio_dim,) or action not in (chunk, chunk[1:]):
+            raise ValueError(
+                f"the statistics are of state {normaliser.state.scale.shape} and action {action}, but {self.name!r} "
+                f"needs ({spec.proprio_dim},) and {chunk[1:]}, or {chunk} step-wise"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RobotSettings:
+        """Inverse of `to_dict`, also after a way through JSON."""
+        values = dict(data)
+        values["spec"] = RobotSpec.from_dict(values["spec"])
+        values["imagined"] = values["imagined"] and RobotSpec.from_dict(values["imagined"])
+        values["layout"] = tuple(CameraTile(**tile) for tile in values["layout"])
+        values["wait_action"] = tuple(values["wait_action"])
+        return cls(**values)
+
 
 def compose(settings: RobotSettings, images: Mapping[str, Array]) -> Array:
     """The picture that the model sees.
@@ -193,6 +230,29 @@ def compose(settings: RobotSettings, images: Mapping[str, Array]) -> Array:
     return _levels_through_bfloat16()[canvas] if settings.through_bfloat16 else canvas
 
 
+def decompose(settings: RobotSettings, canvases: Array) -> dict[str, Array]:
+    """Each camera's part of uint8 canvases (..., H, W, 3), in the camera's size; what `compose` cropped is black.
+
+    Returns:
+        camera -> uint8 (..., H', W', 3).
+    """
+    flat = canvases.reshape(-1, *canvases.shape[-3:])
+    found = {}
+    for camera in settings.spec.cameras:
+        tiles = [tile for tile in settings.layout if tile.camera == camera.name]
+        images = np.zeros((len(flat), camera.height, camera.width, 3), np.uint8)
+        for tile in tiles[:1]:
+            height, width = camera.height, camera.width
+            if settings.fit == "crop":
+                scale = max(tile.height / height, tile.width / width)
+                height, width = round(tile.height / scale), round(tile.width / scale)
+            top, left = (camera.height - height) // 2, (camera.width - width) // 2
+            seen = flat[:, tile.top : tile.top + tile.height, tile.left : tile.left + tile.width]
+            images[:, top : top + height, left : left + width] = [_resize(x, height, width, crop=False) for x in seen]
+        found[camera.name] = images.reshape(*canvases.shape[:-3], *images.shape[1:])
+    return found
+
+
 def _resize(image: Array, height: int, width: int, crop: bool) -> Array:
     rows, columns = image.shape[:2]
     over_rows, over_columns = height, width
@@ -218,6 +278,7 @@ LIBERO = RobotSettings(
     name="libero",
     release="4b-libero",
     spec=LIBERO_PANDA,
+    imagined=libero_panda(action_repeat=16),
     layout=(CameraTile("agentview", 0, 0, 224, 224), CameraTile("eye_in_hand", 0, 224, 224, 224)),
     fit="crop",
     through_bfloat16=True,

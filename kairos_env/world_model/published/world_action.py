@@ -25,12 +25,12 @@ from torch import Tensor
 
 from kairos_env.records import Array
 from kairos_env.world_model.flow import draw_noise, draw_video_noise, schedule, shape_aware_shift
-from kairos_env.world_model.published.folder import load_parts, save_parts
+from kairos_env.world_model.published.folder import RobotPart, load_parts, save_parts
 from kairos_env.world_model.published.generation import GeneratedClip, generate
 from kairos_env.world_model.published.memory import explain_out_of_memory
 from kairos_env.world_model.published.passes import ClipPasses
 from kairos_env.world_model.sampling import guided_joint, sample_actions, sample_joint, sample_video
-from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.text.context import Context
 
 
 class WorldActionModel(ClipPasses):
@@ -51,9 +51,9 @@ class WorldActionModel(ClipPasses):
         """
         return cls(*load_parts(folder, device, dtype, **parts)).eval()
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], robot: RobotPart | None = None) -> None:
         """Writes a folder for `from_pretrained`: weights in shards, and a configuration that names every part."""
-        save_parts(self, folder)
+        save_parts(self, folder, robot=robot)
 
     # the verbs ------------------------------------------------------------------------------------------------
 
@@ -77,7 +77,7 @@ class WorldActionModel(ClipPasses):
             steps: denoising steps; horizon: N; both default to the release's.
             seeds: of the noise, one for all elements or one each; an element's chunk depends on its own seed alone.
         """
-        noise = self._action_noise(len(observed), horizon, seeds)
+        noise = self.action_noise(len(observed), horizon, seeds)
         steps = steps or self.config.generation.action_steps
         with self._explained(observed, observed.shape[1]):
             return self.denoise_actions(observed, context, noise, steps).float()
@@ -90,7 +90,7 @@ class WorldActionModel(ClipPasses):
         def velocity(actions: Tensor, sigma: Tensor) -> Tensor:
             return self.action_velocity(actions, sigma, contexts, cache)
 
-        return sample_actions(velocity, noise, self._action_levels(steps))
+        return sample_actions(velocity, noise, self.action_levels(steps))
 
     def infer_actions(
         self,
@@ -140,9 +140,9 @@ class WorldActionModel(ClipPasses):
             latents, actions = sample_joint(
                 both if negative is None or guidance == 1 else guided_joint(both, against, guidance),
                 self._video_noise(observed, number, seeds),
-                self._action_noise(len(observed), horizon, seeds),
-                self._video_levels(steps, observed, number),
-                self._action_levels(steps),
+                self.action_noise(len(observed), horizon, seeds),
+                self.video_levels(steps, observed, number),
+                self.action_levels(steps),
                 observed,
             )
         return actions.float(), latents
@@ -171,7 +171,7 @@ class WorldActionModel(ClipPasses):
         steps = steps or self.config.generation.steps
         with self._explained(observed, number):
             noise = self._video_noise(observed, number, seeds)
-            return sample_video(velocity, noise, self._video_levels(steps, observed, number), observed)
+            return sample_video(velocity, noise, self.video_levels(steps, observed, number), observed)
 
     def _explained(self, observed: Tensor, number: int) -> AbstractContextManager[None]:
         """For a clip of ``number`` latent frames that begins with the observed ones."""
@@ -186,17 +186,20 @@ class WorldActionModel(ClipPasses):
             raise ValueError(f"a clip has 4 n + 1 frames, got {frames}; the nearest are {low} and {low + 4}")
         return (frames - 1) // 4 + 1
 
-    def _video_levels(self, steps: int, observed: Tensor, frames: int) -> list[float]:
+    def video_levels(self, steps: int, observed: Tensor, frames: int) -> list[float]:
+        """Noise levels of a clip of ``frames`` latent frames like the observed ones (..., C, h, w)."""
         tokens = observed.shape[-2] * observed.shape[-1] // self.config.video.patch**2
         return schedule(steps, shape_aware_shift(tokens, frames))
 
-    def _action_levels(self, steps: int) -> list[float]:
+    def action_levels(self, steps: int) -> list[float]:
+        """Noise levels of an action chunk."""
         return schedule(steps, self.config.generation.action_shift)
 
     def _video_noise(self, observed: Tensor, frames: int, seeds: Sequence[int] | int) -> Tensor:
         return self._noise(draw_video_noise(_each(seeds, len(observed)), (frames, *observed.shape[2:])))
 
-    def _action_noise(self, batch: int, horizon: int | None, seeds: Sequence[int] | int) -> Tensor:
+    def action_noise(self, batch: int, horizon: int | None, seeds: Sequence[int] | int) -> Tensor:
+        """Noise of B chunks (B, N, A), as published."""
         shape = (horizon or self._expert().config.chunk, self.config.action_dim)
         # published: actions and frames start from the same seed, so that their first values coincide
         stream = 0 if self.config.published else 1
@@ -204,7 +207,12 @@ class WorldActionModel(ClipPasses):
 
     def _noise(self, noise: Tensor) -> Tensor:
         """Published sampling stays in the weights' dtype; otherwise the data are float32 between the steps."""
-        return noise.to(self.device, self.dtype if self.config.published else torch.float32)
+        return noise.to(self.device, self.sampling_dtype)
+
+    @property
+    def sampling_dtype(self) -> torch.dtype:
+        """Of the data between denoising steps."""
+        return self.dtype if self.config.published else torch.float32
 
 
 def _each(seeds: Sequence[int] | int, batch: int) -> Sequence[int]:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kairos_env.records import Array
 from kairos_env.world_model.config import TextConfig
+from kairos_env.world_model.text.context import Context
 
 PAD = 256
 VOCABULARY = 4096  # rows that words are hashed to; the first stands for no word
@@ -108,3 +110,21 @@ class WordEncoder(nn.Module):
 def make_encoder(config: TextConfig) -> ByteEncoder | WordEncoder:
     """The encoder of the unit that ``config`` names."""
     return WordEncoder(config) if config.unit == "word" else ByteEncoder(config)
+
+
+class UntrainedEncoder:
+    """Byte encoder with random weights in the place of a big one: for miniatures of published releases.
+
+    Args:
+        text_dim: width of its context tokens. Pictures are ignored.
+    """
+
+    def __init__(self, text_dim: int) -> None:
+        self.text_dim, self.most = text_dim, 4096
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.network = ByteEncoder(TextConfig(dim=text_dim, max_bytes=self.most)).eval().requires_grad_(False)
+
+    def encode(self, prompts: Sequence[str], images: Sequence[Array | None] | None = None) -> Context:
+        """See `qwen.ContextEncoder`."""
+        return Context(self.network(to_bytes(prompts, self.most)))

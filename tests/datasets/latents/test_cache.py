@@ -33,7 +33,6 @@ from kairos_env.training.data import DataConfig, instructions, load_mixture
 from kairos_env.training.loop import LoopConfig
 from kairos_env.training.losses import LossConfig
 from kairos_env.training.run import train
-from kairos_env.world_model.checkpoint import load
 from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.tokenizers.image import to_unit
 
@@ -106,7 +105,11 @@ def same(a: Episode, b: Episode) -> None:
 
 
 def test_everything_but_the_pictures_comes_back(home: Path) -> None:
-    model, recording, cache = load(home / "model"), EpisodeFile(home / "record"), LatentCache(home / "cache")
+    model, recording, cache = (
+        WorldModel.from_pretrained(home / "model"),
+        EpisodeFile(home / "record"),
+        LatentCache(home / "cache"),
+    )
     assert cache.spec == SPEC and cache.names == recording.names and len(cache) == len(LENGTHS)
     assert cache.lengths == list(LENGTHS) and cache.origin.encoder == model.encoder_sha256
     for before, after in zip(recording, cache, strict=True):
@@ -119,7 +122,8 @@ def test_everything_but_the_pictures_comes_back(home: Path) -> None:
         assert np.array_equal(after.labels["object_position"], before.labels["object_position"])
         for camera, view in after.latents.items():
             with torch.no_grad():
-                mean, std = model.latent_mean[:, None, None], model.latent_std[:, None, None]
+                of = model.statistics
+                mean, std = (torch.tensor(x)[:, None, None] for x in (of.latent_mean, of.latent_std))
                 want = (model.tokenizer.encode(to_unit(torch.from_numpy(before.images[camera]))) - mean) / std
             assert view.dtype == np.float16 and view.shape == (len(before) + 1, *want.shape[1:])
             np.testing.assert_allclose(view, want, rtol=2**-10, atol=1e-4)
@@ -130,7 +134,10 @@ def test_zarr_itself_reads_the_same(home: Path) -> None:
 
     group, cache = zarr.open_group(home / "cache", mode="r"), LatentCache(home / "cache")
     origin = group.attrs["origin"]
-    assert origin["recording"] == str(home / "record") and origin["encoder"] == load(home / "model").encoder_sha256
+    assert (
+        origin["recording"] == str(home / "record")
+        and origin["encoder"] == WorldModel.from_pretrained(home / "model").encoder_sha256
+    )
     assert group.attrs["complete"] and {"torch", "zarr", "kairos-env"} <= group.attrs["versions"].keys()
     assert RobotSpec.from_dict(group.attrs["robot"]) == SPEC
     assert sorted(group.keys()) == [f"{i:06d}" for i in range(len(LENGTHS))]
@@ -289,7 +296,7 @@ def test_another_robot_or_recording_is_refused(home: Path, tmp_path: Path) -> No
 
 
 def test_clips_of_a_cache_are_those_of_its_recording(home: Path) -> None:
-    model, cache = load(home / "model"), LatentCache(home / "cache")
+    model, cache = WorldModel.from_pretrained(home / "model"), LatentCache(home / "cache")
     drawn = []
     for episodes in (cache, EpisodeFile(home / "record")):
         drawn.append(Clips(model, episodes).sample(8, 6, torch.Generator().manual_seed(3)))
@@ -298,7 +305,7 @@ def test_clips_of_a_cache_are_those_of_its_recording(home: Path) -> None:
     assert drawn[0].latents.shape == (8, 6, 4, 2, 4) and drawn[0].latents.dtype == torch.float32
     assert drawn[0].texts == ["schiebe den Würfel"] * 8 and drawn[0].view_mask.all()
     with pytest.raises(ValueError, match="made by the encoder"):
-        Clips(load(home / "other"), cache)
+        Clips(WorldModel.from_pretrained(home / "other"), cache)
 
 
 def anonymous_kib() -> int:
@@ -364,7 +371,7 @@ def test_training_reads_the_cache_and_only_held_out_pictures(
 
     cached = run("cached", data.episodes)
     assert looked == ["demo_4", "demo_1"]  # one of them for validation, one as a start
-    assert load(tmp_path / "cached" / "model").starts[0].images.keys() == {"scene", "wrist.left"}
+    assert WorldModel.from_pretrained(tmp_path / "cached" / "model").starts[0].images.keys() == {"scene", "wrist.left"}
     np.testing.assert_allclose(cached, run("pictures", list(EpisodeFile(home / "record"))), rtol=1e-2)
     with pytest.raises(ValueError, match="encode again with `kairos data encode --model .*other`"):
         run("other", data.episodes, init=str(home / "other"))

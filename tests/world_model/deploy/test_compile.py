@@ -15,7 +15,7 @@ from kairos_env.world_model.deploy.compile import compiled
 from kairos_env.world_model.mixture import Contexts
 from kairos_env.world_model.published.releases import miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
-from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.text.context import Context
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

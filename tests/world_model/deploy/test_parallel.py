@@ -19,7 +19,7 @@ from kairos_env.world_model.deploy.parallel import ParallelVAE, guided_apart, he
 from kairos_env.world_model.gated_delta_net import GatedDeltaNet
 from kairos_env.world_model.published.releases import miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
-from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.text.context import Context
 from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
 
 WORLD = 2

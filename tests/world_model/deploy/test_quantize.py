@@ -12,7 +12,7 @@ from kairos_env.world_model.deploy.parallel import heads_of
 from kairos_env.world_model.deploy.quantize import QuantizationReport, Scheme, count_bytes, quantize
 from kairos_env.world_model.published.releases import miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
-from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.text.context import Context
 
 pytest.importorskip("torchao")
 

@@ -17,7 +17,7 @@ from kairos_env.world_model.published.generation import GenerationRequest, fit_i
 from kairos_env.world_model.published.memory import OutOfMemory
 from kairos_env.world_model.published.releases import get_release, miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
-from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.text.context import Context
 
 SMALL: dict[str, Any] = {"frames": 9, "height": 32, "width": 48, "progress": False}
 

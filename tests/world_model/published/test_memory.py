@@ -15,7 +15,7 @@ from kairos_env.world_model.attention.patterns import ClipPattern
 from kairos_env.world_model.published import memory as cost
 from kairos_env.world_model.published.releases import get_release, miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
-from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.text.context import Context
 
 
 def counted_products(function) -> int:  # type: ignore[no-untyped-def]
@@ -88,7 +88,7 @@ def test_the_floor_is_the_slower_of_computing_and_reading() -> None:
 MEASURE = """
 import dataclasses, torch
 from kairos_env.world_model.published import memory as cost
-from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.text.context import Context
 from kairos_env.world_model.published.releases import miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
 

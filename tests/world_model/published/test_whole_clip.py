@@ -13,7 +13,7 @@ from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.published.passes import build_transformer
 from kairos_env.world_model.published.releases import get_release, miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
-from kairos_env.world_model.text.qwen import Context
+from kairos_env.world_model.text.context import Context
 
 ROWS, COLUMNS, CONTEXT = 2, 3, 5  # tokens of a frame, and of the instruction
 L = ROWS * COLUMNS
