@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from kairos_env.env.vector_env import WorldModelVectorEnv
     from kairos_env.records import ActionChunk, Episode, Observation, RobotSpec, SpecMismatch
     from kairos_env.sims.libero.env import LiberoEnv
-    from kairos_env.sims.libero.vector_env import LiberoVectorEnv
     from kairos_env.sims.tabletop.env import RobosuiteEnv
+    from kairos_env.sims.vector import SimulatorVectorEnv
     from kairos_env.world_model.model import WorldModel
     from kairos_env.world_model.state import WorldState
 
@@ -31,8 +31,8 @@ _LAZY = {
     "RobotSpec": "kairos_env.records",
     "SpecMismatch": "kairos_env.records",
     "LiberoEnv": "kairos_env.sims.libero.env",
-    "LiberoVectorEnv": "kairos_env.sims.libero.vector_env",
     "RobosuiteEnv": "kairos_env.sims.tabletop.env",
+    "SimulatorVectorEnv": "kairos_env.sims.vector",
     "WorldModel": "kairos_env.world_model.model",
     "WorldModelEnv": "kairos_env.env.env",
     "WorldModelVectorEnv": "kairos_env.env.vector_env",
@@ -43,10 +43,10 @@ __all__ = [
     "ActionChunk",
     "Episode",
     "LiberoEnv",
-    "LiberoVectorEnv",
     "Observation",
     "RobosuiteEnv",
     "RobotSpec",
+    "SimulatorVectorEnv",
     "SpecMismatch",
     "WorldModel",
     "WorldModelEnv",
@@ -56,11 +56,15 @@ __all__ = [
 ]
 
 # The simulators truncate by themselves, so Gymnasium adds no time limit of its own.
-register(id="Kairos-Robosuite-v0", entry_point="kairos_env.sims.tabletop.env:RobosuiteEnv")
+register(
+    id="Kairos-Robosuite-v0",
+    entry_point="kairos_env.sims.tabletop.env:RobosuiteEnv",
+    vector_entry_point="kairos_env.sims.tabletop.env:make_vector",
+)
 register(
     id="Kairos-LIBERO-v0",
     entry_point="kairos_env.sims.libero.env:LiberoEnv",
-    vector_entry_point="kairos_env.sims.libero.vector_env:LiberoVectorEnv",
+    vector_entry_point="kairos_env.sims.libero.env:make_vector",
 )
 # gym.make never hands max_episode_steps to an environment: only a limit that is registered can be raised.
 register(

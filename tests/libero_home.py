@@ -45,7 +45,7 @@ def libero_home() -> Path:
 
 def _build(home: Path, environment: Path) -> None:
     from kairos_env.sims import install
-    from kairos_env.sims.libero.prepare import Benchmark
+    from kairos_env.sims.libero.prepare import BenchmarkFiles
 
     home.mkdir(parents=True)
     (home / "env").symlink_to(environment, target_is_directory=True)
@@ -53,7 +53,7 @@ def _build(home: Path, environment: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, tarfile.open(DATA / ARCHIVES[0]) as packed:
         packed.extractall(folder, filter="data")
         prepared = next(path.parent for path in Path(folder).rglob("tasks.jsonl"))
-        install.prepare_tasks(home, Benchmark(package), prepared)
+        install.prepare_tasks(home, BenchmarkFiles(package), prepared)
     install.use_assets(home, DATA / ARCHIVES[1])
     install.write_config(home, package)
     shutil.copyfile(environment.parent / "installed.json", home / "installed.json")

@@ -173,7 +173,7 @@ class Points:
 
         return list(filter(wanted, self.all))
 
-    def ours(self, suites: Any = None, dimensions: Any = None) -> Any:
+    def substitute_tasks(self, suites: Any = None, dimensions: Any = None) -> Any:
         found = self.tasks("libero-plus", suites, dimensions)
         return [replace(task, benchmark="libero", difficulty=None, params={"ours": True}) for task in found]
 

@@ -81,8 +81,6 @@ LONG_FILES = {
     "datasets/lerobot/reader.py": "",
     "datasets/lerobot/writer.py": "",
     "sims/install.py": "",
-    "sims/libero/perturbations.py": "",
-    "sims/libero/tasks.py": "",
     "world_model/attention/visibility.py": "",
     "world_model/model.py": "",
     "world_model/published/world_action.py": "",

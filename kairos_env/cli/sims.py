@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from kairos_env.cli.options import Positional
 from kairos_env.cli.values import print_json
-from kairos_env.sims.install import PACKAGES, Request
+from kairos_env.sims.install import PACKAGES, InstallRequest
 from kairos_env.sims.install import check as check_home
 from kairos_env.sims.install import install as build_home
 from kairos_env.sims.libero.tasks import ASSETS_ADVICE, BENCHMARKS, Catalogue, home_folder
@@ -37,7 +37,7 @@ def install(
         dry_run: only tell what would be done.
     """
     python, source, assets = (_absolute(path) for path in (python, benchmark, assets))
-    request = Request(simulator, _home(home), python, mujoco, source, assets)
+    request = InstallRequest(simulator, _home(home), python, mujoco, source, assets)
     build_home(request, say=lambda text: print(f"- {text}", flush=True), only_plan=dry_run)
     if dry_run:
         return 0

@@ -25,7 +25,7 @@ import numpy as np
 
 from kairos_env.runs import WriteLock, atomic_write, write_json, write_text
 from kairos_env.sims.libero.prepare import (
-    Benchmark,
+    BenchmarkFiles,
     Row,
     copy_definitions,
     libero_plus_rows,
@@ -100,7 +100,7 @@ _GL_REMEDY = (
 
 
 @dataclass(frozen=True)
-class Request:
+class InstallRequest:
     """What to install.
 
     Attributes:
@@ -143,7 +143,7 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def install(request: Request, say: Callable[[str], None] = lambda text: None, only_plan: bool = False) -> None:
+def install(request: InstallRequest, say: Callable[[str], None] = lambda text: None, only_plan: bool = False) -> None:
     """Builds a home, or completes or repairs one.
 
     Args:
@@ -168,13 +168,13 @@ def install(request: Request, say: Callable[[str], None] = lambda text: None, on
             step.run()
 
 
-def prepare_tasks(home: Path, libero: Benchmark, source: Path | None) -> dict[str, int]:
+def prepare_tasks(home: Path, libero: BenchmarkFiles, source: Path | None) -> dict[str, int]:
     """Writes the task files of a home.
 
     Args:
         home: folder, which is there.
         libero: LIBERO's own files.
-        source: see `Request`.
+        source: see `InstallRequest`.
 
     Returns:
         benchmark -> number of tasks.
@@ -192,7 +192,7 @@ def prepare_tasks(home: Path, libero: Benchmark, source: Path | None) -> dict[st
         states = _archived_states(source / "init_states.npz", {row["init"] for row in plus} - states.keys()) | states
         definitions = {row["bddl"]: source / "bddl" / row["bddl"] for row in plus} | definitions
     elif source is not None:
-        benchmark = Benchmark(source)
+        benchmark = BenchmarkFiles(source)
         plus = libero_plus_rows(benchmark, libero)
         states = states_of_rows((row for row in plus if row["init"] not in states), benchmark) | states
         definitions = {row["bddl"]: benchmark.package / "bddl_files" / row["bddl"] for row in plus} | definitions
@@ -326,7 +326,7 @@ def check(home: Path, benchmark: str, render: bool = True) -> list[Finding]:
     return findings
 
 
-def _plan(request: Request, say: Callable[[str], None]) -> list[Step]:
+def _plan(request: InstallRequest, say: Callable[[str], None]) -> list[Step]:
     home, environment = request.home, request.home / "env"
     _check_benchmark(request.benchmark)
     version = _version(request.mujoco)
@@ -341,7 +341,7 @@ def _plan(request: Request, say: Callable[[str], None]) -> list[Step]:
         if path is not None and not path.exists():
             raise ValueError(f"{option} {path} is not there")
     if request.source is not None and not (request.source / "tasks.jsonl").is_file():
-        Benchmark(request.source)
+        BenchmarkFiles(request.source)
 
     python = Path(request.python or sys.executable)
     found, steps = installed(environment), []
@@ -359,7 +359,7 @@ def _plan(request: Request, say: Callable[[str], None]) -> list[Step]:
     steps.append(
         Step(
             "task files of LIBERO" + (f", and of LIBERO-plus from {source}" if source else ""),
-            lambda: counts.update(prepare_tasks(home, Benchmark(installed_package(environment)), request.source)),
+            lambda: counts.update(prepare_tasks(home, BenchmarkFiles(installed_package(environment)), request.source)),
         )
     )
     if request.assets is not None:
@@ -369,7 +369,7 @@ def _plan(request: Request, say: Callable[[str], None]) -> list[Step]:
     return steps
 
 
-def _finish(request: Request, counts: dict[str, int]) -> None:
+def _finish(request: InstallRequest, counts: dict[str, int]) -> None:
     home, environment = request.home, request.home / "env"
     write_config(home, installed_package(environment))
     found = installed(environment)

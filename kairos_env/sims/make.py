@@ -27,7 +27,7 @@ def make_simulator(name: str, spec: RobotSpec | None = None, **options: Any) -> 
         ValueError: an unknown id, factory or option.
         SpecMismatch: the simulator is of another robot; the message prints the difference.
     """
-    factory, own = _find(name)
+    factory, own = find_simulator(name)
     wanted = {} if spec is None or not hasattr(factory, "arguments_for") else factory.arguments_for(spec)
     arguments = own | wanted | options
     parameters = inspect.signature(factory).parameters
@@ -41,6 +41,14 @@ def make_simulator(name: str, spec: RobotSpec | None = None, **options: Any) -> 
             env.close()
             raise
     return env
+
+
+def simulator_ids() -> list[str]:
+    """Every registered Gymnasium id of a simulator of the contract."""
+    from gymnasium import registry
+
+    importlib.import_module("kairos_env")
+    return [id for id, spec in registry.items() if str(spec.entry_point).startswith("kairos_env.sims.")]
 
 
 def spec_of(env: Any) -> RobotSpec:
@@ -64,8 +72,12 @@ def load_factory(name: str) -> Callable[..., Any]:
     return found
 
 
-def _find(name: str) -> tuple[Any, dict[str, Any]]:
-    """What makes the simulator, and the arguments that its id was registered with."""
+def find_simulator(name: str) -> tuple[Any, dict[str, Any]]:
+    """What makes the simulator, and the arguments that its id was registered with.
+
+    Raises:
+        ValueError: an unknown id or factory.
+    """
     if ":" in name and not re.search(r"-v\d+$", name):
         return load_factory(name), {}
     from gymnasium import error, registry, spec

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,16 @@ _HEADER = struct.Struct("<Q")
 _LARGEST_MESSAGE = 64 << 20  # bytes; a longer one means that the stream is garbage
 _ALIGNMENT = 64
 
-# The other interpreter imports our modules without our package's __init__, whose dependencies it need not have.
+# Our own interpreter imports what we can import, in the same order.
+_BOOTSTRAP_HERE = """
+import json, runpy, sys
+sys.path[:] = json.loads(sys.argv[1])
+module = sys.argv[2]
+del sys.argv[1:3]
+runpy.run_module(module, run_name="__main__")
+"""
+
+# Another interpreter imports our modules without our package's __init__, whose dependencies it need not have.
 _BOOTSTRAP = """
 import runpy, sys, types
 package = types.ModuleType("kairos_env")
@@ -76,10 +85,17 @@ class SimulatorProcess:
         module: run as ``python -m``; calls `serve`.
         environment: variables to set beside the present ones.
         time_limit_s: for a request without one of its own.
+        path: where modules are imported from, if ``python`` is this interpreter; None for another one, which gets
+            Kairos's modules alone.
     """
 
     def __init__(
-        self, python: Path | str, module: str, environment: Mapping[str, str] | None = None, time_limit_s: float = 120.0
+        self,
+        python: Path | str,
+        module: str,
+        environment: Mapping[str, str] | None = None,
+        time_limit_s: float = 120.0,
+        path: Sequence[str] | None = None,
     ) -> None:
         self.module, self.time_limit_s = module, time_limit_s
         self._waits_for, self._sent_at = "", 0.0
@@ -90,7 +106,8 @@ class SimulatorProcess:
         # What our interpreter was told about packages is not meant for the other one.
         inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
         package = str(Path(__file__).resolve().parents[1])
-        command = [str(python), "-P", "-c", _BOOTSTRAP, package, module, str(theirs.fileno()), str(self._memory)]
+        start = [_BOOTSTRAP, package] if path is None else [_BOOTSTRAP_HERE, json.dumps(list(path))]
+        command = [str(python), "-P", "-c", *start, module, str(theirs.fileno()), str(self._memory)]
         try:
             self._process = subprocess.Popen(
                 command,

@@ -11,6 +11,8 @@ import ctypes
 import importlib
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,8 +30,33 @@ _MISSING_GL = (
 )
 
 
+_FORKED = (
+    "this process was forked from one that had drawn, and OpenGL does not survive a fork: start it with "
+    'context="spawn", as in gym.make_vec(..., vectorization_mode="async", vector_kwargs={"context": "spawn"}), or let '
+    "gym.make_vec(id, num_envs=...) choose the simulators' own vector form"
+)
+
+
 class RenderingUnavailable(RuntimeError):
-    """This machine has no OpenGL that can draw without a screen."""
+    """Nothing can be drawn without a screen: no OpenGL on this machine, or none in this process."""
+
+
+class _Process:
+    """What became of OpenGL in this process."""
+
+    drew = False  # a context was opened here, or in the process that this one was forked from
+    forked = False  # drawing would hang: the threads and locks of OpenGL are not here
+
+
+_abandoned: list[Any] = []
+
+
+def _after_fork() -> None:
+    _Process.forked = _Process.drew
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def egl_works() -> bool:
@@ -88,12 +115,15 @@ def open_gl_context(model: Any, size: int) -> tuple[Any, Any, str]:
     """
     import mujoco
 
+    if _Process.forked:
+        raise RenderingUnavailable(_FORKED)
     backend = choose_backend()
     setting = os.environ.get("MUJOCO_GL")
     context = None
     try:
         os.environ["MUJOCO_GL"] = backend  # MuJoCo's C side looks here for the library to load its functions from
         context = importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
+        _Process.drew = True
         context.make_current()
         return context, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value), backend
     except Exception as error:
@@ -109,8 +139,20 @@ def open_gl_context(model: Any, size: int) -> tuple[Any, Any, str]:
             os.environ["MUJOCO_GL"] = setting
 
 
+def release_gl_context(backend: str) -> None:
+    """Leaves this thread without a current GL context, so that another one may draw with it."""
+    if backend == "egl":
+        from mujoco.egl import egl_ext
+
+        egl_ext.eglReleaseThread()
+    elif backend == "osmesa":
+        from OpenGL import GL, osmesa  # type: ignore[import-untyped]
+
+        osmesa.OSMesaMakeCurrent(None, None, GL.GL_FLOAT, 0, 0)
+
+
 class OffscreenRenderer:
-    """Draws views of one MuJoCo model; the context and its meshes are uploaded once.
+    """Draws views of one MuJoCo model, from any thread; the context and its meshes are uploaded once.
 
     Args:
         model: ``mujoco.MjModel``.
@@ -152,6 +194,18 @@ class OffscreenRenderer:
             self._option.sitegroup[:] = 0
         self._perturb = mujoco.MjvPerturb()
         self._unseen_group = unseen_group
+        release_gl_context(self.backend)
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """The GL context is this thread's in the block."""
+        if _Process.forked:
+            raise RenderingUnavailable(_FORKED)
+        self._gl.make_current()
+        try:
+            yield
+        finally:
+            release_gl_context(self.backend)
 
     def render(self, data: Any, camera: Any, height: int, width: int, show_unseen: bool = False) -> Array:
         """Draws one view.
@@ -169,27 +223,32 @@ class OffscreenRenderer:
         if max(height, width) > self.max_size:
             raise ValueError(f"image of {height}x{width} pixels asked, but the renderer holds {self.max_size}")
         big_h, big_w = height * SUPERSAMPLE, width * SUPERSAMPLE
-        self._gl.make_current()
         self._option.geomgroup[self._unseen_group] = show_unseen
         rectangle = mujoco.MjrRect(0, 0, big_w, big_h)
         mujoco.mjv_updateScene(
             self._model, data, self._option, self._perturb, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene
         )
-        mujoco.mjr_render(rectangle, self._scene, self._context)
         pixels = np.empty((big_h, big_w, 3), np.uint8)
-        mujoco.mjr_readPixels(pixels, None, rectangle, self._context)
+        with self._current():
+            mujoco.mjr_render(rectangle, self._scene, self._context)
+            mujoco.mjr_readPixels(pixels, None, rectangle, self._context)
         boxes = pixels[::-1].reshape(height, SUPERSAMPLE, width, SUPERSAMPLE, 3)
         total = boxes.sum(axis=(1, 3), dtype=np.uint16)
         return ((total + SUPERSAMPLE) // SUPERSAMPLE**2).astype(np.uint8)
 
     def close(self) -> None:
         """Frees the GL objects and the context; safe to call twice."""
-        if self._gl is not None:
-            atexit.unregister(self._at_exit)
-            self._gl.make_current()
-            self._context.free()
-            self._gl.free()
-            self._gl = self._context = None
+        gl, context, self._gl, self._context = self._gl, self._context, None, None
+        if gl is None:
+            return
+        atexit.unregister(self._at_exit)
+        if _Process.forked:
+            _abandoned.append((gl, context))  # they belong to the parent; freeing them here would hang
+            return
+        gl.make_current()
+        context.free()
+        release_gl_context(self.backend)
+        gl.free()
 
     def __del__(self) -> None:
         if getattr(self, "_gl", None) is not None:

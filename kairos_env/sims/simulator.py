@@ -4,10 +4,11 @@ starts of imagination use without knowing which one it is.
 How to add a simulator
     1. One folder, ``kairos_env/sims/<name>/``, with nothing of the simulator elsewhere. ``env.py`` holds a subclass of
        `Simulator`; beside it stand its tasks, experts and, if its packages clash with Kairos's, the side that runs in
-       an interpreter of its own (`process.SimulatorProcess`, `process.serve`).
+       an interpreter of its own (`process_simulator.ProcessSimulator`, `process.serve`).
     2. Implement ``tasks``, ``reset``, ``step``, ``versions``, ``arguments_for`` and ``close``; ``initial_states`` where
        the simulator has a fixed number of them; ``expert_action``, ``get_state`` and ``set_state`` where it can.
-    3. Register an id in ``kairos_env/__init__.py``.
+    3. Register an id in ``kairos_env/__init__.py``, with ``make_vector = partial(SimulatorVectorEnv, <class>)`` of
+       ``env.py`` as its vector form.
 """
 
 from __future__ import annotations
@@ -96,6 +97,11 @@ class Simulator(gym.Env[dict[str, Array], Array]):
     def versions(self) -> dict[str, str]:
         """Package -> version, of everything that could change a result."""
         raise NotImplementedError
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What ``info`` says of the present episode as a whole, known without the simulator's answer."""
+        return {}
 
     def check_options(self, options: Mapping[str, Any] | None) -> dict[str, Any]:
         """The options of a reset as a dict.

@@ -21,7 +21,7 @@ from kairos_env.cli import main as cli
 from kairos_env.runs import FolderInUse, WriteLock
 from kairos_env.sims.install import (
     PACKAGES,
-    Request,
+    InstallRequest,
     check,
     install,
     installed_package,
@@ -30,7 +30,7 @@ from kairos_env.sims.install import (
     write_config,
 )
 from kairos_env.sims.libero.prepare import (
-    Benchmark,
+    BenchmarkFiles,
     libero_plus_rows,
     libero_rows,
     parse_perturbation,
@@ -125,8 +125,8 @@ def write_benchmark(folder: Path, names: list[str], plus: bool) -> Path:
 
 
 @pytest.fixture
-def libero(tmp_path: Path) -> Benchmark:
-    return Benchmark(write_benchmark(tmp_path / "plain", [TASK], plus=False))
+def libero(tmp_path: Path) -> BenchmarkFiles:
+    return BenchmarkFiles(write_benchmark(tmp_path / "plain", [TASK], plus=False))
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def plus(tmp_path: Path) -> Path:
 # -- task files -----------------------------------------------------------------------------------------------------
 
 
-def test_rows_come_from_the_benchmarks_files_without_running_them(libero: Benchmark, plus: Path) -> None:
+def test_rows_come_from_the_benchmarks_files_without_running_them(libero: BenchmarkFiles, plus: Path) -> None:
     (row,) = libero_rows(libero)
     assert row["scene"] == {"scene": "scenes/desk.xml", "floor": "light-gray", "wall": "white"}
     assert row["assets"] == [
@@ -147,7 +147,7 @@ def test_rows_come_from_the_benchmarks_files_without_running_them(libero: Benchm
         "stable_scanned_objects/cup_red/cup_red.xml",
         "stable_scanned_objects/plate/plate.xml",
     ]
-    table, camera, language, layout = libero_plus_rows(Benchmark(plus), libero)
+    table, camera, language, layout = libero_plus_rows(BenchmarkFiles(plus), libero)
     assert [r["task_id"] for r in (table, camera, language, layout)] == [0, 1, 2, 3]
     assert table["base_problem"] == "Libero_Desk" and table["problem"] == "Libero_Desk_Stone"
     assert table["scene"] == {"scene": "scenes/desk_stone.xml", "floor": "light-gray", "wall": "white"}
@@ -157,7 +157,7 @@ def test_rows_come_from_the_benchmarks_files_without_running_them(libero: Benchm
     assert "new_objects/clock/clock.xml" in layout["assets"] and layout["difficulty"] is None
 
 
-def test_a_home_from_a_checkout_and_again_from_itself(libero: Benchmark, plus: Path, tmp_path: Path) -> None:
+def test_a_home_from_a_checkout_and_again_from_itself(libero: BenchmarkFiles, plus: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     assert prepare_tasks(home, libero, plus) == {"libero": 1, "libero-plus": 4}
@@ -179,7 +179,7 @@ def test_a_home_from_a_checkout_and_again_from_itself(libero: Benchmark, plus: P
 
 def test_prepared_rows_of_the_real_benchmark_say_what_their_names_say() -> None:
     home = libero_home()
-    rows = prepared_rows(home, Benchmark(installed_package(home / "env")))  # compares parameters and names
+    rows = prepared_rows(home, BenchmarkFiles(installed_package(home / "env")))  # compares parameters and names
     assert rows == [json.loads(line) for line in (home / "tasks.jsonl").read_text().splitlines()]
     assert len(rows) == 10030 and all(row["scene"]["scene"] and row["assets"] for row in rows)
 
@@ -194,7 +194,7 @@ def test_prepared_rows_of_the_real_benchmark_say_what_their_names_say() -> None:
     ],
 )
 def test_a_wrong_prepared_row_is_named(
-    libero: Benchmark, plus: Path, tmp_path: Path, change: dict[str, object], words: str
+    libero: BenchmarkFiles, plus: Path, tmp_path: Path, change: dict[str, object], words: str
 ) -> None:
     home = tmp_path / "home"
     home.mkdir()
@@ -211,9 +211,9 @@ def test_what_is_no_perturbation_is_refused(suffix: str) -> None:
         parse_perturbation(suffix)
 
 
-def test_a_folder_that_is_no_benchmark_is_refused(tmp_path: Path, libero: Benchmark) -> None:
+def test_a_folder_that_is_no_benchmark_is_refused(tmp_path: Path, libero: BenchmarkFiles) -> None:
     with pytest.raises(ValueError, match="libero_suite_task_map.py"):
-        Benchmark(tmp_path)
+        BenchmarkFiles(tmp_path)
     with pytest.raises(ValueError, match="only LIBERO-plus has it"):
         libero_plus_rows(libero, libero)
     (tmp_path / "a.bddl").write_text("(define (domain x))")
@@ -311,7 +311,7 @@ def test_what_holds_no_assets_is_refused(tmp_path: Path) -> None:
 # -- plans and checks -----------------------------------------------------------------------------------------------
 
 
-def plan(request: Request) -> list[str]:
+def plan(request: InstallRequest) -> list[str]:
     told: list[str] = []
     install(request, told.append, only_plan=True)
     assert not request.home.exists() or not (request.home / ".lock").exists()
@@ -319,7 +319,7 @@ def plan(request: Request) -> list[str]:
 
 
 def test_a_plan_for_a_new_home(tmp_path: Path, plus: Path) -> None:
-    told = plan(Request("libero-plus", tmp_path / "home", mujoco="3.3.2", source=plus, assets=tmp_path))
+    told = plan(InstallRequest("libero-plus", tmp_path / "home", mujoco="3.3.2", source=plus, assets=tmp_path))
     assert [line.split(":")[0].split(" ")[0] for line in told] == ["a", "packages", "task", "assets", "configuration,"]
     assert "numpy==2.2.6, mujoco==3.3.2" in told[1] and f"{len(PACKAGES) - 4} more" in told[1]
     assert not (tmp_path / "home").exists()
@@ -327,27 +327,27 @@ def test_a_plan_for_a_new_home(tmp_path: Path, plus: Path) -> None:
 
 def test_a_plan_for_a_finished_home_installs_nothing(tmp_path: Path) -> None:
     home = libero_home()
-    told = plan(Request("libero-plus", home))
+    told = plan(InstallRequest("libero-plus", home))
     assert [line.split()[0] for line in told] == ["task", "configuration,"]
     assert f"of LIBERO-plus from {home}" in told[0]
-    assert "packages: mujoco==3.3.2" in plan(Request("libero", home, mujoco="3.3.2"))
+    assert "packages: mujoco==3.3.2" in plan(InstallRequest("libero", home, mujoco="3.3.2"))
 
 
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (Request("libreo", Path("home")), "no simulator 'libreo'"),
-        (Request("libero", Path("home"), mujoco="3.9"), "give a whole version"),
-        (Request("libero", Path("home"), mujoco="4.0.0"), "runs with 3.2 to 3.8"),
-        (Request("libero-plus", Path("home")), "git clone"),
-        (Request("libero-plus", Path("home"), source=Path("nowhere")), "--benchmark nowhere is not there"),
-        (Request("libero", Path("home"), assets=Path("nowhere")), "--assets nowhere is not there"),
-        (Request("libero", Path("home"), python=Path("nowhere")), "no Python interpreter that runs"),
-        (Request("libero-plus", Path("home"), source=Path()), "no folder of LIBERO"),
+        (InstallRequest("libreo", Path("home")), "no simulator 'libreo'"),
+        (InstallRequest("libero", Path("home"), mujoco="3.9"), "give a whole version"),
+        (InstallRequest("libero", Path("home"), mujoco="4.0.0"), "runs with 3.2 to 3.8"),
+        (InstallRequest("libero-plus", Path("home")), "git clone"),
+        (InstallRequest("libero-plus", Path("home"), source=Path("nowhere")), "--benchmark nowhere is not there"),
+        (InstallRequest("libero", Path("home"), assets=Path("nowhere")), "--assets nowhere is not there"),
+        (InstallRequest("libero", Path("home"), python=Path("nowhere")), "no Python interpreter that runs"),
+        (InstallRequest("libero-plus", Path("home"), source=Path()), "no folder of LIBERO"),
     ],
 )
 def test_requests_that_cannot_be_met(
-    request_: Request, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_: InstallRequest, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=words):
@@ -363,20 +363,20 @@ def fake_python(path: Path, script: str) -> Path:
 
 def test_an_old_python_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is Python 3\.10; the simulator's packages need 3\.11, 3\.12 or 3\.13"):
-        install(Request("libero", tmp_path / "home", python=fake_python(tmp_path / "python", "echo 3 10")))
+        install(InstallRequest("libero", tmp_path / "home", python=fake_python(tmp_path / "python", "echo 3 10")))
 
 
 def test_a_step_that_fails_shows_the_end_of_its_output(tmp_path: Path) -> None:
     python = fake_python(tmp_path / "python", 'case "$*" in *venv*) echo No space left; exit 3;; esac; echo 3 11')
     told: list[str] = []
     with pytest.raises(RuntimeError, match="(?s)venv.*python3-venv.*No space left"):
-        install(Request("libero", tmp_path / "home", python=python), told.append)
+        install(InstallRequest("libero", tmp_path / "home", python=python), told.append)
     assert len(told) == 1 and not (tmp_path / "home" / "installed.json").exists()
 
 
 def test_two_installations_do_not_meet(tmp_path: Path) -> None:
     with WriteLock(tmp_path), pytest.raises(FolderInUse, match="another process .* is installing into"):
-        install(Request("libero", tmp_path, python=Path(sys.executable)))
+        install(InstallRequest("libero", tmp_path, python=Path(sys.executable)))
 
 
 def test_config_is_what_libero_reads(tmp_path: Path) -> None:

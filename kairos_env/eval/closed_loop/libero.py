@@ -144,7 +144,7 @@ def stratified(tasks: Sequence[LiberoTask], count: int) -> list[LiberoTask]:
 def _wanted(config: LiberoConfig, catalogue: Catalogue) -> list[LiberoTask]:
     suites, dimensions = config.suites or _FOUR_SUITES, config.dimensions or None
     if config.ours:
-        return catalogue.ours(suites, dimensions)
+        return catalogue.substitute_tasks(suites, dimensions)
     found = catalogue.tasks(config.benchmark, suites, dimensions, config.difficulties or None)
     if not config.tasks:
         return found

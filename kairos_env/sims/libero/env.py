@@ -7,6 +7,7 @@ Both benchmarks, and any number of environments, work side by side in one progra
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +19,10 @@ import numpy as np
 from kairos_env.embodiments import libero_panda
 from kairos_env.records import Array, RobotSpec
 from kairos_env.sims.libero.tasks import Catalogue, LiberoTask, Prompt
-from kairos_env.sims.process import Reply, SimulatorCrashed, SimulatorProcess
-from kairos_env.sims.simulator import Simulator, StepResult, as_initial_state
+from kairos_env.sims.process import Reply, SimulatorProcess
+from kairos_env.sims.process_simulator import ProcessSimulator
+from kairos_env.sims.simulator import StepResult, as_initial_state
+from kairos_env.sims.vector import SimulatorVectorEnv
 
 Rendering = Literal["official", "fast"]
 
@@ -27,7 +30,7 @@ MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "l
 """Simulator steps (0.05 s each) of an episode, as published evaluations allow them."""
 
 
-class LiberoEnv(Simulator):
+class LiberoEnv(ProcessSimulator):
     """A Panda arm in one task of LIBERO or LIBERO-plus; see `embodiments.LIBERO_PANDA`.
 
     A task is named ``benchmark/suite/name``; `reset` also takes its index in the suite, or its name alone.
@@ -102,11 +105,8 @@ class LiberoEnv(Simulator):
         self._limit = max_episode_steps
         self._fixed_initial_state = initial_state
         self.task_info = self._find(benchmark, suite, task, perturbation)
-        self._process: SimulatorProcess | None = None
         self._expert: Any = None
         self._seed, self._initial_state, self._steps = -1, -1, 0
-        self._begun = False  # whether the process holds an episode
-        self._waits_for = ""
         self._objects: list[str] = []
         self._interest: list[str] = []
         self._privileged: dict[str, Any] = {}
@@ -163,30 +163,17 @@ class LiberoEnv(Simulator):
         chosen = self.task_info if task is None else self._chosen({"task": task})
         return len(self.catalogue.init_states(chosen))
 
-    # -- gymnasium, in two halves so that one caller can drive many -----------------------------------------------
+    # -- gymnasium -----------------------------------------------------------------------------------------------
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Starts an episode.
+    def send_reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> None:
+        """The first half of `reset`.
 
         Args:
             seed: seeds the draw of the initial state, and what the initial state does not hold.
             options: any of ``benchmark``, ``suite``, ``task``, ``perturbation`` (what is left out stays as it is; a
                 perturbation ends with the task) and ``initial_state``.
         """
-        self.send_reset(seed=seed, options=options)
-        observation, _, _, _, info = self.receive()
-        return observation, info
-
-    def step(self, action: Array) -> StepResult:
-        """Simulates one decision; ``action`` is float32 (7,), see `robot_spec`. The reward is 1 on success, else 0."""
-        self.send_step(action)
-        return self.receive()
-
-    def send_reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> None:
-        """The first half of `reset`: does not wait for the simulator, and gives up an answer that was not received."""
-        super().reset(seed=seed)
+        gym.Env.reset(self, seed=seed)  # seeds the generator
         self.require_open()
         options = self.check_options(options)
         task = self._chosen(options)
@@ -194,14 +181,10 @@ class LiberoEnv(Simulator):
         wanted = options.get("initial_state", self._fixed_initial_state)
         drawn = int(self.np_random.integers(len(states))) if wanted is None else wanted
         chosen = as_initial_state(drawn, len(states), task.key)
-        if self._waits_for:
-            self._drop()
         self.task_info, self._initial_state, self._steps = task, chosen, 0
         # Without a seed the rest of the start follows from the initial state, so that it can be named again.
         self._seed = int(seed) if seed is not None else chosen
-        self._begun = True
-        self._send(
-            "reset",
+        self._send_reset(
             task={
                 "bddl": str(self.catalogue.bddl_path(task)),
                 "assets": str(self.catalogue.assets),
@@ -223,30 +206,10 @@ class LiberoEnv(Simulator):
         self._expert = None
 
     def send_step(self, action: Array) -> None:
-        """The first half of `step`: does not wait for the simulator."""
-        self.require_open()
-        if not self._begun:
-            raise gym.error.ResetNeeded("call reset() before step()")
+        """The first half of `step`; the reward is 1 on success, else 0."""
+        self._require_begun()
         wanted = self.check_action(action)
         self._send("step", action=wanted.tolist(), repeat=self.action_repeat, observe=self.observe_images)
-
-    def fileno(self) -> int:
-        """Readable when `receive` will not wait, for `selectors`."""
-        self.require_open()
-        if self._process is None:
-            raise gym.error.ResetNeeded("call reset() first: the simulator has not been started")
-        return self._process.fileno()
-
-    def receive(self) -> StepResult:
-        """The second half of `reset` (reward 0, nothing ended) and of `step`.
-
-        Raises:
-            SimulatorError, SimulatorCrashed, SimulatorTimeout: see `process`; the next `reset` starts a new process.
-        """
-        start = self._waits_for == "reset"
-        reply = self._receive()
-        self._steps += not start
-        return self._result(reply, start)
 
     def _result(self, reply: Reply, start: bool) -> StepResult:
         values, arrays = reply
@@ -264,6 +227,7 @@ class LiberoEnv(Simulator):
             },
             "interest": list(self._interest),
         }
+        self._steps += not start
         success = values["success"]
         steps = {"steps": self._steps, "simulator_steps": values["steps"]}
         info = {"success": success} | self.labels | steps | {"privileged": self._privileged}
@@ -344,58 +308,19 @@ class LiberoEnv(Simulator):
 
     # -- the process ---------------------------------------------------------------------------------------------
 
-    def _call(self, method: str, **arguments: Any) -> Reply:
-        self.require_open()
-        if not self._begun:
-            raise gym.error.ResetNeeded("call reset() first")
-        self._send(method, **arguments)
-        return self._receive()
+    def _launch(self) -> SimulatorProcess:
+        home = self.catalogue.home
+        # resolved, because numba compiles anew for every path by which its caller is reached
+        interpreter = (home / "env").resolve() / "bin" / "python"
+        cache = interpreter.parents[1] / "cache"
+        cache.mkdir(exist_ok=True)
+        environment = {"LIBERO_CONFIG_PATH": str(home / "config"), "NUMBA_CACHE_DIR": str(cache)}
+        if "MUJOCO_GL" not in os.environ:
+            from kairos_env.sims.rendering import choose_backend
 
-    def _send(self, method: str, **arguments: Any) -> None:
-        process = self._start()
-        process.time_limit_s = self.time_limit_s
-        try:
-            process.send(method, **arguments)
-        except SimulatorCrashed:
-            self._drop()
-            raise
-        self._waits_for = method
+            environment["MUJOCO_GL"] = choose_backend()
+        return SimulatorProcess(interpreter, "kairos_env.sims.libero.worker", environment, self.time_limit_s)
 
-    def _receive(self) -> Reply:
-        if self._process is None or not self._waits_for:
-            raise RuntimeError("nothing was sent")
-        self._waits_for = ""
-        try:
-            return self._process.receive()
-        except BaseException:  # an interrupt, too: nobody will ask for that answer again
-            self._drop()
-            raise
 
-    def _start(self) -> SimulatorProcess:
-        self.require_open()
-        if self._process is None:
-            home = self.catalogue.home
-            # resolved, because numba compiles anew for every path by which its caller is reached
-            interpreter = (home / "env").resolve() / "bin" / "python"
-            cache = interpreter.parents[1] / "cache"
-            cache.mkdir(exist_ok=True)
-            environment = {"LIBERO_CONFIG_PATH": str(home / "config"), "NUMBA_CACHE_DIR": str(cache)}
-            if "MUJOCO_GL" not in os.environ:
-                from kairos_env.sims.rendering import choose_backend
-
-                environment["MUJOCO_GL"] = choose_backend()
-            self._process = SimulatorProcess(
-                interpreter, "kairos_env.sims.libero.worker", environment, self.time_limit_s
-            )
-        return self._process
-
-    def _drop(self) -> None:
-        """Ends the process, and with it the episode."""
-        process, self._process, self._waits_for, self._begun = self._process, None, "", False
-        if process is not None:
-            process.close()
-
-    def close(self) -> None:
-        """Ends the simulator's process; safe to call twice."""
-        self._drop()
-        self._closed = True
+make_vector = functools.partial(SimulatorVectorEnv, LiberoEnv)
+"""What ``gym.make_vec`` calls."""

@@ -1,4 +1,4 @@
-"""From the benchmarks' own files to the task files of a simulator home (see `libero_tasks`).
+"""From the benchmarks' own files to the task files of a simulator home (see `tasks`).
 
 None of the benchmarks' code is run and nothing is unpickled freely: Python files are read as syntax trees of which
 only constants are taken, and initial states through torch's reader of arrays.
@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kairos_env.runs import atomic_write, write_text
-from kairos_env.sims.libero.tasks import DIMENSIONS, SUITES, instruction_of_name, texture_file
+from kairos_env.sims.libero.styles import texture_file
+from kairos_env.sims.libero.tasks import DIMENSIONS, SUITES, instruction_of_name
 
 Row = dict[str, Any]
 
@@ -39,7 +40,7 @@ _OBJECT_FOLDERS = {
 }
 
 
-class Scene(NamedTuple):
+class SceneFiles(NamedTuple):
     """What a class of problems shows around the objects: a file of the assets, and styles of floor and wall."""
 
     base_problem: str | None
@@ -56,7 +57,7 @@ class Definition(NamedTuple):
     categories: tuple[str, ...]
 
 
-class Benchmark:
+class BenchmarkFiles:
     """A folder of the ``libero`` package (``bddl_files``, ``init_files``, ``benchmark``, ``envs``), LIBERO's or
     LIBERO-plus's.
 
@@ -97,7 +98,7 @@ class Benchmark:
             for suite, entries in found.items()
         }
 
-    def scenes(self) -> dict[str, Scene]:
+    def scenes(self) -> dict[str, SceneFiles]:
         """Class of problems, in lower case -> its scene. A class takes what it does not set from the one it extends."""
         classes: dict[str, tuple[str, dict[str, str]]] = {}
         for tree in self._trees("problems"):
@@ -114,7 +115,7 @@ class Benchmark:
             return found.get(key) or (setting(base, key) if base else "")
 
         return {
-            name.lower(): Scene(
+            name.lower(): SceneFiles(
                 base if base in classes else None,
                 *(setting(name, key) for key in ("scene_xml", "floor_style", "wall_style")),
             )
@@ -170,7 +171,7 @@ def read_definition(path: Path) -> Definition:
 
 
 def parse_perturbation(suffix: str) -> dict[str, Any]:
-    """What LIBERO-plus appends to a task's name, as parameters: see `libero_tasks.LiberoTask`.
+    """What LIBERO-plus appends to a task's name, as parameters: see `tasks.LiberoTask`.
 
     Raises:
         ValueError: it is none.
@@ -191,7 +192,7 @@ def parse_perturbation(suffix: str) -> dict[str, Any]:
     return language | {"view": view, "robot": int(parts["robot"]), "noise": int(parts["noise"] or 0)}
 
 
-def libero_rows(libero: Benchmark) -> list[Row]:
+def libero_rows(libero: BenchmarkFiles) -> list[Row]:
     """The tasks of LIBERO, in its order, as rows of ``libero_tasks.jsonl``."""
     scenes, objects = libero.scenes(), libero.objects()
     return [
@@ -201,7 +202,7 @@ def libero_rows(libero: Benchmark) -> list[Row]:
     ]
 
 
-def libero_plus_rows(plus: Benchmark, libero: Benchmark) -> list[Row]:
+def libero_plus_rows(plus: BenchmarkFiles, libero: BenchmarkFiles) -> list[Row]:
     """The tasks of LIBERO-plus, in its order, as rows of ``tasks.jsonl``.
 
     Raises:
@@ -229,7 +230,7 @@ def libero_plus_rows(plus: Benchmark, libero: Benchmark) -> list[Row]:
     return rows
 
 
-def prepared_rows(folder: Path, libero: Benchmark) -> list[Row]:
+def prepared_rows(folder: Path, libero: BenchmarkFiles) -> list[Row]:
     """The rows of a prepared folder (``tasks.jsonl``, ``bddl/``, ``init_states.npz``), completed for a home.
 
     Raises:
@@ -252,7 +253,7 @@ def prepared_rows(folder: Path, libero: Benchmark) -> list[Row]:
             if scene["scene"] is None:
                 scene["scene"] = scenes[row["base_problem"].lower()].scene
             known = [objects[category] for category in categories[bddl] if category in objects]
-            needed = _assets(Scene(None, scene["scene"], scene["floor"], scene["wall"]), known)
+            needed = _assets(SceneFiles(None, scene["scene"], scene["floor"], scene["wall"]), known)
             needed = list(dict.fromkeys([*needed, *row.pop("missing_assets", ()), *row.get("assets", ())]))
             row.pop("runnable_with_base_assets", None)
             rows.append(row | {"scene": scene, "assets": needed})
@@ -293,7 +294,7 @@ def read_init_states(path: Path) -> np.ndarray:
     return np.atleast_2d(np.asarray(states, np.float64))
 
 
-def states_of_rows(rows: Iterable[Row], benchmark: Benchmark) -> dict[str, np.ndarray]:
+def states_of_rows(rows: Iterable[Row], benchmark: BenchmarkFiles) -> dict[str, np.ndarray]:
     """Key -> initial states, for every key that a row names, from the benchmark's files."""
     folder, found = benchmark.package / "init_files", {}
     for row in rows:
@@ -334,7 +335,7 @@ def _row(
     difficulty: int | None,
     params: Mapping[str, Any],
     definition: Definition,
-    scenes: Mapping[str, Scene],
+    scenes: Mapping[str, SceneFiles],
     objects: Mapping[str, str],
 ) -> Row:
     if definition.problem.lower() not in scenes:
@@ -362,7 +363,7 @@ def _row(
     }
 
 
-def _assets(scene: Scene, objects: Iterable[str]) -> list[str]:
+def _assets(scene: SceneFiles, objects: Iterable[str]) -> list[str]:
     return [scene.scene, texture_file("floor", scene.floor), texture_file("wall", scene.wall), *objects]
 
 

@@ -1,6 +1,6 @@
 """The tasks of LIBERO and LIBERO-plus, read from the task files of a simulator home; no simulator is needed.
 
-A home is made by ``kairos sims install`` (`install`, `libero_prepare`):
+A home is made by ``kairos sims install`` (`install`, `prepare`):
 
     env/                 virtual environment of the simulator
     libero_tasks.jsonl   LIBERO's tasks, in the benchmark's order
@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kairos_env.runs import did_you_mean
-from kairos_env.sims.libero.perturbations import OUR_DIMENSIONS, our_scenes
+from kairos_env.sims.libero.substitute_scenes import SUBSTITUTED, substitute_scenes
 
 BENCHMARKS = ("libero", "libero-plus")
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -66,7 +66,7 @@ class LiberoTask:
         init: key of the initial states.
         instructions: prompt -> sentence, see `Prompt`.
         dimension: what is perturbed, a key of `DIMENSIONS`; "" for an unperturbed task. LIBERO's tasks have one
-            only in `our_scenes`, and then ``params["ours"]`` is True: they are not LIBERO-plus's.
+            only in `substitute_scenes`, and then ``params["ours"]`` is True: they are not LIBERO-plus's.
         difficulty: 1 (easy) to 5, as the benchmark rates it; None where it does not.
         params: the perturbation: ``view`` (5 integers), ``robot``, ``noise`` and ``language`` (0 is none), or ``kind``
             ("table", "tb", "light", "add") and ``index``, or ``level`` and ``sample``.
@@ -189,7 +189,7 @@ class Catalogue:
                 perturbation, that of the unperturbed task: 0 ... 9.
             perturbation: what LIBERO-plus appends to that task's name: ``"table_1"``,
                 ``"view_0_0_100_2_352_initstate_0"``, ``"language_3_view_0_0_100_0_0_initstate_0"``. For LIBERO, the
-                name of one of `our_scenes`.
+                name of one of `substitute_scenes`.
 
         Raises:
             ValueError: there is no such task; it says what was probably meant.
@@ -214,11 +214,13 @@ class Catalogue:
             )
         return names[wanted]
 
-    def ours(self, suites: Sequence[str] | None = None, dimensions: Sequence[str] | None = None) -> list[LiberoTask]:
-        """LIBERO's tasks in `our_scenes`, 20 of light, 15 of background, 5 of robot; `tasks` never lists them."""
-        wanted = OUR_DIMENSIONS if dimensions is None else [short_dimension(x) for x in dimensions]
-        scenes = [scene for dimension in wanted for scene in our_scenes(dimension)]
-        return [_in_our_scene(task, scene) for task in self.tasks("libero", suites) for scene in scenes]
+    def substitute_tasks(
+        self, suites: Sequence[str] | None = None, dimensions: Sequence[str] | None = None
+    ) -> list[LiberoTask]:
+        """LIBERO's tasks in the `substitute_scenes` (20 of light, 15 of background, 5 of robot), not among `tasks`."""
+        wanted = SUBSTITUTED if dimensions is None else [short_dimension(x) for x in dimensions]
+        scenes = [scene for dimension in wanted for scene in substitute_scenes(dimension)]
+        return [_in_substitute_scene(task, scene) for task in self.tasks("libero", suites) for scene in scenes]
 
     def init_states(self, task: LiberoTask) -> np.ndarray:
         """The benchmark's initial states of a task, (n, S) float64: n is 50 for most tasks, 1 for changed layouts."""
@@ -287,11 +289,11 @@ class Catalogue:
         if isinstance(task, str):
             plain, mark, rest = task.partition("_ours_")
             if benchmark == "libero" and mark and plain in names:
-                scenes = {scene["name"]: scene for x in OUR_DIMENSIONS for scene in our_scenes(x)}
+                scenes = {scene["name"]: scene for x in SUBSTITUTED for scene in substitute_scenes(x)}
                 wanted = f"ours_{rest}"
                 if wanted not in scenes:
-                    raise ValueError(f"no scene of ours {wanted!r}; {did_you_mean(wanted, scenes)}")
-                return _in_our_scene(names[plain], scenes[wanted])
+                    raise ValueError(f"no substitute scene {wanted!r}; {did_you_mean(wanted, scenes)}")
+                return _in_substitute_scene(names[plain], scenes[wanted])
             if task not in names:
                 raise ValueError(f"{suite} of {benchmark} has no task {task!r}; {did_you_mean(task, map(str, names))}")
             return names[task]
@@ -300,7 +302,7 @@ class Catalogue:
         return list(names.values())[task]
 
 
-def _in_our_scene(task: LiberoTask, scene: dict[str, Any]) -> LiberoTask:
+def _in_substitute_scene(task: LiberoTask, scene: dict[str, Any]) -> LiberoTask:
     return replace(
         task,
         name=f"{task.name}_{scene['name']}",
@@ -338,65 +340,6 @@ def instruction_of_name(name: str) -> str:
 def as_benchmark_reads(sentence: str) -> str:
     """A sentence of a task definition as the benchmark's reader gives it: in lower case, words one space apart."""
     return " ".join(sentence.lower().split())
-
-
-_FLOORS = {
-    "dark": "dark_floor_texture",
-    "rustic": "rustic_floor",
-    "light-gray": "light-gray-floor-tile",
-    "white-marble": "white_marble_floor",
-    "wood-plank": "seamless_wood_planks_floor",
-    "brown-ceramic": "brown_ceramic_tile",
-    "gray-ceramic": "gray_ceramic_tile",
-    "tile_grigia_caldera": "tile_grigia_caldera_porcelain_floor",
-    "dapper_gray": "dapper_gray_floor",
-    "gray": "gray_floor",
-    "light": "light_floor",
-    "marble": "marble_floor",
-    "brick-disp": "Bricks02_DISP_6K",
-    "cliffde-ao": "CliffDesert006_AO_HIRES",
-    "cobble01-ao": "Cobblestone01_AO_6K",
-    "marble01-col": "Marble01_COL_3K",
-    "tile": "Tiles01_COL_VAR1_6K",
-    "woodfine01-a": "WoodFine001_ALBEDO_6K",
-    "brick-col": "Bricks02_COL_VAR1_6K",
-    "cliffde-col": "CliffDesert006_COL_VAR1_HIRES",
-    "cliffde-nrm": "CliffDesert006_NRM_HIRES",
-    "cobble01-disp": "Cobblestone01_DISP_6K copy",
-    "marble-gloss": "Marble01_GLOSS_3K",
-    "woodfine01-g": "WoodFine001_GLOSS_6K",
-    "tile-r": "Tiles01_REFL_6K",
-}
-_WALLS = {
-    "light-blue": "light_blue_wall",
-    "dark-blue": "dark_blue_wall",
-    "dark-gray-plaster": "dark_gray_plaster",
-    "gray-plaster": "gray_plaster",
-    "dark-green": "dark_green_plaster_wall",
-    "white": "white_wall",
-    "yellow-linen": "yellow_linen_wall_texture",
-    "gray": "gray_wall",
-    "stucco": "stucco_wall",
-    "canvas": "canvas_sky_blue",
-    "capriccio": "capriccio_sky",
-    "cream": "cream_plaster",
-    "gray-ceramic": "gray_ceramic_tile",
-    "kona": "kona_gotham",
-    "light-grey": "light_grey_plaster",
-    "brick-disp": "Bricks02_DISP_6K",
-    "cliffde-ao": "CliffDesert006_AO_HIRES",
-    "cobble01-ao": "Cobblestone01_AO_6K",
-    "marble01-col": "Marble01_COL_3K",
-    "tile": "Tiles01_COL_VAR1_6K",
-    "woodfine01-a": "WoodFine001_ALBEDO_6K",
-    "brick-col": "Bricks02_COL_VAR1_6K",
-    "cliffde-col": "CliffDesert006_COL_VAR1_HIRES",
-}
-
-
-def texture_file(surface: Literal["floor", "wall"], style: str) -> str:
-    """The picture of a style, relative to the assets; a style that has no name of its own is called after its file."""
-    return f"textures/{(_FLOORS if surface == 'floor' else _WALLS).get(style, style)}.png"
 
 
 def _read_tasks(benchmark: str, path: Path) -> list[LiberoTask]:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from kairos_env.sims.libero import perturbations
+from kairos_env.sims.libero.scenes import problem_class
+from kairos_env.sims.libero.sensor_noise import SensorNoise
 from kairos_env.sims.process import serve
 
 CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}
@@ -68,7 +70,7 @@ class LiberoSimulator:
         np.random.seed(0)  # noqa: NPY002 (the benchmark draws from numpy's global state)
         size = wanted["camera_size"]
         official = wanted["rendering"] == "official"
-        env = perturbations.problem_class(wanted["scene"], wanted["params"])(
+        env = problem_class(wanted["scene"], wanted["params"])(
             wanted["bddl"],
             robots=["Panda"],
             controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
@@ -124,7 +126,7 @@ class LiberoSimulator:
             self._model.cam_pos[camera], self._model.cam_quat[camera] = perturbations.camera_pose(
                 *self._agent_view, params.get("view", perturbations.NO_VIEW)
             )
-        self._noise = perturbations.SensorNoise(params["noise"], seed) if params.get("noise") else None
+        self._noise = SensorNoise(params["noise"], seed) if params.get("noise") else None
         if state is not None:
             if len(state) != self._state_size:
                 raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from kairos_env.records import Array, Camera, Field, RobotSpec
 from kairos_env.runs import did_you_mean
 from kairos_env.sims.simulator import Simulator, StepResult, as_initial_state
 from kairos_env.sims.tabletop.tasks import CUBE_REST_HEIGHT, INTEREST, TASKS, TaskState, measure
+from kairos_env.sims.vector import SimulatorVectorEnv
 
 __all__ = ["CAMERAS", "TASKS", "RobosuiteEnv", "make_spec"]
 
@@ -309,3 +311,7 @@ class RobosuiteEnv(Simulator):
         self._renderer = None
         self._data = self._arm = self._scene = None  # type: ignore[assignment]
         self._closed = True
+
+
+make_vector = functools.partial(SimulatorVectorEnv, RobosuiteEnv)
+"""What ``gym.make_vec`` calls."""

@@ -12,15 +12,9 @@ import pytest
 from libero_home import libero_home
 
 from kairos_env.sims.libero.env import LiberoEnv
-from kairos_env.sims.libero.perturbations import (
-    NO_VIEW,
-    NOISES,
-    OUR_DIMENSIONS,
-    SensorNoise,
-    camera_pose,
-    our_scenes,
-    robot_qpos,
-)
+from kairos_env.sims.libero.perturbations import NO_VIEW, camera_pose, robot_qpos
+from kairos_env.sims.libero.sensor_noise import NOISES, SensorNoise
+from kairos_env.sims.libero.substitute_scenes import SUBSTITUTED, substitute_scenes
 from kairos_env.sims.libero.tasks import Catalogue, LiberoTask
 
 PIVOT = np.array([0.0, 0.0, 0.8])
@@ -253,17 +247,17 @@ def test_noise_of_other_sizes_and_bad_input() -> None:
         SensorNoise(1, 0)(np.zeros((8, 8, 3)))
 
 
-# -- scenes of ours -------------------------------------------------------------------------------------------------
+# -- substitute scenes -------------------------------------------------------------------------------------------------
 
 
-def test_scenes_of_ours_are_marked_and_named_apart() -> None:
-    scenes = [scene for dimension in OUR_DIMENSIONS for scene in our_scenes(dimension)]
+def test_substitute_scenes_are_marked_and_named_apart() -> None:
+    scenes = [scene for dimension in SUBSTITUTED for scene in substitute_scenes(dimension)]
     assert all(scene["ours"] is True for scene in scenes)
     assert len({scene["name"] for scene in scenes}) == len(scenes) == 40
     assert all(scene["name"].endswith(f"_{scene['kind']}_{scene['strength']}") for scene in scenes)
     assert json.loads(json.dumps(scenes)) == scenes
     with pytest.raises(ValueError, match="light, background, robot"):
-        our_scenes("noise")
+        substitute_scenes("noise")
 
 
 # -- in the simulator -----------------------------------------------------------------------------------------------
@@ -388,7 +382,7 @@ def test_robot_starts_elsewhere_and_objects_stay(env: LiberoEnv, base: Run) -> N
     assert not np.array_equal(seen.starts["image_eye_in_hand"], base.starts["image_eye_in_hand"])
 
 
-def test_robot_states_of_ours_keep_the_whole_displacement(env: LiberoEnv, base: Run) -> None:
+def test_substitute_robot_states_keep_the_whole_displacement(env: LiberoEnv, base: Run) -> None:
     seen = run(env, "libero", BASE, "ours_robot_whole_3")
     assert np.linalg.norm(seen.joints - base.joints) == pytest.approx(0.3, rel=0.25)  # after two steps at rest
     for name, place in base.objects.items():
@@ -418,7 +412,7 @@ def test_background_changes_pictures_alone(which: str, env: LiberoEnv, base: Run
 
 
 @pytest.mark.parametrize("kind", ["intensity", "color", "direction", "shadow"])
-def test_light_of_ours_changes_pictures_alone(kind: str, env: LiberoEnv, base: Run) -> None:
+def test_substitute_light_changes_pictures_alone(kind: str, env: LiberoEnv, base: Run) -> None:
     seen = run(env, "libero", BASE, f"ours_light_{kind}_4")
     assert seen.info["dimension"] == "light"
     assert seen.info["instruction"] == base.info["instruction"]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from libero_home import libero_home
 
+from kairos_env.sims.libero.styles import texture_file
 from kairos_env.sims.libero.tasks import (
     DIMENSIONS,
     SUITES,
@@ -19,7 +20,6 @@ from kairos_env.sims.libero.tasks import (
     home_folder,
     instruction_of_name,
     short_dimension,
-    texture_file,
 )
 
 # LIBERO-plus's task_classification.json: spatial, object, goal, 10
