@@ -27,37 +27,55 @@ class Libero(LiberoConfig):
     benchmark: str = field(default="libero", init=False)
 
 
-def closed_loop(config: Fields[EvalConfig]) -> int:
-    """Evaluates; 1 if an episode ended in an error."""
-    return _evaluate(config)
+def closed_loop(config: Fields[EvalConfig], json: bool = False) -> int:
+    """Evaluates; 1 if an episode ended in an error.
+
+    Args:
+        json: print the report as JSON.
+    """
+    return _evaluate(config, json)
 
 
-def libero(config: Fields[Libero]) -> int:
-    """Evaluates; 1 if an episode ended in an error."""
-    return _evaluate(config)
+def libero(config: Fields[Libero], json: bool = False) -> int:
+    """Evaluates; 1 if an episode ended in an error.
+
+    Args:
+        json: print the report as JSON.
+    """
+    return _evaluate(config, json)
 
 
-def libero_plus(config: Fields[LiberoPlus]) -> int:
-    """Evaluates; 1 if an episode ended in an error."""
-    return _evaluate(config)
+def libero_plus(config: Fields[LiberoPlus], json: bool = False) -> int:
+    """Evaluates; 1 if an episode ended in an error.
+
+    Args:
+        json: print the report as JSON.
+    """
+    return _evaluate(config, json)
 
 
-def _evaluate(config: EvalConfig) -> int:
+def _evaluate(config: EvalConfig, json: bool) -> int:
     if config.dry_run:
         print(describe(config))
         return 0
     report = evaluate(config, progress=True)
-    print(f"{report.table()}\n\n{report.timing()}\n\nwritten to {config.output}")
+    if json:
+        print_json(report.to_dict())
+    else:
+        print(f"{report.table()}\n\n{report.timing()}\n\nwritten to {config.output}")
     return int(bool(report.errors))
 
 
-def table(runs: Positional[tuple[Path, ...]], out: Path | None = None, published: bool = False) -> int:
+def table(
+    runs: Positional[tuple[Path, ...]], out: Path | None = None, published: bool = False, json: bool = False
+) -> int:
     """Makes the report of one or several runs.
 
     Args:
         runs: folders with results.jsonl: shards, or several runs.
         out: where to write the report; by default the folder, if there is only one.
         published: also print what others published.
+        json: print the report as JSON.
     """
     from kairos_env.eval.report.report import make_report
     from kairos_env.eval.rows import read_runs
@@ -67,6 +85,9 @@ def table(runs: Positional[tuple[Path, ...]], out: Path | None = None, published
     report = make_report(read_runs(runs))
     out = out or runs[0]
     report.save(out, runs)
+    if json:
+        print_json(report.to_dict())
+        return 0
     others = f"{report.published()}\n\n" if published else ""
     print(f"{report.table()}\n\n{others}{report.timing()}\n\nwritten to {out}")
     return 0

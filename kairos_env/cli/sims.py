@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from kairos_env.sims.install import PACKAGES, InstallRequest
 from kairos_env.sims.install import check as check_home
 from kairos_env.sims.install import install as build_home
 from kairos_env.sims.libero.tasks import ASSETS_ADVICE, BENCHMARKS, Catalogue, home_folder
+from kairos_env.sims.tabletop.tasks import TASKS
 
 Benchmark = Literal["libero", "libero-plus"]
 _MARKS = {"ok": "ok", "note": "--", "problem": "!!"}
@@ -75,35 +77,41 @@ def list_simulators(home: Path | None = None, json: bool = False) -> int:
         home: folder of the installation; by default the usual one.
         json: print one JSON object: simulator -> what is there.
     """
-    found = {name: _installed(_home(home), name) for name in BENCHMARKS}
+    found = {"robosuite": _bundled()} | {name: _in_home(_home(home), name) for name in BENCHMARKS}
     if json:
-        print_json({"robosuite": {"tasks": 4}} | found)
+        print_json(found)
         return 0
-    print(f"{'robosuite':<13}comes with Kairos: reach, push, lift, place")
     for name, there in found.items():
-        if there is None:
-            print(f"{name:<13}not installed: kairos sims install {name}")
-        else:
-            print(
-                f"{name:<13}{there['tasks']} tasks in {there['suites']} suites, {there['complete']} with all assets; "
-                f"{there['home']}"
-            )
+        print(f"{name:<13}{there['text'] if there['installed'] else 'not installed: ' + there['remedy']}")
     return 0
 
 
-def _installed(home: Path, benchmark: str) -> dict[str, Any] | None:
-    """How many tasks a home has, in how many suites and how many with all assets; None if it is not installed."""
+def _bundled() -> dict[str, Any]:
+    found = all(importlib.util.find_spec(package) for package in ("mujoco", "robosuite"))
+    return {
+        "id": "Kairos-Robosuite-v0",
+        "installed": found,
+        "tasks": len(TASKS),
+        "text": f"{len(TASKS)} tasks: {', '.join(TASKS)}",
+        "remedy": "" if found else "pip install 'kairos-env[sim]'",
+    }
+
+
+def _in_home(home: Path, benchmark: str) -> dict[str, Any]:
+    """What an installation has of a benchmark: how many tasks, and how many of them with all assets."""
+    there: dict[str, Any] = {"id": "Kairos-LIBERO-v0", "installed": False, "home": str(home)}
     try:
         catalogue = Catalogue.open(home)
         tasks = catalogue.tasks(benchmark)
     except (FileNotFoundError, ValueError):
-        return None
-    complete = sum(not catalogue.missing(task) for task in tasks)
-    return {
+        return there | {"remedy": f"kairos sims install {benchmark}"}
+    complete, suites = sum(not catalogue.missing(task) for task in tasks), len({task.suite for task in tasks})
+    return there | {
+        "installed": True,
         "tasks": len(tasks),
-        "suites": len({task.suite for task in tasks}),
+        "suites": suites,
         "complete": complete,
-        "home": str(home),
+        "text": f"{len(tasks)} tasks in {suites} suites, {complete} with all assets; {home}",
     }
 
 
