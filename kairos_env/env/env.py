@@ -76,6 +76,14 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
         """The world model."""
         return self.imagination.model
 
+    def tasks(self) -> dict[str, str]:
+        """Tasks that `reset` takes: name -> instruction."""
+        return dict(self.model.tasks)
+
+    def initial_states(self, task: str | None = None) -> int | None:
+        """How many initial states a task has, from 0 on; None where any number is one."""
+        return self.imagination.initial_observations.count(task)
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -84,7 +92,7 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
         Args:
             seed: of the episode, and of the sequence from which later resets without one draw theirs.
             options: ``observation`` (`Observation`, or the dict of a Gymnasium environment of this robot),
-                ``start`` (index of a recorded start) or ``initial_state`` (of a simulator) say where;
+                ``initial_state`` (of a simulator, or the index of a recorded one, also called ``start``) say where;
                 ``task`` (name) or ``instruction`` (words) say what for.
 
         Raises:

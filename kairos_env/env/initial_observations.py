@@ -76,8 +76,8 @@ class InitialObservations:
         Args:
             seed: picks it.
             task: of the model, which a simulator is asked to set up; None is the simulator's own default.
-            options: ``start`` (int) picks one of the recorded ones instead, ``initial_state`` (int) one of the
-                simulator's initial states.
+            options: ``initial_state`` (int) picks one of the simulator's initial states, or of the recorded ones,
+                where it may also be called ``start``.
         """
         index, state = options.get("start"), options.get("initial_state")
         if self.simulator is not None:
@@ -86,9 +86,7 @@ class InitialObservations:
             wish = {"task": self._default_task if task is None else self.task_there(task), "initial_state": state}
             observed, info = self.simulator.reset(seed=seed, options={k: v for k, v in wish.items() if v is not None})
             return Observation.from_gym(observed, info.get("instruction", ""))
-        if state is not None:
-            raise ValueError("reset got initial_state=..., but starts are recorded; pass start=... (their index)")
-        count = len(self.recorded)
+        count, index = len(self.recorded), state if index is None else index
         if index is None:
             # A generator of its own: the start depends on the episode's seed alone, not on what ran before.
             index = int(np.random.default_rng(seed).integers(count))
@@ -97,6 +95,14 @@ class InitialObservations:
         if not 0 <= index < count:
             raise ValueError(f"start {index} does not exist; there are {count}: 0 ... {count - 1}")
         return self.recorded[index]
+
+    def count(self, task: str | None = None) -> int | None:
+        """The number n of initial states of a task, which are 0 ... n - 1; None where any number is one."""
+        if self.simulator is None:
+            return len(self.recorded)
+        counted = getattr(self.simulator.unwrapped, "initial_states", lambda task: None)
+        found: int | None = counted(task if task is None else self.task_there(task))
+        return found
 
     def close(self) -> None:
         """Closes the simulator that was made here."""

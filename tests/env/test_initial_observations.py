@@ -195,6 +195,14 @@ def test_a_model_without_starts_says_what_to_do() -> None:
         WorldModelEnv(CountingModel(starts=()))
 
 
+def test_recorded_starts_are_initial_states_too() -> None:
+    env = counting_env()
+    assert env.initial_states() == 10 and set(env.tasks()) == {"count", "wait"}
+    first, _ = env.reset(seed=1, options={"initial_state": 4})
+    again, _ = env.reset(seed=1, options={"start": 4})
+    assert all((first[key] == again[key]).all() for key in first)
+
+
 @pytest.mark.parametrize("start", [3, [], [1, 2]])
 def test_starts_that_are_none(start: Any) -> None:
     with pytest.raises(TypeError, match="an Observation"):
@@ -209,7 +217,7 @@ def test_starts_that_are_none(start: Any) -> None:
         ({"start": 10}, "there are 10: 0 ... 9"),
         ({"start": -1}, "start -1 does not exist"),
         ({"start": "first"}, "give the index of a recorded start, 0 ... 9"),
-        ({"initial_state": 3}, "starts are recorded"),
+        ({"initial_state": 10}, "start 10 does not exist; there are 10"),
         ({"initial_state_id": 3}, "'initial_state_id' is called 'initial_state' now"),
         ({"start": 1, "observation": observation()}, "pass one of them"),
     ],

@@ -156,8 +156,7 @@ def plan_tasks(config: EvalConfig, robot: RobotSpec | None, env: Any) -> EvalPla
     Raises:
         ValueError: an unknown task, or a limit that the simulator does not keep.
     """
-    # an imagined environment has the tasks of its model
-    tasks, count = _chosen_tasks(config, env.tasks() if hasattr(env, "tasks") else env.model.tasks), config.episodes
+    tasks, count = _chosen_tasks(config, env.tasks()), config.episodes
     states_of = getattr(env, "initial_states", lambda task: None)
     starts = {task: episode_starts(config.first_initial_state, count, states_of(task), config.seed) for task in tasks}
     jobs = [

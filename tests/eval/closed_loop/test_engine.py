@@ -197,6 +197,15 @@ def test_all_tasks_are_evaluated_unless_some_are_named(tmp_path: Path) -> None:
     assert {job.task for job in plan.jobs} == {"near", "far"}
 
 
+def test_imagination_is_evaluated_like_a_simulator(tmp_path: Path) -> None:
+    imagined = {"simulator": "Kairos-WorldModel-v0", "max_decisions": 2, "tasks": ("push",), "policies": ("policy",)}
+    report = evaluate(config(tmp_path, **imagined))
+    assert [row.job.initial_state for row in report.rows] == [0, 1, 2], "the starts that ship with the model"
+    assert all(row.decisions <= 2 and 0 <= row.extra["success_probability"] <= 1 for row in report.rows)
+    with pytest.raises(ValueError, match="does not end its episodes: say after how many decisions"):
+        evaluate(config(tmp_path, **imagined | {"max_decisions": 0}))
+
+
 def test_another_policy_joins_the_report(tmp_path: Path) -> None:
     evaluate(config(tmp_path, policies=("expert",)))
     report = evaluate(config(tmp_path, policies=("random",)))
