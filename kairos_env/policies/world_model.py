@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kairos_env.policies.chunking import pad_rows
-from kairos_env.policies.memory import Memory, RememberingPolicy
+from kairos_env.policies.memory import RememberingPolicy
 from kairos_env.policies.planners.planning import as_array
 from kairos_env.records import ActionChunk, Array, Observation
 
@@ -19,7 +19,7 @@ class WorldModelPolicy(RememberingPolicy):
 
     Args:
         model: a world model whose spec is the robot's.
-        task, instruction: replace the observation's instruction; see `Memory`.
+        task, instruction: replace the observation's instruction; see `RememberingPolicy`.
         steps: denoising steps of the actions; None is the model's default.
         execute: actions executed per decision, at most the model's chunk length.
         seed: of the sequence from which `reset` without a seed draws.
@@ -36,19 +36,18 @@ class WorldModelPolicy(RememberingPolicy):
     ) -> None:
         if execute > model.chunk_length:
             raise ValueError(f"the model proposes {model.chunk_length} actions at a time, cannot execute {execute}")
-        super().__init__(Memory(model, task, instruction, seed), execute)
+        super().__init__(model, task, instruction, execute, seed)
         self.steps = steps
 
     def decide(self, state: Any) -> Array:
-        model: Any = self.memory.model
-        return as_array(model.act(state, steps=self.steps))[0]
+        return as_array(self.model.act(state, steps=self.steps))[0]
 
     @classmethod
     def chunk_together(
         cls, policies: Sequence[WorldModelPolicy], observations: Sequence[Observation], size: int
     ) -> list[ActionChunk]:
-        states = [policy.memory.see(observation) for policy, observation in zip(policies, observations, strict=True)]
-        model: Any = policies[0].memory.model
+        states = [policy.observe(observation) for policy, observation in zip(policies, observations, strict=True)]
+        model = policies[0].model
         batch = type(states[0]).cat([states[row] for row in pad_rows(len(states), size)])
         chunks = model.spec.check_action(as_array(model.act(batch, steps=policies[0].steps)))
         return [ActionChunk(chunk) for chunk in chunks[: len(states)]]

@@ -31,16 +31,16 @@ def test_world_model_policy_repeats_itself_under_a_seed_only() -> None:
 
 def test_world_model_policy_refuses_what_it_cannot_do() -> None:
     model: Any = WindowModel()
-    with pytest.raises(ValueError, match="it has reach, push, lift"):
+    with pytest.raises(ValueError, match="no task 'fold'; legal: reach, push, lift"):
         WorldModelPolicy(model, task="fold")
     with pytest.raises(ValueError, match="not both"):
         WorldModelPolicy(model, task="push", instruction="push")
     with pytest.raises(ValueError, match="proposes 3 actions"):
         WorldModelPolicy(model, execute=4)
     policy = WorldModelPolicy(model)
-    policy.memory.see(see())
+    policy.observe(see())
     with pytest.raises(RuntimeError, match="without an action between"):
-        policy.memory.see(see())
+        policy.observe(see())
 
 
 def test_acting_runs_the_video_branch_once_per_observation_and_never_the_decoder(

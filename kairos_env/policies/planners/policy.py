@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kairos_env.policies.memory import Memory, RememberingPolicy
+from kairos_env.policies.memory import RememberingPolicy
 from kairos_env.policies.planners.action_sampling import continued, stay
 from kairos_env.policies.planners.planning import ActionPlan, PlanningModel, option_names
 from kairos_env.records import Array, RobotSpec
@@ -23,7 +23,7 @@ class PlannerPolicy(RememberingPolicy):
     Args:
         model: whatever has the verbs of `PlanningModel`.
         planner: ``plan(model, state, *, initial, deadline, seed, ...) -> ActionPlan``.
-        task, instruction: replace the observation's instruction; see `Memory`.
+        task, instruction: replace the observation's instruction; see `RememberingPolicy`.
         execute: actions executed per plan.
         deadline: seconds for each plan; None is no limit (and makes runs reproducible).
         warm_start: start each plan from the rest of the last one.
@@ -49,7 +49,7 @@ class PlannerPolicy(RememberingPolicy):
         legal = option_names(planner)
         if legal is not None:
             check_names(options, legal, f"option of {getattr(planner, '__name__', planner)}")
-        super().__init__(Memory(model, task, instruction, seed), execute)
+        super().__init__(model, task, instruction, execute, seed)
         self.planner = planner
         self.deadline = deadline
         self.warm_start = warm_start
@@ -62,15 +62,12 @@ class PlannerPolicy(RememberingPolicy):
         self.plan = None
 
     def decide(self, state: Any) -> Array:
-        memory = self.memory
         initial = None
         if self.plan is not None and self.warm_start:
-            initial = shifted(memory.model.spec, self.plan.actions, memory.decisions - self._planned_at)
-        seed = int(np.random.SeedSequence([memory.seed, memory.decisions]).generate_state(1)[0])
-        self.plan = self.planner(
-            memory.model, state, initial=initial, deadline=self.deadline, seed=seed, **self.options
-        )
-        self._planned_at = memory.decisions
+            initial = shifted(self.model.spec, self.plan.actions, self.observations - self._planned_at)
+        seed = int(np.random.SeedSequence([self.seed, self.observations]).generate_state(1)[0])
+        self.plan = self.planner(self.model, state, initial=initial, deadline=self.deadline, seed=seed, **self.options)
+        self._planned_at = self.observations
         return self.plan.actions
 
 
