@@ -12,14 +12,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from kairos_env.collect.pool import WorkerDied, in_workers
 from kairos_env.datasets.latents.cache import CacheError, LatentCache, Origin
 from kairos_env.datasets.latents.writer import LatentCacheWriter, write_episode
 from kairos_env.datasets.layouts import fingerprint, open_recording
 from kairos_env.datasets.recording import BrokenEpisode, Recording
-from kairos_env.records import Array, Episode, RobotSpec
+from kairos_env.records import RobotSpec
 
 if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
@@ -95,19 +93,6 @@ def encode(config: EncodeConfig, progress: bool = True) -> LatentCache:
     return LatentCache(config.out)
 
 
-def encode_pictures(model: WorldModel, episode: Episode, batch: int) -> dict[str, Array]:
-    """Camera -> float16 (T + 1, C, h, w): normalised latents of an episode, ``batch`` pictures at a time."""
-    import torch
-
-    latents = {}
-    with torch.no_grad():
-        for camera, images in episode.images.items():
-            pictures = torch.from_numpy(np.ascontiguousarray(images))
-            parts = [model.encode_view(part.to(model.device)).cpu().numpy() for part in pictures.split(batch)]
-            latents[camera] = np.concatenate(parts).astype(np.float16)
-    return latents
-
-
 def _load(config: EncodeConfig) -> tuple[Recording, WorldModel]:
     from kairos_env.world_model.model import WorldModel
 
@@ -145,11 +130,13 @@ def _encoded(
 
 
 def _encode_episode(config: EncodeConfig, number: int, recording: Recording, model: WorldModel) -> str:
+    from kairos_env.training.batches import encoded
+
     try:
         episode = recording[number]
         if not episode.images:
             return f"{recording.names[number]}: it has no pictures"
-        latents = encode_pictures(model, episode, config.batch)
+        latents = {c: encoded(model, images, config.batch).numpy() for c, images in episode.images.items()}
         write_episode(Path(config.out), number, recording.names[number], episode, latents)
     except BrokenEpisode as error:
         return str(error)

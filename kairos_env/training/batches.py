@@ -156,15 +156,20 @@ def require_own_latents(model: WorldModel, episodes: Sequence[Episode], name: st
 
 
 @torch.no_grad()
+def encoded(model: WorldModel, pictures: Array, at_once: int = 64) -> Tensor:
+    """One camera's uint8 (T, H, W, 3) -> its normalised latents (T, C, h, w) on the CPU, so many pictures at a time."""
+    parts = torch.from_numpy(np.ascontiguousarray(pictures)).split(at_once)
+    return torch.cat([model.encode_view(part.to(model.device)).cpu() for part in parts])
+
+
 def camera_latents(model: WorldModel, episode: Episode) -> list[Tensor]:
-    """Each camera's normalised latents (T + 1, C, h, w) of an episode, on the CPU; zero where a camera is missing."""
+    """Each camera's normalised latents (T + 1, C, h, w) of an episode; zero where a camera is missing."""
     views = []
     for camera in model.spec.cameras:
         if camera.name in episode.latents:
             views.append(torch.from_numpy(episode.latents[camera.name]))
         elif camera.name in episode.images:
-            image = torch.from_numpy(np.asarray(episode.images[camera.name])).to(model.device)
-            views.append(model.encode_view(image).cpu())
+            views.append(encoded(model, episode.images[camera.name]))
         else:
             width = model.latent_shape[2] // len(model.spec.cameras)
             views.append(torch.zeros(1, *model.latent_shape[:2], width).expand(len(episode) + 1, -1, -1, -1))

@@ -16,7 +16,7 @@ import numpy as np
 
 from kairos_env.datasets.recording import BrokenEpisode, Recording
 from kairos_env.records import Array, Episode, RobotSpec, SpecMismatch
-from kairos_env.runs import put_in_place, temporary_for
+from kairos_env.runs import atomic_write
 
 Source = str | Path | Sequence[str | Path]
 
@@ -100,10 +100,9 @@ class Hdf5Episodes(Recording):
 
 
 class NewFile:
-    """An HDF5 file with a group ``data`` of episodes, which appears at ``path`` only when it is complete.
+    """An HDF5 file with a group ``data`` of episodes, to be used in a ``with`` block.
 
-    Until `close` everything goes to a temporary file beside it; leaving the ``with`` block because of an exception
-    removes that file and leaves an older ``path`` as it was.
+    It appears at ``path`` only when the block ends; because of an exception, an older file there stays as it was.
 
     Args:
         path: the ``.hdf5`` file to write; its folder is created.
@@ -111,8 +110,8 @@ class NewFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._temporary = temporary_for(self.path)
-        self._file = h5py.File(self._temporary, "w")
+        self._placing = atomic_write(self.path)
+        self._file = h5py.File(self._placing.__enter__(), "w")
         self.data = self._file.create_group("data")
         self.data.attrs["total"] = 0  # decisions in the file
 
@@ -122,29 +121,14 @@ class NewFile:
             self._file.copy(source["data"][name], self.data, name=new_name or name)
         self.data.attrs["total"] += int(self.data[new_name or name].attrs["num_samples"])
 
-    def close(self) -> None:
-        """Makes the file durable and puts it in place. Calling it again does nothing."""
-        if not self._file:
-            return
-        self._file.close()
-        put_in_place(self._temporary, self.path)
-
-    def discard(self) -> None:
-        """Drops everything that was added."""
-        if self._file:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
+        self._file.close()
+        self._placing.__exit__(kind, error, trace)
 
 
 def write_images(group: h5py.Group, key: str, pictures: Array) -> None:
