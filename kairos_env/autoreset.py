@@ -28,7 +28,7 @@ class Reset:
 
 
 @dataclass(frozen=True)
-class Batch:
+class VectorStep:
     """Observations, rewards, ends of all B sub-environments; ``info`` in Gymnasium's form, with ``_key`` masks (B,)."""
 
     observation: dict[str, Array]
@@ -91,7 +91,7 @@ class AutoresetVectorEnv(gym.vector.VectorEnv[dict[str, Array], Array, Array]):
         """Actions (B, A) as float32; ValueError for what is none, before anything moves."""
 
     @abstractmethod
-    def _advance(self, resets: Mapping[int, Reset], actions: Array | None) -> Batch:
+    def _advance(self, resets: Mapping[int, Reset], actions: Array | None) -> VectorStep:
         """Resets the rows of ``resets`` and steps all others with ``actions``, or leaves them if that is None.
 
         ``info`` is that of the rows which were reset or stepped.
@@ -269,7 +269,7 @@ def join_info(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any
     return joined
 
 
-def _final(batch: Batch, ended: Array) -> dict[str, Any]:
+def _final(batch: VectorStep, ended: Array) -> dict[str, Any]:
     """``final_obs`` and ``final_info`` of the sub-environments that have ``ended``."""
     observations = np.full(len(ended), None, object)
     for row in np.flatnonzero(ended):

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 
-from kairos_env.autoreset import AutoresetVectorEnv, Batch, Reset, autoreset_mode_of, check_num_envs, columns_info
+from kairos_env.autoreset import AutoresetVectorEnv, Reset, VectorStep, autoreset_mode_of, check_num_envs, columns_info
 from kairos_env.env.episodes import EpisodeState, Outcome
 from kairos_env.env.imagination import (
     Imagination,
@@ -90,7 +90,7 @@ class WorldModelVectorEnv(AutoresetVectorEnv):
             self.imagination.check_actions(actions, self.num_envs)
         return actions
 
-    def _advance(self, resets: Mapping[int, Reset], actions: Array | None) -> Batch:
+    def _advance(self, resets: Mapping[int, Reset], actions: Array | None) -> VectorStep:
         rows = np.array(list(resets), np.int64)
         mask = np.isin(np.arange(self.num_envs), rows)
         outcome = self._now
@@ -102,7 +102,7 @@ class WorldModelVectorEnv(AutoresetVectorEnv):
         assert outcome is not None  # a reset of some rows needs episodes of the others
         self._remember(outcome)
         info = _info(outcome.info, mask | (actions is not None))
-        return Batch(outcome.observation, outcome.reward, outcome.terminated, outcome.truncated, info)
+        return VectorStep(outcome.observation, outcome.reward, outcome.terminated, outcome.truncated, info)
 
     def _begin(self, resets: Mapping[int, Reset]) -> Outcome:
         """New episodes, as an outcome of as many rows."""

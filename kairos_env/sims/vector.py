@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from kairos_env.autoreset import AutoresetVectorEnv, Batch, Reset, autoreset_mode_of, check_num_envs, rows_info
+from kairos_env.autoreset import AutoresetVectorEnv, Reset, VectorStep, autoreset_mode_of, check_num_envs, rows_info
 from kairos_env.records import Array
 from kairos_env.sims.isolated import IsolatedSimulator
 from kairos_env.sims.make import find_simulator, make_simulator
@@ -137,7 +137,7 @@ class SimulatorVectorEnv(AutoresetVectorEnv):
             raise ValueError(f"actions have shape {wanted.shape}, these environments take {self.action_space.shape}")
         return wanted
 
-    def _advance(self, resets: Mapping[int, Reset], actions: Array | None) -> Batch:
+    def _advance(self, resets: Mapping[int, Reset], actions: Array | None) -> VectorStep:
         asked = list(range(self.num_envs)) if actions is not None else sorted(resets)
         self._ended[asked] = True  # an error of the caller's or an interrupt leaves no half episode behind
         outcomes = self._exchange(asked, resets, actions)
@@ -145,7 +145,7 @@ class SimulatorVectorEnv(AutoresetVectorEnv):
         for row, outcome in outcomes.items():
             self._infos[row], self._ended[row] = outcome.info, outcome.ended
         rows = [outcomes.get(row, _Outcome({})) for row in range(self.num_envs)]
-        return Batch(
+        return VectorStep(
             {key: column.copy() for key, column in self._seen.items()},
             np.array([row.reward for row in rows]),
             np.array([row.terminated for row in rows]),

@@ -34,7 +34,7 @@ KEPT: tuple[Kept, ...] = ("all", "newest frame", "nothing")
 
 
 @dataclass(frozen=True, eq=False)
-class Clips:
+class LatentClips:
     """Frames of one length for a model to remember.
 
     Args:
@@ -72,7 +72,7 @@ def unseen_episodes(model: WorldModel, count: int, decisions: int = 24) -> list[
         simulator.close()
 
 
-def recorded_clips(model: WorldModel, episodes: Sequence[Episode], context: int = 1, seed: int = 0) -> Clips:
+def recorded_clips(model: WorldModel, episodes: Sequence[Episode], context: int = 1, seed: int = 0) -> LatentClips:
     """Recorded episodes, cut to the shortest: ``context`` observed frames are in the state, the others are the clip.
 
     Raises:
@@ -90,10 +90,12 @@ def recorded_clips(model: WorldModel, episodes: Sequence[Episode], context: int 
     latents = torch.stack([model.encode([e.observation(t) for e in episodes]) for t in steps], 1)
     proprio = torch.from_numpy(np.stack([e.proprio[context : context + frames] for e in episodes]))
     actions = torch.from_numpy(np.stack([e.actions[context - 1 : context - 1 + frames] for e in episodes]))
-    return Clips(state, latents, proprio.to(model.device), actions.to(model.device))
+    return LatentClips(state, latents, proprio.to(model.device), actions.to(model.device))
 
 
-def imagined_clips(model: WorldModel, starts: Sequence[Observation], frames: int, policy: bool, seed: int = 0) -> Clips:
+def imagined_clips(
+    model: WorldModel, starts: Sequence[Observation], frames: int, policy: bool, seed: int = 0
+) -> LatentClips:
     """What the model imagines from real starts, under its own policy or under random actions."""
     start = state = model.observe(starts, seeds=range(seed, seed + len(starts)))
     space = model.spec.action_space
@@ -107,10 +109,10 @@ def imagined_clips(model: WorldModel, starts: Sequence[Observation], frames: int
         proprio.append(out.proprio)
         actions.append(action.to(model.device))
     level = model.config.imagined_level
-    return Clips(start, torch.stack(films, 1), torch.stack(proprio, 1), torch.stack(actions, 1), level)
+    return LatentClips(start, torch.stack(films, 1), torch.stack(proprio, 1), torch.stack(actions, 1), level)
 
 
-def delta_inputs(model: WorldModel, clips: Clips) -> dict[int, Tensor]:
+def delta_inputs(model: WorldModel, clips: LatentClips) -> dict[int, Tensor]:
     """What each gated delta layer reads while the clips are remembered: layer -> (B, F L, D), tokens in order."""
     inputs: dict[int, Tensor] = {}
     hooks = [
@@ -161,7 +163,7 @@ class Forgetting:
     half_life: Interval
 
 
-def forgetting(model: WorldModel, clips: Clips) -> list[Forgetting]:
+def forgetting(model: WorldModel, clips: LatentClips) -> list[Forgetting]:
     """Measures every head of every gated delta layer on the clips."""
     rows = []
     for index, x in delta_inputs(model, clips).items():
@@ -196,7 +198,7 @@ class Divergence:
     bound: Array
 
 
-def divergence(model: WorldModel, clips: Clips, layer: int, tokens: int) -> Divergence:
+def divergence(model: WorldModel, clips: LatentClips, layer: int, tokens: int) -> Divergence:
     """Runs a layer over the clips from its own memory and from that of the neighbouring clip, in float64."""
     x = delta_inputs(model, clips)[layer][:, :tokens]
     net = copy.deepcopy(delta_layers(model)[layer]).double()
@@ -223,7 +225,7 @@ def forget(state: WorldState) -> WorldState:
     return dataclasses.replace(state, layers=layers)
 
 
-def rollout_error(model: WorldModel, clips: Clips, kept: Kept = "all") -> Array:
+def rollout_error(model: WorldModel, clips: LatentClips, kept: Kept = "all") -> Array:
     """Imagines recorded clips from their first state and actions; mean squared error of each frame's latent.
 
     Args:

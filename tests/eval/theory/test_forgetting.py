@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kairos_env.eval.theory.forgetting import (
-    Clips,
+    LatentClips,
     delta_inputs,
     delta_layers,
     divergence,
@@ -258,11 +258,11 @@ def model() -> WorldModel:
 
 
 @pytest.fixture(scope="module")
-def clips(model: WorldModel) -> Clips:
+def clips(model: WorldModel) -> LatentClips:
     return imagined_clips(model, model.starts[:4], frames=3, policy=True)
 
 
-def test_log_decay_is_what_the_layer_applies(model: WorldModel, clips: Clips) -> None:
+def test_log_decay_is_what_the_layer_applies(model: WorldModel, clips: LatentClips) -> None:
     inputs = delta_inputs(model, clips)
     assert set(inputs) == set(delta_layers(model)) != set()
     for index, layer in delta_layers(model).items():
@@ -278,7 +278,7 @@ def test_log_decay_is_what_the_layer_applies(model: WorldModel, clips: Clips) ->
         torch.testing.assert_close(singular[..., 0], alpha, rtol=1e-3, atol=1e-4)
 
 
-def test_memories_of_the_trained_model_approach_within_the_bound(model: WorldModel, clips: Clips) -> None:
+def test_memories_of_the_trained_model_approach_within_the_bound(model: WorldModel, clips: LatentClips) -> None:
     for layer in delta_layers(model):
         gap = divergence(model, clips, layer, tokens=model.frame_tokens)
         assert gap.error.shape == gap.bound.shape == (4, model.frame_tokens, delta_layers(model)[layer].heads)
@@ -286,7 +286,7 @@ def test_memories_of_the_trained_model_approach_within_the_bound(model: WorldMod
         assert (gap.error[:, 0] > 0).all()
 
 
-def test_forgetting_is_consistent(model: WorldModel, clips: Clips) -> None:
+def test_forgetting_is_consistent(model: WorldModel, clips: LatentClips) -> None:
     rows = forgetting(model, clips)
     assert len(rows) == sum(layer.heads for layer in delta_layers(model).values())
     for r in rows:
@@ -296,7 +296,7 @@ def test_forgetting_is_consistent(model: WorldModel, clips: Clips) -> None:
         assert 0 <= r.lemma_3_fails <= 1
 
 
-def test_rollouts_differ_by_nothing_but_the_memory(model: WorldModel, clips: Clips) -> None:
+def test_rollouts_differ_by_nothing_but_the_memory(model: WorldModel, clips: LatentClips) -> None:
     # The clips were imagined from this very state: with its whole memory the model tells them again.
     again = rollout_error(model, clips, "all")
     assert again.shape == (4, 3)
