@@ -8,61 +8,22 @@ their own: a GL library that is missing or wrong often ends the process instead 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
 import re
-import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 from kairos_env.cli.values import print_json
+from kairos_env.sims.findings import GL_REMEDY, MARKS, Finding, Status, check_drawing, last_line
 
 DISTRIBUTION = "kairos-env"
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 CHECKPOINTS = PACKAGE_FOLDER / "pretrained"
 DEFAULT_CHECKPOINT = "kairos-tiny"
 GL_BACKENDS = ("egl", "osmesa")
-GL_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libosmesa6"
-
-Status = Literal["ok", "note", "problem"]
-MARKS: Mapping[Status, str] = {"ok": "ok", "note": "--", "problem": "!!"}
-
-# Prints one JSON line. A blank frame counts as a failure: a broken driver may render without complaint.
-_RENDER_PROGRAM = """
-import json, time
-import mujoco
-from OpenGL import GL
-model = mujoco.MjModel.from_xml_string(
-    '<mujoco><worldbody><light pos="0 0 3"/><geom type="plane" size="1 1 .1" rgba=".8 .2 .2 1"/>'
-    '<geom type="box" size=".1 .1 .1" pos="0 0 .1" rgba="0 0 1 1"/></worldbody></mujoco>')
-data = mujoco.MjData(model)
-mujoco.mj_forward(model, data)
-renderer = mujoco.Renderer(model, 64, 64)
-renderer.update_scene(data)
-renderer.render()
-start = time.perf_counter()
-frame = renderer.render()
-milliseconds = 1000 * (time.perf_counter() - start)
-name = GL.glGetString(GL.GL_RENDERER)
-print(json.dumps({"spread": float(frame.std()), "ms": milliseconds, "driver": name.decode() if name else "?"}))
-renderer.close()
-"""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """One line of the report: what was looked at, how it stands, and the command that would mend it."""
-
-    section: str
-    name: str
-    status: Status
-    text: str
-    remedy: str = ""
 
 
 def constraints_file() -> Path | None:
@@ -103,11 +64,10 @@ def requirements() -> dict[str, list[str]]:
     return groups
 
 
-def check_packages() -> Iterator[Diagnosis]:
+def check_packages() -> Iterator[Finding]:
     """Python and the core requirements, against their ranges and the tested versions."""
     python_ok = sys.version_info >= (3, 11)
-    yield Diagnosis(
-        "Python",
+    yield Finding(
         platform.python_implementation(),
         "ok" if python_ok else "problem",
         f"{platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -115,74 +75,66 @@ def check_packages() -> Iterator[Diagnosis]:
     )
     tested = tested_versions()
     for requirement in requirements()[""]:
-        yield _check_requirement("Packages", requirement, tested, missing="problem")
+        yield _check_requirement(requirement, tested, missing="problem")
 
 
-def check_extras() -> Iterator[Diagnosis]:
+def check_extras() -> Iterator[Finding]:
     """One finding for each extra: complete, or what is missing and the command for it."""
     tested = tested_versions()
     for extra, wanted in sorted(requirements().items()):
         if not extra:
             continue
-        found = [_check_requirement("", r, tested, missing="note") for r in wanted if _name(r) != DISTRIBUTION]
+        found = [_check_requirement(r, tested, missing="note") for r in wanted if _name(r) != DISTRIBUTION]
         lacking = [f"{f.name} ({f.text})" for f in found if f.remedy]
         if lacking:
-            yield Diagnosis("Extras", extra, "note", "needs " + ", ".join(lacking), _pip(f"'{DISTRIBUTION}[{extra}]'"))
+            yield Finding(extra, "note", "needs " + ", ".join(lacking), _pip(f"'{DISTRIBUTION}[{extra}]'"))
         else:
-            yield Diagnosis("Extras", extra, "ok", ", ".join(f"{f.name} {f.text}" for f in found))
+            yield Finding(extra, "ok", ", ".join(f"{f.name} {f.text}" for f in found))
 
 
-def check_rendering(backends: Iterable[str] = GL_BACKENDS, timeout: float = 60.0) -> list[Diagnosis]:
-    """One finding for each MuJoCo backend, which renders a frame off-screen; a problem only if none of them works.
+def check_rendering(backends: Iterable[str] = GL_BACKENDS) -> list[Finding]:
+    """One finding for each MuJoCo backend, which draws a frame off-screen; a problem only if none of them works.
 
     Without MuJoCo, which comes with the extra ``sim``, one note says so.
-
-    Args:
-        backends: values of the variable ``MUJOCO_GL``.
-        timeout: seconds for one backend.
     """
-    section = "Off-screen rendering"
     if importlib.util.find_spec("mujoco") is None:
         text = "not installed: the simulator is an extra"
-        return [Diagnosis(section, "mujoco", "note", text, _pip(f"'{DISTRIBUTION}[sim]'"))]
+        return [Finding("mujoco", "note", text, _pip(f"'{DISTRIBUTION}[sim]'"))]
     chosen = os.environ.get("MUJOCO_GL")
-    results = [_render(backend, timeout) for backend in dict.fromkeys([*backends, *filter(None, [chosen])])]
-    works = [backend for backend, error, _ in results if not error]
-    findings = [
-        Diagnosis(section, backend, "note" if error else "ok", error or text) for backend, error, text in results
-    ]
+    found = {name: check_drawing(name) for name in (*backends, *filter(None, [chosen]))}
+    works = [name for name, finding in found.items() if finding.status == "ok"]
+    findings = [finding if name in works else Finding(name, "note", finding.text) for name, finding in found.items()]
     if not works:
-        remedy = f"sudo apt-get install -y {GL_PACKAGES}   (Debian, Ubuntu; elsewhere: Mesa's EGL or OSMesa)"
-        findings.append(Diagnosis(section, "any", "problem", "no backend renders a frame", remedy))
+        findings.append(Finding("any", "problem", "no backend draws a frame", GL_REMEDY))
     elif chosen and chosen not in works:
-        text = f"MUJOCO_GL={chosen} is set, which does not render here; {' and '.join(works)} would"
-        findings.append(Diagnosis(section, "MUJOCO_GL", "problem", text, f"export MUJOCO_GL={works[0]}"))
+        text = f"MUJOCO_GL={chosen} is set, which does not draw here; {' and '.join(works)} would"
+        findings.append(Finding("MUJOCO_GL", "problem", text, f"export MUJOCO_GL={works[0]}"))
     elif chosen:
-        findings.append(Diagnosis(section, "MUJOCO_GL", "ok", f"{chosen} (set by you)"))
+        findings.append(Finding("MUJOCO_GL", "ok", f"{chosen} (set by you)"))
     return findings
 
 
-def check_device() -> Iterator[Diagnosis]:
+def check_device() -> Iterator[Finding]:
     """Processor, memory, and the accelerator that torch sees."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    yield Diagnosis("Device", "cpu", "ok", f"{cores} cores, {memory:.0f} GiB memory")
+    yield Finding("cpu", "ok", f"{cores} cores, {memory:.0f} GiB memory")
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield Diagnosis("Device", "torch", "problem", f"does not import: {_last_line(str(error))}", _pip("torch"))
+        yield Finding("torch", "problem", f"does not import: {last_line(str(error))}", _pip("torch"))
         return
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)
             text = f"{device.name}, {device.total_memory / 2**30:.0f} GiB"
-            yield Diagnosis("Device", f"cuda:{index}", "ok", text)
+            yield Finding(f"cuda:{index}", "ok", text)
     else:
         text = "none; everything bundled runs on the CPU"
-        yield Diagnosis("Device", "gpu", "note", text)
+        yield Finding("gpu", "note", text)
 
 
-def check_engines() -> Iterator[Diagnosis]:
+def check_engines() -> Iterator[Finding]:
     """Which engines compute attention and the gated delta rule here, and why the others do not."""
     try:
         from kairos_env.world_model.engines import VARIABLES, EngineError, report
@@ -191,42 +143,42 @@ def check_engines() -> Iterator[Diagnosis]:
     try:
         statuses = report()
     except EngineError as error:
-        yield Diagnosis("Engines", "chosen", "problem", str(error), f"unset {' '.join(VARIABLES.values())}")
+        yield Finding("chosen", "problem", str(error), f"unset {' '.join(VARIABLES.values())}")
         return
     for status in statuses:
         text = status.reason or "available"
-        yield Diagnosis("Engines", f"{status.kind} {status.name}", "ok" if status.available else "note", text)
+        yield Finding(f"{status.kind} {status.name}", "ok" if status.available else "note", text)
 
 
-def check_models(root: Path = CHECKPOINTS, needed: str = DEFAULT_CHECKPOINT) -> Iterator[Diagnosis]:
+def check_models(root: Path = CHECKPOINTS, needed: str = DEFAULT_CHECKPOINT) -> Iterator[Finding]:
     """The bundled models: the needed one is there, and every tensor file of every one is whole."""
     names = {path.name for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
     for name in sorted(names | {needed}, key=lambda name: (name != needed, name)):
         yield _check_model(root / name)
 
 
-def _check_model(folder: Path) -> Diagnosis:
+def _check_model(folder: Path) -> Finding:
     remedy = "check out the repository anew, or train it: kairos train --help"
     tensors = sorted(folder.glob("*.safetensors"))
     if not tensors or not list(folder.glob("*.json")):
         have = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         text = f"pretrained/{folder.name} needs *.json and *.safetensors, but holds {have or 'nothing'}"
-        return Diagnosis("Models", folder.name, "problem", text, remedy)
+        return Finding(folder.name, "problem", text, remedy)
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        return Diagnosis("Models", folder.name, "problem", f"cannot be read: {error}", _pip("safetensors"))
+        return Finding(folder.name, "problem", f"cannot be read: {error}", _pip("safetensors"))
     broken = []
     for path in tensors:
         try:
             with safe_open(path, framework="numpy") as file:
                 list(file.keys())
         except (SafetensorError, OSError) as error:
-            broken.append(f"{path.name}: {_last_line(str(error))}")
+            broken.append(f"{path.name}: {last_line(str(error))}")
     if broken:
-        return Diagnosis("Models", folder.name, "problem", "; ".join(broken), remedy)
+        return Finding(folder.name, "problem", "; ".join(broken), remedy)
     size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file()) / 2**20
-    return Diagnosis("Models", folder.name, "ok", f"{size:.1f} MiB")
+    return Finding(folder.name, "ok", f"{size:.1f} MiB")
 
 
 def run(gl_only: bool = False, json: bool = False) -> int:
@@ -236,19 +188,25 @@ def run(gl_only: bool = False, json: bool = False) -> int:
         gl_only: check off-screen rendering and nothing else.
         json: print one JSON list of findings.
     """
-    findings: list[Diagnosis] = []
-    if not gl_only:
-        findings += [*check_packages(), *check_device(), *check_engines(), *check_models()]
     rendering = check_rendering()
-    renders = any(f.status == "ok" for f in rendering)
-    findings += rendering
+    renders = any(finding.status == "ok" for finding in rendering)
+    sections = {"Off-screen rendering": rendering}
     if not gl_only:
-        findings += check_extras()
+        python, *packages = check_packages()
+        sections = {
+            "Python": [python],
+            "Packages": packages,
+            "Device": [*check_device()],
+            "Engines": [*check_engines()],
+            "Models": [*check_models()],
+            **sections,
+            "Extras": [*check_extras()],
+        }
+    problems = sum(finding.status == "problem" for findings in sections.values() for finding in findings)
     if json:
-        print_json([asdict(f) for f in findings])
+        print_json([{"section": name} | finding._asdict() for name, found in sections.items() for finding in found])
     else:
-        _print_report(findings)
-        problems = sum(f.status == "problem" for f in findings)
+        _print_report(sections)
         if problems:
             verdict = f"{problems} problem(s)."
         elif not renders:
@@ -256,37 +214,35 @@ def run(gl_only: bool = False, json: bool = False) -> int:
         else:
             verdict = "Off-screen rendering works." if gl_only else "Everything that the bundled demo needs works."
         print(f"\n{verdict}")
-    return int(any(f.status == "problem" for f in findings) or (gl_only and not renders))
+    return int(problems > 0 or (gl_only and not renders))
 
 
-def _print_report(findings: list[Diagnosis]) -> None:
-    width = max(len(f.name) for f in findings)
-    section = ""
-    for f in findings:
-        if f.section != section:
-            section = f.section
-            print(f"\n{section}")
-        print(f"  {MARKS[f.status]}  {f.name:<{width}}  {f.text}")
-        if f.remedy:
-            print(f"      {'':<{width}}  -> {f.remedy}")
+def _print_report(sections: Mapping[str, Sequence[Finding]]) -> None:
+    width = max(len(finding.name) for findings in sections.values() for finding in findings)
+    for section, findings in sections.items():
+        print(f"\n{section}")
+        for finding in findings:
+            print(f"  {MARKS[finding.status]}  {finding.name:<{width}}  {finding.text}")
+            if finding.remedy:
+                print(f"      {'':<{width}}  -> {finding.remedy}")
 
 
-def _check_requirement(section: str, requirement: str, tested: Mapping[str, str], missing: Status) -> Diagnosis:
+def _check_requirement(requirement: str, tested: Mapping[str, str], missing: Status) -> Finding:
     """Compares one requirement string with what is installed; a remedy marks it as not satisfied."""
     name = _name(requirement)
     version = tested.get(_normalise(name), "")
     try:
         installed = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return Diagnosis(section, name, missing, "not installed", _pip(f"'{requirement}'"))
+        return Finding(name, missing, "not installed", _pip(f"'{requirement}'"))
     # A local label such as +cpu is another build of the same version.
     public = installed.split("+")[0]
     if not _in_range(requirement, public):
         text = f"{installed}, but {requirement} is needed"
-        return Diagnosis(section, name, missing, text, _pip(f"'{requirement}'"))
+        return Finding(name, missing, text, _pip(f"'{requirement}'"))
     if version and public != version:
-        return Diagnosis(section, name, "note", f"{installed} (tested with {version})")
-    return Diagnosis(section, name, "ok", installed)
+        return Finding(name, "note", f"{installed} (tested with {version})")
+    return Finding(name, "ok", installed)
 
 
 def _in_range(requirement: str, version: str) -> bool:
@@ -295,24 +251,6 @@ def _in_range(requirement: str, version: str) -> bool:
     except ImportError:  # without it ranges cannot be compared; presence was
         return True
     return bool(Requirement(requirement).specifier.contains(version, prereleases=True))
-
-
-def _render(backend: str, timeout: float) -> tuple[str, str, str]:
-    """Returns (backend, what went wrong or "", what was seen)."""
-    command = [sys.executable, "-c", _RENDER_PROGRAM]
-    environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        return backend, f"no frame within {timeout:.0f} s", ""
-    try:
-        # Read even if the exit status is bad: some drivers crash only while the process ends.
-        seen = json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        return backend, f"fails: {_last_line(done.stderr) or f'exit status {done.returncode}'}", ""
-    if seen["spread"] < 1:
-        return backend, f"renders blank frames ({seen['driver']})", ""
-    return backend, "", f"renders ({seen['driver']}, {seen['ms']:.1f} ms for a small frame)"
 
 
 def _pip(what: str) -> str:
@@ -327,8 +265,3 @@ def _name(requirement: str) -> str:
 
 def _normalise(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""

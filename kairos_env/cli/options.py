@@ -106,10 +106,14 @@ def bind(command: Command, words: Sequence[str], name: str, about: str = "") -> 
     def bound(*args: Any, **kwargs: Any) -> functools.partial[int]:
         return functools.partial(command, *args, **kwargs)
 
+    known = options(command)
+    takes_file = any(map(_is_config, typing.get_type_hints(command, include_extras=True).values()))
+    if takes_file:
+        about += "\n\n--config FILE reads options from YAML or a run\'s config.json; words beside it count."
     help_wanted = not {"-h", "--help"}.isdisjoint(words)
     # a module of commands may say how options of earlier versions are spelled now
     renamed = getattr(inspect.getmodule(command), "RENAMED", {})
-    checked = ["--help"] if help_wanted else _checked(list(words), options(command), renamed)
+    checked = ["--help"] if help_wanted else _checked(list(words), known, renamed, takes_file)
     return tyro.cli(bound, prog=name, description=about, args=checked, registry=_registry())
 
 
@@ -160,7 +164,11 @@ def _help_texts(owner: Any) -> dict[str, str]:
     return found
 
 
-def _checked(rest: list[str], known: Sequence[Option], renamed: Mapping[str, str]) -> list[str]:
+def _is_config(hint: Any) -> bool:
+    return typing.get_origin(hint) is Annotated and dataclasses.is_dataclass(typing.get_args(hint)[0])
+
+
+def _checked(rest: list[str], known: Sequence[Option], renamed: Mapping[str, str], takes_file: bool) -> list[str]:
     """The words in tyro's spelling, once all of them are known, legal and complete."""
     flags = {flag: (option, stands_for) for option in known for flag, stands_for in option.flags.items()}
     places = [option for option in known if option.positional]
@@ -173,7 +181,7 @@ def _checked(rest: list[str], known: Sequence[Option], renamed: Mapping[str, str
         if not word.startswith("-") and places and flag not in flags:
             bare.append(word)
             continue
-        if flag == "--config" and flags:
+        if flag == "--config" and takes_file:
             rest = _from_file(value if equals else rest.pop(0) if rest else "", flags) + rest
             continue
         if not (word.startswith("--") or equals) or flag not in flags:

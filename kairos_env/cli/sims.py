@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from kairos_env.cli.options import Positional
 from kairos_env.cli.values import print_json
+from kairos_env.sims.findings import MARKS
 from kairos_env.sims.install import PACKAGES, InstallRequest
 from kairos_env.sims.install import check as check_home
 from kairos_env.sims.install import install as build_home
@@ -15,7 +16,6 @@ from kairos_env.sims.libero.tasks import ASSETS_ADVICE, BENCHMARKS, Catalogue, h
 from kairos_env.sims.tabletop.tasks import TASKS
 
 Benchmark = Literal["libero", "libero-plus"]
-_MARKS = {"ok": "ok", "note": "--", "problem": "!!"}
 
 
 def install(
@@ -64,7 +64,7 @@ def check(simulator: Positional[Benchmark], home: Path | None = None, json: bool
     if json:
         print_json([finding._asdict() for finding in findings])
     for finding in [] if json else findings:
-        print(f"{_MARKS[finding.status]} {finding.name:<13} {finding.text}")
+        print(f"{MARKS[finding.status]} {finding.name:<13} {finding.text}")
         if finding.remedy:
             print(f"{'':<17}{finding.remedy}")
     return int(any(finding.status == "problem" for finding in findings))

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from kairos_env.records import Array, RobotSpec, SpecMismatch
+from kairos_env.sims.findings import Finding
 from kairos_env.sims.make import make_simulator
 from kairos_env.sims.simulator import INFO_KEYS
 from kairos_env.sims.vector import SimulatorVectorEnv
 
 STEPS = 3  # of the episodes that are played
 SEED = 7
-
-
-class Finding(NamedTuple):
-    """A line of a check: what was looked at, how it stands, and what would mend it."""
-
-    name: str
-    status: Literal["ok", "note", "problem"]
-    text: str
-    remedy: str = ""
 
 
 class Broken(AssertionError):

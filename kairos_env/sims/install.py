@@ -19,11 +19,12 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, Literal
 
 import numpy as np
 
 from kairos_env.runs import WriteLock, atomic_write, write_json, write_text
+from kairos_env.sims.findings import GL_REMEDY, Finding, check_drawing
 from kairos_env.sims.libero.prepare import (
     BenchmarkFiles,
     Row,
@@ -83,20 +84,6 @@ import json, importlib.metadata, platform
 found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
 print(json.dumps({"python": platform.python_version(), "packages": found}))
 """
-_RENDER_PROGRAM = """
-import mujoco
-model = mujoco.MjModel.from_xml_string(
-    '<mujoco><worldbody><light pos="0 0 3"/><geom type="sphere" size=".3" rgba=".8 .2 .2 1"/></worldbody></mujoco>')
-data = mujoco.MjData(model)
-mujoco.mj_forward(model, data)
-with mujoco.Renderer(model, 64, 64) as renderer:
-    renderer.update_scene(data)
-    frame = renderer.render()
-print("ok" if frame.std() > 1 else "blank")
-"""
-_GL_REMEDY = (
-    "sudo apt-get install -y libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libosmesa6, and MUJOCO_GL=egl or osmesa"
-)
 
 
 @dataclass(frozen=True)
@@ -132,15 +119,6 @@ class Step:
 
     text: str
     run: Callable[[], object]
-
-
-class Finding(NamedTuple):
-    """A line of `check`: what was looked at, how it stands, and what would mend it."""
-
-    name: str
-    status: Literal["ok", "note", "problem"]
-    text: str
-    remedy: str = ""
 
 
 def install(request: InstallRequest, say: Callable[[str], None] = lambda text: None, only_plan: bool = False) -> None:
@@ -511,22 +489,8 @@ def _check_assets(catalogue: Catalogue, benchmark: str, again: str) -> Finding:
 
 def _check_drawing(python: Path) -> Finding:
     backend = os.environ.get("MUJOCO_GL", "egl")
-    try:
-        answer = subprocess.run(
-            [python, "-I", "-c", _RENDER_PROGRAM],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env=dict(os.environ) | {"MUJOCO_GL": backend},
-        )
-    except subprocess.TimeoutExpired:
-        return Finding("drawing", "problem", f"no frame within 120 s with MUJOCO_GL={backend}", _GL_REMEDY)
-    if answer.stdout.strip() == "ok":
-        return Finding("drawing", "ok", f"a frame with MUJOCO_GL={backend}")
-    raised = re.search(r"^[\w.]*(?:Error|Exception): .*$", answer.stderr, re.MULTILINE)
-    said = raised.group(0) if raised else f"exit code {answer.returncode}"
-    said = "the frame is blank" if answer.stdout.strip() == "blank" else said
-    return Finding("drawing", "problem", f"MUJOCO_GL={backend}: {said}", _GL_REMEDY)
+    found = check_drawing(backend, python, timeout=120)
+    return found._replace(name="drawing", text=f"MUJOCO_GL={backend} {found.text}")
 
 
 def _check_simulator(home: Path, benchmark: str, suite: str, name: str) -> Finding:
@@ -544,5 +508,5 @@ def _check_simulator(home: Path, benchmark: str, suite: str, name: str) -> Findi
         return Finding("simulator", "problem", f"{suite}/{name}: {error}")
     spread = min(float(image.std()) for key, image in observation.items() if key.startswith("image_"))
     if spread < 1:
-        return Finding("simulator", "problem", f"{suite}/{name}: a blank picture", _GL_REMEDY)
+        return Finding("simulator", "problem", f"{suite}/{name}: a blank picture", GL_REMEDY)
     return Finding("simulator", "ok", f"{suite}/{name} starts and draws both cameras")

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from kairos_env.cli import doctor
 from kairos_env.cli import main as cli
+from kairos_env.sims.findings import Finding, Status
 
 
 def run(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
@@ -56,7 +57,7 @@ def test_json_report_of_rendering(capsys: pytest.CaptureFixture[str], monkeypatc
     assert {f["name"] for f in findings} >= {"egl", "osmesa"}
     works = [f for f in findings if f["status"] == "ok"]
     assert status == (0 if works else 1)
-    assert all("renders" in f["text"] for f in works)
+    assert all("draws" in f["text"] for f in works)
 
 
 def test_without_any_renderer_the_command_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +69,8 @@ def test_without_any_renderer_the_command_is_given(monkeypatch: pytest.MonkeyPat
 
 def test_broken_choice_of_backend_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "no-such-backend")
-    monkeypatch.setattr(doctor, "_render", lambda backend, timeout: (backend, "" if backend == "egl" else "fails", ""))
+    works: dict[str, Status] = {"egl": "ok"}
+    monkeypatch.setattr(doctor, "check_drawing", lambda name: Finding(name, works.get(name, "problem"), "draws"))
     finding = doctor.check_rendering()[-1]
     assert finding.status == "problem" and finding.remedy == "export MUJOCO_GL=egl"
 

@@ -180,6 +180,8 @@ def test_what_is_missing_is_named() -> None:
         given()
     with pytest.raises(OptionError, match=r"missing: SECOND \(another run\)"):
         given("a", to=compare)
+    with pytest.raises(OptionError, match="unknown option --config"):
+        given("a", "b", "--config", "c.yaml", to=compare)
     with pytest.raises(OptionError, match="unexpected 'c'"):
         given("a", "b", "c", to=compare)
     with pytest.raises(OptionError, match="SIMULATOR: 'liber'; did you mean 'libero'"):
@@ -205,6 +207,7 @@ def test_the_help_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(text.replace("│", " ").split())
     assert "where results go; 100 % sure (required)" in text and "(default: a=0.5)" in text
     assert "--loop.steps INT how many (default: 7)" in text and "benchmark" not in text
+    assert "--config FILE reads options from YAML" in text
 
 
 def test_a_file_gives_options_and_words_beside_it_count(tmp_path: Path) -> None:
