@@ -11,6 +11,8 @@ from split_env import SPEC, Points
 
 from kairos_env.eval.closed_loop.config import LiberoConfig
 from kairos_env.eval.closed_loop.engine import make_plan, run
+from kairos_env.eval.report.report import Report, make_report
+from kairos_env.eval.rows import read_rows
 from kairos_env.records import ActionChunk
 
 
@@ -60,3 +62,12 @@ class Together(Slow):
     def act_together(policies: Any, observations: Any, size: int) -> list[np.ndarray]:
         Together.passes.append((len(observations), size))
         return [policy.act(observation) for policy, observation in zip(policies, observations, strict=True)]
+
+
+def outcomes(folder: Path | str) -> list[tuple[Any, ...]]:
+    """All of a row that is not a time."""
+    return [(r.job, r.status, r.decisions, r.episode_return, r.extra.get("objects")) for r in read_rows(folder)]
+
+
+def summarize(folder: Path, benchmarks: Any) -> Report:
+    return make_report(read_rows(folder), benchmarks)

@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kairos_env.eval.report.published_results import PublishedBenchmark
+from kairos_env.eval.report.published_results import PublishedBenchmark, keys_digest
 from kairos_env.records import Camera, Field, RobotSpec
 from kairos_env.sims.libero.tasks import DIMENSIONS, LiberoTask
 
@@ -164,7 +165,7 @@ class Points:
 
     @property
     def benchmarks(self) -> dict[str, PublishedBenchmark]:
-        return {"libero-plus": PublishedBenchmark.of_tasks("libero-plus", self.all)}
+        return {"libero-plus": benchmark_of(self.all)}
 
     def tasks(self, benchmark: str, suites: Any = None, dimensions: Any = None, difficulties: Any = None) -> Any:
         def wanted(task: LiberoTask) -> bool:
@@ -182,3 +183,9 @@ class Points:
 
     def init_states(self, task: LiberoTask) -> np.ndarray:
         return np.zeros((3, 1))
+
+
+def benchmark_of(tasks: Any) -> PublishedBenchmark:
+    """LIBERO-plus as if it had these tasks."""
+    counts = Counter((task.suite, task.dimension, task.difficulty or 0) for task in tasks)
+    return PublishedBenchmark("libero-plus", dict(counts), keys_digest(f"{task.suite}/{task.name}" for task in tasks))

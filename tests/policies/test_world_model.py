@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from counting_policy import SPEC, WindowModel, see
 
 from kairos_env.policies import ChunkExecution, TemporalEnsembling, WorldModelPolicy, check_policy
+from kairos_env.policies.policy import BatchedPolicy, example_observation
+from kairos_env.records import Camera
 from kairos_env.sims.tabletop.env import TASKS
 from kairos_env.world_model.dit import StreamingVideoDiT
 from kairos_env.world_model.model import WorldModel
@@ -68,3 +71,21 @@ def test_acting_runs_the_video_branch_once_per_observation_and_never_the_decoder
     check_policy(policy, SPEC)
     check_policy(TemporalEnsembling(WorldModelPolicy(model, task="push")), SPEC)
     check_policy(ChunkExecution(WorldModelPolicy(model, task="push"), 3), SPEC)
+
+
+def test_world_model_policies_decide_alike_alone_and_together() -> None:
+    model = WorldModel.from_preset("debug", dataclasses.replace(SPEC, cameras=(Camera("scene", 32, 32),)), {"go": "go"})
+    alone = [WorldModelPolicy(model, execute=2) for _ in range(3)]
+    together = [WorldModelPolicy(model, execute=2) for _ in range(3)]
+    assert isinstance(together[0], BatchedPolicy)
+    for number, (a, b) in enumerate(zip(alone, together, strict=True)):
+        a.reset(number)
+        b.reset(number)
+    for step in range(5):
+        # the third episode begins later, and one is missing now and then
+        here = [i for i in range(3) if step >= i and (step + i) % 4]
+        seen = {i: example_observation(model.spec, seed=10 * step + i) for i in here}
+        expected = [alone[i].act(seen[i]) for i in here]
+        if here:
+            actions = WorldModelPolicy.act_together([together[i] for i in here], list(seen.values()), 4)
+            np.testing.assert_allclose(actions, expected, atol=1e-4)

@@ -69,13 +69,13 @@ def run_in_processes(plan: EvalPlan, jobs: Sequence[Job], workers: int) -> Itera
         SetupFailed: a simulator or a policy cannot be built.
     """
     queue = JobQueue(jobs, plan.scene)
-    crew: list[_Worker] = []
+    crew: list[_WorkerProcess] = []
     suspects: list[Job] = []
     with single_threaded_workers():
         try:
             while queue or suspects or crew:
                 while len(crew) < workers and len(queue) + len(suspects) > sum(not worker.jobs for worker in crew):
-                    crew.append(_Worker(plan))
+                    crew.append(_WorkerProcess(plan))
                 for worker in list(crew):
                     worker.fill(queue, suspects)
                     if not worker.jobs:
@@ -115,7 +115,7 @@ def run_here(plan: EvalPlan, jobs: Sequence[Job]) -> Iterator[Row]:
         player.close()
 
 
-class _Worker:
+class _WorkerProcess:
     """One process and the jobs it holds, by slot."""
 
     def __init__(self, plan: EvalPlan) -> None:

@@ -9,23 +9,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kairos_env.sims.libero.tasks import DIMENSIONS, SUITES
-
-
-class Task(Protocol):
-    """What is counted of a task; `LiberoTask` has it."""
-
-    suite: str
-    name: str
-    dimension: str
-    difficulty: int | None
 
 
 @dataclass(frozen=True)
@@ -61,12 +51,6 @@ class PublishedBenchmark:
             if count
         }
         return cls(name, counts, known[name]["keys_sha256"])
-
-    @classmethod
-    def of_tasks(cls, name: str, tasks: Sequence[Task]) -> PublishedBenchmark:
-        """The benchmark that has these tasks."""
-        counts = Counter((task.suite, task.dimension, task.difficulty or 0) for task in tasks)
-        return cls(name, dict(counts), keys_digest(f"{task.suite}/{task.name}" for task in tasks))
 
     def size(self, suite: str | None = None, dimension: str | None = None, difficulty: int | None = None) -> int:
         """Number of tasks, of those that are named; None is all."""

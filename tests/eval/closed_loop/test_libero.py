@@ -3,22 +3,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from benchmark_points import Together, config, play
-from paths import TESTS
-from split_env import SPEC, Points
+from benchmark_points import config, outcomes, play, summarize
+from split_env import Points
 
 from kairos_env.cli.main import main
 from kairos_env.eval.closed_loop.config import LiberoConfig
@@ -26,21 +21,9 @@ from kairos_env.eval.closed_loop.engine import describe
 from kairos_env.eval.closed_loop.libero import plan_libero
 from kairos_env.eval.closed_loop.plan import SetupFailed
 from kairos_env.eval.closed_loop.player import episode_seed
-from kairos_env.eval.closed_loop.protocols import PROTOCOLS
-from kairos_env.eval.closed_loop.workers import JobQueue
-from kairos_env.eval.report.report import Report, make_report
-from kairos_env.eval.rows import Job, Row, read_rows
-from kairos_env.records import Camera, SpecMismatch
+from kairos_env.eval.rows import Row, read_rows
+from kairos_env.records import SpecMismatch
 from kairos_env.runs import ConfigMismatch
-
-
-def outcomes(folder: Path | str) -> list[tuple[Any, ...]]:
-    """All of a row that is not a time."""
-    return [(r.job, r.status, r.decisions, r.episode_return, r.extra.get("objects")) for r in read_rows(folder)]
-
-
-def summarize(folder: Path, benchmarks: Any) -> Report:
-    return make_report(read_rows(folder), benchmarks)
 
 
 def test_rows_say_all_that_tables_need(tmp_path: Path) -> None:
@@ -141,70 +124,6 @@ def test_kill_9_at_20_random_moments_loses_and_doubles_nothing(tmp_path: Path, m
     assert report.table() == summarize(tmp_path / "whole", points.benchmarks).table()
 
 
-def test_kill_9_of_a_run_with_workers_leaves_no_process(tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(
-        "from pathlib import Path\nfrom benchmark_points import config, play\n"
-        f"if __name__ == '__main__': play(config(Path({str(tmp_path)!r}) / 'r', workers=2, slots=2, episodes=3))\n"
-    )
-    tests = str(TESTS)
-    paths = os.pathsep.join([str(Path(tests).parent), tests])
-    mark = str(uuid.uuid4())
-    process = subprocess.Popen(
-        [sys.executable, str(script)],
-        env=os.environ | {"PYTHONPATH": paths, "SPLIT_ENV_STEP_S": "0.02", "SPLIT_ENV_MARK": mark},
-    )
-    deadline = time.monotonic() + 120
-    while len(read_rows(tmp_path / "r")) < 6 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    while _with_variable(mark) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not _with_variable(mark)
-    before = len(read_rows(tmp_path / "r"))
-    assert 6 <= before < 84
-    new: list[Row] = []
-    play(config(tmp_path / "r", episodes=3, slots=2), on_row=new.append)
-    assert len(new) == 84 - before
-
-
-def _with_variable(value: str) -> list[str]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if value.encode() in path.read_bytes():
-                found.append(path.parent.name)
-        except OSError:
-            continue
-    return found
-
-
-@pytest.mark.parametrize(("workers", "slots"), [(0, 1), (0, 3), (2, 2)])
-def test_a_mishap_is_an_error_and_touches_nobody_else(tmp_path: Path, workers: int, slots: int) -> None:
-    names = ("raise_trouble", "die_trouble", "hang_trouble", *(("kill_trouble",) if workers else ()))
-    points = Points(1, extra=names)
-    report = play(config(tmp_path, workers=workers, slots=slots, time_limit_s=3), points)
-    assert len(read_rows(tmp_path)) == 14 + len(names)
-    rows = {row.job.task.rpartition("/")[2]: row for row in read_rows(tmp_path)}
-    assert {name for name, row in rows.items() if row.status == "error"} == set(names)
-    assert all(row.status == "success" for name, row in rows.items() if name not in names)
-    assert rows["raise_trouble"].message == "FloatingPointError: the physics exploded"
-    assert "exit code 3" in rows["die_trouble"].message
-    assert "took longer than 3 s" in rows["hang_trouble"].message
-    if workers:
-        assert rows["kill_trouble"].message == "the worker process died (signal 9)"
-    assert rows["raise_trouble"].extra["dimension"] == "noise", "an error's row says what it was about"
-    assert len(report.errors) == len(names)
-
-
-def test_a_hanging_answer_ends_before_the_episode_would(tmp_path: Path) -> None:
-    settings = config(tmp_path, time_limit_s=600, answer_limit_s=0.5, dimensions=("noise",))
-    play(settings, Points(1, extra=("hang_trouble",)))
-    messages = [row.message for row in read_rows(tmp_path) if row.status == "error"]
-    assert messages == ["TimeoutError: no answer from the simulator in 0.5 s"]
-
-
 def test_errors_are_tried_again_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPLIT_ENV_MARK", uuid.uuid4().hex)
     points, settings = Points(0, extra=("once_trouble", "raise_trouble")), config(tmp_path)
@@ -239,60 +158,6 @@ def test_a_policy_with_another_model_needs_another_folder(tmp_path: Path, monkey
     play(dataclasses.replace(settings, policies=("expert",)))
 
 
-def test_protocols_are_those_that_were_published() -> None:
-    from kairos_env.world_model.published.robot_settings import LIBERO
-
-    assert PROTOCOLS["published"].max_steps["libero_10"] == 520 and PROTOCOLS["published"].wait_steps == 10
-    theirs = PROTOCOLS["kairos-suites"]
-    assert {suite: LIBERO.max_steps[suite] for suite in theirs.max_steps} == theirs.max_steps
-    pooled = PROTOCOLS["kairos-published"]
-    assert set(pooled.max_steps.values()) == {LIBERO.max_steps["libero_mix"]}
-    assert (pooled.wait_steps, pooled.replan) == (LIBERO.wait_steps, LIBERO.replan) == (30, 10)
-
-
-def test_an_episode_ends_at_the_limit_of_its_suite_and_protocol(tmp_path: Path) -> None:
-    settings = config(tmp_path / "a", policies=("benchmark_points:Slow",), dimensions=("camera",), slots=2)
-    play(settings, Points(1))
-    steps = {row.extra["suite"]: (row.status, row.decisions) for row in read_rows(tmp_path / "a")}
-    assert steps == {"libero_object": ("failure", 280), "libero_spatial": ("failure", 220)}
-    play(dataclasses.replace(settings, output=str(tmp_path / "b"), protocol="kairos-published"), Points(1))
-    assert {row.decisions for row in read_rows(tmp_path / "b")} == {520}
-
-
-def test_ready_episodes_are_decided_in_one_pass(tmp_path: Path) -> None:
-    play(config(tmp_path / "one", policies=("benchmark_points:Together",), slots=6))
-    assert not Together.passes, "one by one is the default"
-    play(config(tmp_path / "many", policies=("benchmark_points:Together",), slots=6, batch=4))
-    assert {size for _, size in Together.passes} == {4} and max(rows for rows, _ in Together.passes) <= 4
-    assert outcomes(tmp_path / "one") == outcomes(tmp_path / "many")
-
-
-def test_world_model_policies_decide_alike_alone_and_together() -> None:
-    from kairos_env.policies.policy import BatchedPolicy, example_observation
-    from kairos_env.policies.world_model import WorldModelPolicy
-    from kairos_env.world_model.model import WorldModel
-
-    model = WorldModel.from_preset("debug", _square(), {"go": "go"})
-    alone = [WorldModelPolicy(model, execute=2) for _ in range(3)]
-    together = [WorldModelPolicy(model, execute=2) for _ in range(3)]
-    assert isinstance(together[0], BatchedPolicy)
-    for number, (a, b) in enumerate(zip(alone, together, strict=True)):
-        a.reset(number)
-        b.reset(number)
-    for step in range(5):
-        # the third episode begins later, and one is missing now and then
-        here = [i for i in range(3) if step >= i and (step + i) % 4]
-        seen = {i: example_observation(model.spec, seed=10 * step + i) for i in here}
-        expected = [alone[i].act(seen[i]) for i in here]
-        if here:
-            actions = WorldModelPolicy.act_together([together[i] for i in here], list(seen.values()), 4)
-            np.testing.assert_allclose(actions, expected, atol=1e-4)
-
-
-def _square() -> Any:
-    return dataclasses.replace(SPEC, cameras=(Camera("scene", 32, 32),))
-
-
 def test_a_policy_of_another_robot_is_refused_before_the_first_episode(tmp_path: Path) -> None:
     with pytest.raises(SpecMismatch, match=r"cameras: \['scene'\] != \['agentview', 'eye_in_hand'\]"):
         play(config(tmp_path, policies=("policy",), model="kairos-tiny"))
@@ -320,25 +185,6 @@ def test_a_policy_that_cannot_be_built_is_no_series_of_errors(tmp_path: Path) ->
     assert not read_rows(tmp_path)
 
 
-def test_bad_requests_say_what_is_legal(tmp_path: Path) -> None:
-    for changes, message in [
-        ({"protocol": "publish"}, "did you mean 'published'"),
-        ({"shard": "3/2"}, "expected i/n"),
-        ({"slots": 0}, "slots must be at least 1"),
-        ({"policies": ("polcy",)}, "did you mean 'policy'"),
-        ({"benchmark": "libero", "dimensions": ("noise",)}, "unperturbed"),
-        ({"policies": ()}, "no policies"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            config(tmp_path, **changes)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="(?s)none of the 28 tasks can run.*scenes/lost.xml.*kairos sims check"):
-        play(config(tmp_path), Points(lacking=tuple({task.dimension for task in Points().all})))
-    with pytest.raises(ValueError, match="no task of libero-plus"):
-        play(config(tmp_path, difficulties=(9,)))
-    with pytest.raises(ValueError, match="(?s)no official result.*28 of 10,030.*tasks lack assets.*sample"):
-        play(config(tmp_path, official=True, sample=3), Points(lacking=("light",)))
-
-
 def test_tasks_without_assets_are_named_and_not_counted(tmp_path: Path) -> None:
     points = Points(1, lacking=("light",))
     text = describe(config(tmp_path), points)  # type: ignore[arg-type]
@@ -358,27 +204,6 @@ def test_scenes_of_ours_take_the_place_of_the_benchmarks(tmp_path: Path) -> None
     rows = read_rows(tmp_path)
     assert len(rows) == 2 and all(row.extra["ours"] and row.job.task.startswith("libero/") for row in rows)
     assert report.tables[0].ours and report.tables[0].cell().of == 0
-
-
-def test_a_queue_keeps_a_slot_at_its_scene() -> None:
-    jobs = [Job("p", "s", f"{scene}{i}", i, 0) for scene in "aab" for i in range(2)]
-    jobs = list(dict.fromkeys(jobs)) + [Job("p", "s", "c0", 9, 0)]
-    queue = JobQueue(jobs, lambda job: job.task[0])
-    first, second = queue.take(), queue.take()
-    assert (first.task, second.task) == ("a0", "b0"), "another scene for another slot"
-    assert queue.take(first).task == "a1" and queue.take(second).task == "b1"
-    assert queue.take(first).task == "c0" and not queue
-    assert JobQueue(jobs, lambda job: "").take() == jobs[0]
-
-
-def test_ray_gives_the_same_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray")
-    tests = TESTS
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tests.parent), str(tests)]))
-    points = Points(1, extra=("raise_trouble", "kill_trouble"))
-    local = play(config(tmp_path / "local", workers=1), points)
-    cluster = play(config(tmp_path / "ray", workers=2, slots=2, cluster="ray"), points)
-    assert outcomes(tmp_path / "ray") == outcomes(tmp_path / "local") and cluster.table() == local.table()
 
 
 def test_the_command_says_what_it_would_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
