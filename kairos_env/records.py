@@ -94,6 +94,12 @@ class RobotSpec:
         return len(self.proprio)
 
     @property
+    def hand_fields(self) -> list[int]:
+        """Where the proprioception says the x, y and z of the hand: three indices, or none if it does not."""
+        found = [index for index, field in enumerate(self.proprio) if field.kind == "position"]
+        return found if len(found) == 3 else []
+
+    @property
     def action_low(self) -> Array:
         """(A,) float32, physical units."""
         return np.array([f.low for f in self.action], np.float32)

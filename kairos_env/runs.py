@@ -284,6 +284,12 @@ def _last_part(name: str) -> str:
     return name.rpartition(".")[2].lstrip("-")
 
 
+def split_initial_states(count: int) -> tuple[range, range]:
+    """The initial states of a simulator that has ``count`` of them: those for training, and the held-out last fifth."""
+    first = max(1, count * 4 // 5)
+    return range(first), range(first, count)
+
+
 def check_initial_states(first: int, count: int) -> None:
     """Sees to it that ``count`` initial states from ``first`` on belong to one purpose.
 

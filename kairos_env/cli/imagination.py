@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kairos_env.cli.options import Fields
 from kairos_env.eval.imagination.correlation import CorrelationConfig, success_correlation
-from kairos_env.eval.imagination.measure import ImaginationConfig, run_imagination
+from kairos_env.eval.imagination.evaluate import ImaginationConfig, run_imagination
 from kairos_env.eval.imagination.probe import ProbeConfig, train_probe
 
 

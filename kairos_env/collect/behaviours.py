@@ -256,8 +256,8 @@ def _metres(field: Field) -> float:
 
 def _workspace(spec: RobotSpec, eef: Array) -> tuple[Array, Array]:
     """Lowest and highest way-point (3,): the declared range of the hand, or a box around where it is."""
-    fields = [field for field in spec.proprio if field.kind == "position"][:3]
+    fields = [spec.proprio[index] for index in spec.hand_fields]
     low, high = (np.array([getattr(field, side) for field in fields]) for side in ("low", "high"))
-    if len(fields) < 3 or np.max(high - low) > _LARGEST_WORKSPACE:
+    if not fields or np.max(high - low) > _LARGEST_WORKSPACE:
         return eef - _AROUND, eef + _AROUND
     return low, high

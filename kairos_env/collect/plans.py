@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from kairos_env.collect.behaviours import check_behaviour, disturbed
-from kairos_env.runs import INITIAL_STATES, check_initial_states, did_you_mean
+from kairos_env.runs import INITIAL_STATES, check_initial_states, did_you_mean, split_initial_states
 
+HELD_OUT = "held-out"
 _MAY_CHANGE = ("out", "episodes", "per_task", "workers", "device")
 
 
@@ -43,7 +44,7 @@ class RecordConfig:
         first_initial_state: episode i starts from initial state ``first_initial_state + i``. Keep the
             ranges of training and held-out data apart.
         initial_states: of a simulator that has a fixed number of them: those to start from in turn, such as 0-39 or
-            0,5,9. Empty: the first four fifths, which keeps the others for evaluation.
+            0,5,9. Empty: the first four fifths; held-out: the others, which are for evaluation.
         layout: kairos for its own HDF5, libero for LIBERO's, a file for each task (kairos data export: LeRobot).
         episodes_per_file: size of a finished shard.
     """
@@ -158,8 +159,11 @@ def _states(config: RecordConfig, env: Any, task: str) -> list[int] | None:
     count, wanted = env.initial_states(task), _numbers(config.initial_states)
     if count is None:
         return wanted
+    training, held_out = split_initial_states(count)
+    if config.initial_states == HELD_OUT:
+        return list(held_out)
     if wanted is None:
-        return list(range(max(1, count * 4 // 5)))
+        return list(training)
     if max(wanted) >= count:
         raise ValueError(f"initial_states is {config.initial_states!r}, but {task} has {count}: 0 ... {count - 1}")
     return wanted
@@ -167,6 +171,8 @@ def _states(config: RecordConfig, env: Any, task: str) -> list[int] | None:
 
 def _numbers(text: str) -> list[int] | None:
     """``0-39`` or ``0,5,9`` in numbers; None if it is empty."""
+    if text == HELD_OUT:
+        return None
     found: list[int] = []
     for part in filter(None, text.split(",")):
         first, dash, last = part.strip().partition("-")

@@ -84,7 +84,7 @@ def read_demonstrations(path: str | Path) -> Iterator[Demonstration]:
         yield from _of_arrays(path)
         return
     recording = open_recording(path)
-    hand = _hand_fields(recording.spec)
+    hand = recording.spec.hand_fields
     for index, name in enumerate(recording.names):
         episode = recording[index]
         metadata: Mapping[str, Any] = {}
@@ -126,7 +126,7 @@ def _of_arrays(path: Path) -> Iterator[Demonstration]:
 
 def replay(env: Any, demonstration: Demonstration) -> Replayed:
     """Plays one demonstration until it succeeds or its actions end; ``env`` need not draw."""
-    fields = _hand_fields(demonstration.spec)
+    fields = demonstration.spec.hand_fields
     seen, info = env.reset(seed=demonstration.seed, options=dict(demonstration.start))
     hands = [seen["proprio"][fields]]
     for action in demonstration.actions:
@@ -177,8 +177,3 @@ def replay_all(
         for env in envs.values():
             env.close()
     return results
-
-
-def _hand_fields(spec: RobotSpec) -> list[int]:
-    """Where proprioception says the position of the hand; empty if it does not."""
-    return [index for index, field in enumerate(spec.proprio) if field.kind == "position"][:3]

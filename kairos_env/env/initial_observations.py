@@ -12,6 +12,7 @@ import numpy as np
 from kairos_env.records import Observation, SpecMismatch
 from kairos_env.runs import did_you_mean
 from kairos_env.sims.make import make_simulator, spec_of
+from kairos_env.sims.simulator import matching_task
 
 if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
@@ -121,12 +122,7 @@ class InitialObservations:
     def task_there(self, task: str) -> str:
         """The simulator's name of the model's ``task``: the same, one that ends so, or that of the same instruction."""
         there = self._simulator_tasks
-        if not there or task in there:
-            return task
-        words = self.model_tasks.get(task)
-        same_name = (name for name in there if name.rpartition("/")[2] == task)
-        same_words = (name for name, instruction in there.items() if words and instruction == words)
-        found = next(same_name, None) or next(same_words, None)
+        found = matching_task(task, self.model_tasks.get(task, ""), there) if there else task
         if found is None:
             raise ValueError(f"the simulator of the starts has no task {task!r}; {did_you_mean(task, there)}")
         return found

@@ -164,6 +164,15 @@ def check_names(given: Mapping[str, Any], legal: Iterable[str], what: str) -> di
     return dict(given)
 
 
+def matching_task(task: str, instruction: str, tasks: Mapping[str, str]) -> str | None:
+    """What ``tasks`` (name -> instruction) call a task: by its name, the end of its name, or its words; else None."""
+    if task in tasks:
+        return task
+    by_name = (name for name in tasks if name.rpartition("/")[2] == task)
+    by_words = (name for name, words in tasks.items() if instruction and words == instruction)
+    return next(by_name, None) or next(by_words, None)
+
+
 def as_initial_state(chosen: Any, count: int | None, task: str) -> int:
     """``chosen`` as the number of an initial state.
 

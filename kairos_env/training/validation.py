@@ -76,9 +76,8 @@ def rollout_metrics(model: WorldModel, episodes: Sequence[Episode], folder: Path
         metrics[f"psnr_{horizon}_copy"] = psnr(real[:, 0], real[:, horizon])
     error = roll.proprio[:, -1].cpu().numpy() - np.stack([e.proprio[steps] for e in episodes])
     metrics["proprio_error_last"] = float(np.sqrt(np.square(error / np.array(model.statistics.proprio_std)).mean()))
-    position = [i for i, field in enumerate(model.spec.proprio) if field.kind == "position"]
-    if position:
-        metrics["position_error_last"] = float(np.linalg.norm(error[:, position], axis=-1).mean())
+    if model.spec.hand_fields:
+        metrics["position_error_last"] = float(np.linalg.norm(error[:, model.spec.hand_fields], axis=-1).mean())
     for i in range(min(_STRIPS, len(episodes)) if folder else 0):
         write_png(folder / f"{i}.png", film_strip({"imagined": imagined[i], "real": real[i, 1:]}))  # type: ignore[operator]
     return metrics

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,16 @@ from kairos_env.eval.rows import Row
 from kairos_env.eval.statistics import Interval, paired_pearson, spearman, wilson
 from kairos_env.media import png_bytes
 from kairos_env.records import Array
-from kairos_env.runs import INITIAL_STATES, describe_machine, write_bytes, write_text
+from kairos_env.runs import (
+    INITIAL_STATES,
+    describe_machine,
+    did_you_mean,
+    split_initial_states,
+    write_bytes,
+    write_text,
+)
+from kairos_env.sims.make import make_simulator, spec_of
+from kairos_env.sims.simulator import matching_task
 
 
 @dataclass(frozen=True)
@@ -34,17 +44,19 @@ class CorrelationConfig:
     Args:
         output: the folder of the run; continued if it was started with the same settings.
         policies: of different quality; names as in `kairos_env.policies.make`.
-        tasks: of the simulator and the model.
+        tasks: that simulator and model have in common, by their names in the model; none: all of them.
         episodes: starts for each policy and task.
         model: the world model that imagines, and the policies'.
         device: of the model.
         steps: denoising steps of imagination; 0 is the model's default.
-        simulator: the reality.
+        simulator: the reality; made for the model's robot.
+        options: of its constructor.
         imagination: the environment that imagines from a start of the simulator.
         success_threshold: imagined probability from which an imagined episode has succeeded.
-        first_initial_state: of the starts.
+        first_initial_state: of the starts. None: the first that nothing else uses; of a simulator with a fixed number
+            of them, the first held-out one.
         seed: of policies and imagination.
-        max_decisions: of an episode, in both.
+        max_decisions: of an episode, in both; 0: as the simulator says.
         workers: processes.
         time_limit_s: an episode that takes longer is an error.
     """
@@ -58,46 +70,103 @@ class CorrelationConfig:
         "policy+noise=2.0",
         "random",
     )
-    tasks: tuple[str, ...] = ("reach", "push", "lift")
+    tasks: tuple[str, ...] = ()
     episodes: int = 20
     model: str = "kairos-tiny"
     device: str = "cpu"
     steps: int = 0
     simulator: str = "Kairos-Robosuite-v0"
+    options: dict[str, Any] = field(default_factory=dict)
     imagination: str = "Kairos-WorldModel-v0"
     success_threshold: float = 0.5
-    first_initial_state: int = INITIAL_STATES["correlation"].start
+    first_initial_state: int | None = None
     seed: int = 0
-    max_decisions: int = 24
+    max_decisions: int = 0
     workers: int = 1
     time_limit_s: float = 300.0
 
-    def real(self) -> EvalConfig:
-        """The half in the simulator."""
-        return self._half("real", self.simulator, {})
 
-    def imagined(self) -> EvalConfig:
-        """The half in the world model, from the simulator's starts."""
-        options: dict[str, Any] = {"model": self.model, "start": self.simulator, "device": self.device}
-        options |= {"success_threshold": self.success_threshold} | ({"steps": self.steps} if self.steps else {})
-        return self._half("imagined", self.imagination, options)
+@dataclass(frozen=True)
+class CommonGround:
+    """What simulator and imagination are both asked.
 
-    def _half(self, name: str, simulator: str, options: dict[str, Any]) -> EvalConfig:
-        return EvalConfig(
-            output=str(Path(self.output) / name),
-            policies=self.policies,
-            tasks=self.tasks,
-            episodes=self.episodes,
-            simulator=simulator,
-            simulator_options=options,
-            model=self.model,
-            device=self.device,
-            first_initial_state=self.first_initial_state,
-            seed=self.seed,
-            max_decisions=self.max_decisions,
-            workers=self.workers,
-            time_limit_s=self.time_limit_s,
+    Args:
+        tasks: name in the model -> name in the simulator.
+        first_initial_state: of the episodes of every task.
+        max_decisions: of an episode.
+    """
+
+    tasks: Mapping[str, str]
+    first_initial_state: int
+    max_decisions: int
+
+
+def common_ground(config: CorrelationConfig) -> CommonGround:
+    """What the configuration asks of both worlds.
+
+    Raises:
+        ValueError: they have no task in common, or not the tasks or the initial states that are asked for.
+        SpecMismatch: they cannot be of one robot.
+    """
+    with ExitStack() as stack:
+        imagined = make_simulator(config.imagination, **_imagined_options(config))
+        stack.callback(imagined.close)
+        env = make_simulator(config.simulator, spec_of(imagined), **config.options)
+        stack.callback(env.close)
+        known = imagined.tasks() if hasattr(imagined, "tasks") else imagined.model.tasks
+        there = env.tasks()
+        for task in config.tasks:
+            if task not in known or matching_task(task, known[task], there) is None:
+                raise ValueError(f"both worlds must have the task {task!r}; {did_you_mean(task, known)}")
+        states_of = getattr(env, "initial_states", lambda task: None)
+        found = {task: matching_task(task, known[task], there) for task in config.tasks or known}
+        tasks = {task: name for task, name in found.items() if name is not None}
+        if not tasks:
+            raise ValueError(f"{config.simulator} has none of the tasks that are imagined: {', '.join(known)}")
+        first = [_first_state(config, states_of(name), name) for name in tasks.values()]
+        return CommonGround(tasks, max(first), config.max_decisions or env.max_episode_steps)
+
+
+def _first_state(config: CorrelationConfig, count: int | None, task: str) -> int:
+    default = INITIAL_STATES["correlation"].start if count is None else split_initial_states(count)[1].start
+    first = default if config.first_initial_state is None else config.first_initial_state
+    if count is not None and first + config.episodes > count:
+        raise ValueError(
+            f"{task} has {count} initial states, {max(0, count - first)} from number {first} on, and not "
+            f"{config.episodes}: ask for fewer episodes, or give another first_initial_state"
         )
+    return first
+
+
+def _imagined_options(config: CorrelationConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {"model": config.model, "start": config.simulator, "device": config.device}
+    return options | {"success_threshold": config.success_threshold} | ({"steps": config.steps} if config.steps else {})
+
+
+def halves(config: CorrelationConfig, ground: CommonGround) -> tuple[EvalConfig, EvalConfig]:
+    """The half in the simulator, and the half in the world model, from the simulator's starts."""
+    real = EvalConfig(
+        output=str(Path(config.output) / "real"),
+        policies=config.policies,
+        tasks=tuple(ground.tasks.values()),
+        episodes=config.episodes,
+        simulator=config.simulator,
+        simulator_options=config.options,
+        model=config.model,
+        device=config.device,
+        first_initial_state=ground.first_initial_state,
+        seed=config.seed,
+        max_decisions=ground.max_decisions,
+        workers=config.workers,
+        time_limit_s=config.time_limit_s,
+    )
+    return real, replace(
+        real,
+        output=str(Path(config.output) / "imagined"),
+        tasks=tuple(ground.tasks),
+        simulator=config.imagination,
+        simulator_options=_imagined_options(config),
+    )
 
 
 @dataclass(frozen=True)
@@ -173,8 +242,11 @@ def success_correlation(
     """
     if len(config.policies) < 2:
         raise ValueError(f"a correlation needs at least two policies, got {list(config.policies)}")
-    halves = [evaluate(half, progress, on_row) for half in (config.real(), config.imagined())]
-    result = correlate(halves[0].rows, halves[1].rows, config.policies, config.tasks)
+    ground = common_ground(config)
+    there, imagined = (evaluate(half, progress, on_row).rows for half in halves(config, ground))
+    in_model = {name: task for task, name in ground.tasks.items()}
+    real = [replace(row, job=replace(row.job, task=in_model[row.job.task])) for row in there]
+    result = correlate(real, imagined, config.policies, list(ground.tasks))
     plot = png_bytes(scatter(result))
     folder = Path(config.output)
     write_bytes(folder / "correlation.png", plot)

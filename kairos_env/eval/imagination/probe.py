@@ -151,6 +151,21 @@ class Probe:
         """Its errors on held-out real frames."""
         return dict(self.card["floor"])
 
+    def can_read(self, spec: RobotSpec) -> bool:
+        """Whether the robot has the camera that this probe was trained on."""
+        size = self.mean_frame.shape[:2]
+        return any((c.name, c.height, c.width) == (self.camera, *size) for c in spec.cameras)
+
+    def require_readable(self, spec: RobotSpec) -> None:
+        """Raises ValueError that names both cameras unless `can_read`."""
+        if not self.can_read(spec):
+            have = ", ".join(f"{c.name} ({c.height} x {c.width})" for c in spec.cameras)
+            need = " x ".join(map(str, self.mean_frame.shape[:2]))
+            raise ValueError(
+                f"the probe reads the camera {self.camera!r} ({need}), but {spec.name!r} has {have or 'none'}; train "
+                "one with: kairos eval probe --data RECORDING --camera NAME"
+            )
+
     @torch.inference_mode()
     def read(self, images: Array, batch: int = 256) -> Reading:
         """Reads uint8 (..., H, W, 3) pictures of `camera`."""
@@ -207,19 +222,18 @@ def red_pixels(images: Array) -> Array:
     return np.asarray(((red > 60) & (red > 2 * green) & (red > 2 * blue)).sum(axis=(-2, -1)))
 
 
-def gripper_fields(spec: RobotSpec) -> list[int]:
-    """Where in the proprioception the gripper's position stands: the indices of its x, y and z.
+def hand_fields(spec: RobotSpec) -> list[int]:
+    """`RobotSpec.hand_fields`.
 
     Raises:
-        ValueError: the robot does not say.
+        ValueError: the robot does not say where its hand is.
     """
-    found = [i for i, field in enumerate(spec.proprio) if field.kind == "position"]
-    if len(found) != 3:
+    if not spec.hand_fields:
         raise ValueError(
-            f"{spec.name!r} has {len(found)} proprioception fields of kind 'position'; exactly 3 (x, y, z of the "
-            "gripper) are needed to measure positions"
+            f"the proprioception of {spec.name!r} does not say where the hand is: to measure positions it needs "
+            "exactly three fields of the kind 'position' (x, y, z)"
         )
-    return found
+    return spec.hand_fields
 
 
 def measure(probe: Probe, episodes: Iterable[Episode], spec: RobotSpec) -> dict[str, float]:
@@ -230,7 +244,7 @@ def measure(probe: Probe, episodes: Iterable[Episode], spec: RobotSpec) -> dict[
         episodes: with the label ``object_position``; frames that it was not trained on.
         spec: their robot.
     """
-    fields = gripper_fields(spec)
+    fields = hand_fields(spec)
     gripper: list[Array] = []
     cube: list[Array] = []
     visible: list[Array] = []
@@ -316,7 +330,7 @@ def _gather(file: EpisodeFile, indices: Array, config: ProbeConfig) -> tuple[Arr
     frames: list[Array] = []
     targets: list[Array] = []
     weights: list[Array] = []
-    fields = gripper_fields(file.spec)
+    fields = hand_fields(file.spec)
     every = max(1, -(-file.total // config.max_frames))
     for index in indices:
         episode = file[int(index)]

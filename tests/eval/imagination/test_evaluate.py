@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kairos_env.datasets.hdf5.recorded import EpisodeWriter
-from kairos_env.eval.imagination.measure import evaluate_imagination, moving_episodes, path_cm
+from kairos_env.eval.imagination.evaluate import evaluate_imagination, moving_episodes, path_cm
 from kairos_env.eval.imagination.probe import Probe, ProbeConfig, Reading, measure, red_pixels, train_probe
 from kairos_env.eval.imagination.report import CONDITIONS
 from kairos_env.records import Camera, Episode, Field, Observation, RobotSpec, SpecMismatch

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kairos_env.eval.imagination.image_metrics import mean_squared_error, psnr, ssim
-from kairos_env.eval.imagination.probe import VISIBLE_PIXELS, Probe, gripper_fields, red_pixels
+from kairos_env.eval.imagination.probe import VISIBLE_PIXELS, Probe, red_pixels
 from kairos_env.eval.imagination.report import (
     CONDITIONS,
     METRICS,
@@ -33,7 +33,7 @@ from kairos_env.eval.imagination.report import (
     MOVING_PATH_CM,
     ImaginationReport,
 )
-from kairos_env.policies import make as roster
+from kairos_env.policies.make import load_model, model_digest
 from kairos_env.records import Array, Episode, RobotSpec
 from kairos_env.runs import INITIAL_STATES, open_run
 
@@ -51,8 +51,10 @@ class ImaginationConfig:
         output: the folder of the run.
         model: the world model that imagines.
         device: of the model.
-        data: held-out recorded episodes, file or folder. Empty: they are recorded in the simulator, into
-            ``<output>/episodes``, from starts that no training data use.
+        data: a recording of held-out episodes, of any layout with pictures. Empty: they are recorded in the simulator,
+            into ``<output>/episodes``, from initial states that no training data use.
+        simulator: where they are recorded: a Gymnasium id, or module:factory; made for the model's robot.
+        options: of the simulator's constructor.
         episodes: how many, moving or not.
         decisions: length of the episodes that are recorded here.
         first_initial_state: of the episodes that are recorded here.
@@ -60,7 +62,7 @@ class ImaginationConfig:
         context: real frames observed before imagining.
         steps: denoising steps; 0 is the model's default.
         batch: episodes imagined at once.
-        probe: folder of the position reader; empty is the bundled one.
+        probe: folder of the position reader; empty is the bundled one, for robots that it can read.
         films: of how many episodes to write strip and film.
         seed: of recording, of the model's noise, and of who gets whose actions.
     """
@@ -69,6 +71,8 @@ class ImaginationConfig:
     model: str = "kairos-tiny"
     device: str = "cpu"
     data: str = ""
+    simulator: str = "Kairos-Robosuite-v0"
+    options: dict[str, Any] = field(default_factory=dict)
     episodes: int = 60
     decisions: int = 50
     first_initial_state: int = INITIAL_STATES["imagination"].start
@@ -85,17 +89,24 @@ def run_imagination(config: ImaginationConfig, progress: bool = False) -> Imagin
     """Records or reads held-out episodes, compares imagination with them, and writes numbers, page and films."""
     from tqdm import tqdm
 
-    from kairos_env.datasets.hdf5.recorded import EpisodeFile
+    from kairos_env.datasets.layouts import open_recording
 
-    probe = Probe.load(config.probe)
-    model = roster.load_model(config.model, config.device)
+    model = load_model(config.model, config.device)
+    reader = Probe.load(config.probe)
+    if config.probe:
+        reader.require_readable(model.spec)
+    probe = reader if reader.can_read(model.spec) else None
     settings = dataclasses.asdict(config)
     identity = {k: v for k, v in settings.items() if k not in ("output", "episodes", "batch", "films", "device")}
-    identity |= {"model_digest": roster.model_digest(config.model)}
+    identity |= {"model_digest": model_digest(config.model)}
     folder = open_run(config.output, identity, {"config": settings})
-    file = EpisodeFile(config.data or _record(config, model, progress))
-    model.spec.require_same(file.spec, "model", "data")
-    episodes = [file[i] for i in range(min(config.episodes, len(file)))]
+    recording = open_recording(config.data or _record(config, progress))
+    model.spec.require_same(recording.spec, "model", "data")
+    episodes = [recording[i] for i in range(min(config.episodes, len(recording)))]
+    if not all(episode.images for episode in episodes):
+        raise ValueError(
+            f"{config.data} has no pictures, which imagination is compared with: give the recording itself"
+        )
     with tqdm(total=len(episodes), unit="episode", disable=not progress) as bar:
 
         def show(done: int) -> None:
@@ -117,18 +128,21 @@ def run_imagination(config: ImaginationConfig, progress: bool = False) -> Imagin
     return report
 
 
-def _record(config: ImaginationConfig, model: WorldModel, progress: bool) -> Path:
-    from kairos_env.collect.plans import RecordConfig
+def _record(config: ImaginationConfig, progress: bool) -> Path:
+    from kairos_env.collect.plans import HELD_OUT, RecordConfig
     from kairos_env.collect.recorder import record
 
     recording = RecordConfig(
         out=str(Path(config.output) / "episodes"),
+        simulator=config.simulator,
+        options=config.options,
         episodes=config.episodes,
         workers=1,
         seed=config.seed,
         decisions=config.decisions,
         model=config.model,
         first_initial_state=config.first_initial_state,
+        initial_states=HELD_OUT,
     )
     return record(recording, progress=progress).folder
 
@@ -170,28 +184,23 @@ def evaluate_imagination(
     """
     if context < 1 or not horizons or min(horizons) < 1:
         raise ValueError(f"context and horizons must be >= 1, got {context} and {list(horizons)}")
-    horizons = tuple(sorted(set(horizons)))
     first = context - 1
     moving = moving_episodes(episodes, model.spec, first)
     if not moving:
         raise ValueError(
-            f"none of the {len(episodes)} episodes moves the gripper by {MOVING_PATH_CM:g} cm after {context} frame(s)"
+            f"none of the {len(episodes)} episodes moves the hand by {MOVING_PATH_CM:g} cm after {context} frame(s)"
         )
     camera = probe.camera if probe else model.spec.cameras[0].name
     if mean_frame is None:
         mean_frame = probe.mean_frame if probe else _mean_frame(moving, camera)
+    found = _Findings(model, tuple(sorted(set(horizons))), first, camera, probe, mean_frame, moving)
     futures = _shuffled_actions(moving, first, seed)
-    shape = (len(moving), len(horizons))
-    values = {c: {m: np.full(shape, math.nan) for m in METRICS} for c in CONDITIONS}
-    moved, own_success = np.full(shape, math.nan), np.full((len(moving), 2), math.nan)
-    kept: dict[str, dict[str, Array]] = {}
-    names = tuple(f"{i}: {e.task} {e.source} {e.initial_state}" for i, e in enumerate(moving))
     # Episodes of one length share a batch, so that nothing is imagined beyond their end.
     order = sorted(range(len(moving)), key=lambda i: len(moving[i]))
     for start in range(0, len(order), batch):
         group = order[start : start + batch]
         chosen = [moving[i] for i in group]
-        length = min(horizons[-1], max(len(e) for e in chosen) - first)
+        length = min(found.horizons[-1], max(len(e) for e in chosen) - first)
         state = _observe(model, chosen, first, seeds=[seed * 1_000_003 + i for i in group])
         true = np.stack([_fit(e.actions[first:], length) for e in chosen])
         plans = {
@@ -201,39 +210,92 @@ def evaluate_imagination(
         }
         rollouts = {name: model.imagine(state, actions, steps=steps) for name, actions in plans.items()}
         for place, index in enumerate(group):
-            episode = moving[index]
-            reached = [h for h in horizons if h <= len(episode) - first]
-            columns = [horizons.index(h) for h in reached]
-            truth = _Truth.of(episode, first, [first + h for h in reached], camera, model.spec, probe)
-            moved[index, columns] = truth.cube_moved_cm
-            films_here = {n: model.decode(roll.latents[place])[camera] for n, roll in rollouts.items()}
-            frames = {name: film[[h - 1 for h in reached]] for name, film in films_here.items()}
-            frames["copy"] = np.broadcast_to(episode.images[camera][first], truth.images.shape)
-            frames["mean"] = np.broadcast_to(mean_frame, truth.images.shape)
-            frames["codec"] = model.decode(model.encode([episode.observation(first + h) for h in reached]))[camera]
-            for condition, seen in frames.items():
-                for metric, column in truth.compare(seen).items():
-                    values[condition][metric][index, columns] = column
-            for condition, roll in rollouts.items():
-                own = roll.proprio[place].cpu().numpy()[[h - 1 for h in reached]][:, gripper_fields(model.spec)]
-                values[condition]["own_gripper_cm"][index, columns] = _distance_cm(own, truth.gripper)
-            end = min(length, len(episode) - first)
-            sure = float(rollouts["imagined"].success[place, :end].max())
-            own_success[index] = sure, bool(episode.success[first : first + end].any())
-            if index < films:
-                begin = episode.images[camera][[first]]
-                kept[names[index]] = {name: np.concatenate([begin, film[:end]]) for name, film in films_here.items()}
-                kept[names[index]]["real"] = episode.images[camera][first : first + end + 1]
+            found.add(index, rollouts, place, keep=index < films)
         if on_batch is not None:
             on_batch(min(start + batch, len(order)))
-    kept = {name: kept[name] for name in names if name in kept}
-    floor = probe.floor if probe else {}
-    return ImaginationReport(horizons, values, moved, names, len(episodes) - len(moving), floor, kept, own_success)
+    return found.report(len(episodes) - len(moving))
+
+
+class _Findings:
+    """Every episode's numbers, as they come.
+
+    Args:
+        model: what imagines.
+        horizons: decisions after the last observed frame.
+        first: index of that frame.
+        camera: whose pictures are compared.
+        probe: reads positions in them.
+        mean_frame: of the training data.
+        episodes: all of them.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        horizons: tuple[int, ...],
+        first: int,
+        camera: str,
+        probe: Probe | None,
+        mean_frame: Array,
+        episodes: Sequence[Episode],
+    ) -> None:
+        self.model, self.horizons, self.first, self.camera = model, horizons, first, camera
+        self.probe, self.mean_frame, self.episodes = probe, mean_frame, episodes
+        shape = (len(episodes), len(horizons))
+        self.values = {c: {m: np.full(shape, math.nan) for m in METRICS} for c in CONDITIONS}
+        self.moved, self.own_success = np.full(shape, math.nan), np.full((len(episodes), 2), math.nan)
+        self.films: dict[int, dict[str, Array]] = {}
+
+    def add(self, index: int, rollouts: Mapping[str, Any], place: int, keep: bool) -> None:
+        """Compares one episode with what was imagined of it.
+
+        Args:
+            index: of the episode.
+            rollouts: condition -> what the model imagined of a batch.
+            place: of the episode in the batch.
+            keep: keep its frames.
+        """
+        model, episode, camera, first = self.model, self.episodes[index], self.camera, self.first
+        reached = [h for h in self.horizons if h <= len(episode) - first]
+        columns = [self.horizons.index(h) for h in reached]
+        truth = _Truth.of(episode, first, [first + h for h in reached], camera, model.spec, self.probe)
+        self.moved[index, columns] = truth.cube_moved_cm
+        films = {name: model.decode(roll.latents[place])[camera] for name, roll in rollouts.items()}
+        frames = {name: film[[h - 1 for h in reached]] for name, film in films.items()}
+        frames["copy"] = np.broadcast_to(episode.images[camera][first], truth.images.shape)
+        frames["mean"] = np.broadcast_to(self.mean_frame, truth.images.shape)
+        frames["codec"] = model.decode(model.encode([episode.observation(first + h) for h in reached]))[camera]
+        for condition, seen in frames.items():
+            for metric, column in truth.compare(seen).items():
+                self.values[condition][metric][index, columns] = column
+        if model.spec.hand_fields:
+            for condition, roll in rollouts.items():
+                own = roll.proprio[place].cpu().numpy()[[h - 1 for h in reached]][:, model.spec.hand_fields]
+                self.values[condition]["own_gripper_cm"][index, columns] = _distance_cm(own, truth.gripper)
+        end = min(len(films["imagined"]), len(episode) - first)
+        sure = float(rollouts["imagined"].success[place, :end].max())
+        self.own_success[index] = sure, bool(episode.success[first : first + end].any())
+        if keep:
+            begin = episode.images[camera][[first]]
+            self.films[index] = {name: np.concatenate([begin, film[:end]]) for name, film in films.items()}
+            self.films[index]["real"] = episode.images[camera][first : first + end + 1]
+
+    def report(self, skipped: int) -> ImaginationReport:
+        """What they come to; ``skipped`` episodes did not move."""
+        names = tuple(f"{i}: {e.task} {e.source} {e.initial_state}" for i, e in enumerate(self.episodes))
+        films = {names[index]: self.films[index] for index in sorted(self.films)}
+        floor = self.probe.floor if self.probe else {}
+        return ImaginationReport(self.horizons, self.values, self.moved, names, skipped, floor, films, self.own_success)
 
 
 def moving_episodes(episodes: Sequence[Episode], spec: RobotSpec, first: int = 0) -> list[Episode]:
-    """Those in which the gripper travels at least `MOVING_PATH_CM` in the `MOVING_DECISIONS` after frame ``first``."""
-    fields, last = gripper_fields(spec), first + MOVING_DECISIONS + 1
+    """Those in which the hand travels at least `MOVING_PATH_CM` in the `MOVING_DECISIONS` after frame ``first``.
+
+    A robot that does not say where its hand is moves in all of them.
+    """
+    fields, last = spec.hand_fields, first + MOVING_DECISIONS + 1
+    if not fields:
+        return [e for e in episodes if len(e) > first]
     return [e for e in episodes if len(e) > first and path_cm(e.proprio[first:last, fields]) >= MOVING_PATH_CM]
 
 
@@ -256,7 +318,7 @@ class _Truth:
     def of(
         cls, episode: Episode, first: int, at: Sequence[int], camera: str, spec: RobotSpec, probe: Probe | None
     ) -> _Truth:
-        gripper = episode.proprio[list(at)][:, gripper_fields(spec)]
+        gripper = episode.proprio[list(at)][:, spec.hand_fields]
         labels = episode.labels.get("object_position")
         cube = None if labels is None else np.asarray(labels)[list(at)]
         moved = np.full(len(at), math.nan) if labels is None else _distance_cm(cube, labels[first])
