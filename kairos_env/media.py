@@ -81,12 +81,13 @@ def side_by_side(films: Mapping[str, Array], scale: int = 4) -> Array:
     return np.concatenate([header, film], axis=1)
 
 
-def png_bytes(image: Array) -> bytes:
-    """A uint8 (H, W, 3) image as PNG."""
+def png_bytes(image: Array, compression: int | None = None) -> bytes:
+    """A uint8 (H, W, 3) image as PNG, as small as it gets, or with zlib's ``compression`` (1 is fast)."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", optimize=True)
+    packing: dict[str, Any] = {"optimize": True} if compression is None else {"compress_level": compression}
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", **packing)
     return buffer.getvalue()
 
 

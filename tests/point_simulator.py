@@ -87,7 +87,7 @@ class ImaginedPoint(Point):
 
     def __init__(self, model: str, start: str, device: str, success_threshold: float) -> None:
         super().__init__()
-        assert (model, start, device) == ("none", "point_simulator:Point", "cpu")
+        assert (model, device) == ("none", "cpu") and start.rpartition(":")[2] in ("Point", "Numbered")
         self.threshold = success_threshold
 
     def _observe(self) -> Any:

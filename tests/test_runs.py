@@ -25,6 +25,7 @@ from kairos_env.runs import (
     read_jsonl,
     remove_leftovers,
     single_threaded_workers,
+    split_initial_states,
     temporary_for,
     write_json,
     write_text,
@@ -158,6 +159,12 @@ def test_did_you_mean(word: object, known: list[object], meant: str) -> None:
 def test_no_two_purposes_share_an_initial_state() -> None:
     for (one, a), (other, b) in itertools.combinations(INITIAL_STATES.items(), 2):
         assert a.stop <= b.start or b.stop <= a.start, (one, other)
+
+
+@pytest.mark.parametrize(("count", "training", "held_out"), [(50, 40, 10), (6, 4, 2), (1, 1, 0)])
+def test_the_last_fifth_of_numbered_initial_states_is_held_out(count: int, training: int, held_out: int) -> None:
+    first, second = split_initial_states(count)
+    assert (len(first), len(second)) == (training, held_out) and [*first, *second] == list(range(count))
 
 
 def test_initial_states_do_not_reach_into_another_purpose() -> None:

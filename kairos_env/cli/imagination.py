@@ -1,8 +1,10 @@
-"""`kairos eval imagination`, `correlation`, `probe`: imagination against reality."""
+"""`kairos eval imagination`, `correlation`, `probe`, `state-model`: imagination against reality, and its controls."""
 
 from __future__ import annotations
 
 from kairos_env.cli.options import Fields
+from kairos_env.cli.values import print_json
+from kairos_env.eval.controls.state_training import StateTrainingConfig, run_state_training
 from kairos_env.eval.imagination.correlation import CorrelationConfig, success_correlation
 from kairos_env.eval.imagination.evaluate import ImaginationConfig, run_imagination
 from kairos_env.eval.imagination.probe import ProbeConfig, train_probe
@@ -26,5 +28,13 @@ def probe(config: Fields[ProbeConfig]) -> int:
     """Trains the reader of positions."""
     trained = train_probe(config, progress=True)
     print("on held-out real frames: " + ", ".join(f"{name} {value}" for name, value in trained.floor.items()))
+    print(f"written to {config.output}")
+    return 0
+
+
+def state_model(config: Fields[StateTrainingConfig]) -> int:
+    """Trains the control of the video model."""
+    _, report = run_state_training(config, progress=print)
+    print_json(report)
     print(f"written to {config.output}")
     return 0

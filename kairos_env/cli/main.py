@@ -188,6 +188,12 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "kairos eval probe --data runs/record --out runs/probe",
                 "imagination:probe",
             ),
+            "state-model": Command(
+                "train a small model of the true state, with which planning in pixels is compared",
+                "kairos eval state-model --data runs/record --out runs/state-model\n"
+                "kairos eval closed-loop --policies cem,state_cem --state-model runs/state-model",
+                "imagination:state_model",
+            ),
         },
     ),
     "sims": Group(

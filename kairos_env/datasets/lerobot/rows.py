@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from kairos_env.datasets.statistics import QUANTILES
+from kairos_env.media import png_bytes
 from kairos_env.records import Array, Episode, RobotSpec
 
 NUMBER_TYPES = ("float32", "float64", "int64", "bool")
@@ -100,13 +100,10 @@ def arrow(values: Array) -> pa.Array:
 
 def png_column(pixels: Array) -> pa.Array:
     """Pictures uint8 (N, H, W, 3) inside of a table."""
-    from PIL import Image
-
-    rows = []
-    for index, image in enumerate(pixels):
-        buffer = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG")
-        rows.append({"bytes": buffer.getvalue(), "path": f"frame-{index:06d}.png"})
+    rows = [
+        {"bytes": png_bytes(image, compression=6), "path": f"frame-{index:06d}.png"}
+        for index, image in enumerate(pixels)
+    ]
     return pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
 
 

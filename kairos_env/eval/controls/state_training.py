@@ -1,15 +1,10 @@
-"""Trains the state model on recorded episodes, about a minute on one CPU core.
-
-``python -m kairos_env.eval.controls.state_training --data recordings/ --out runs/state-model``
-"""
+"""Trains the state model on recorded episodes, about a minute on one CPU core."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
+from kairos_env.datasets.hdf5.recorded import EpisodeFile
 from kairos_env.policies.planners.state_model import StateModel, StateModelConfig, reward_loss
 from kairos_env.records import Episode, RobotSpec
+from kairos_env.runs import write_json
 
 
 @dataclass(frozen=True)
@@ -27,15 +24,21 @@ class StateTrainingConfig:
     """How a `StateModel` is trained.
 
     Args:
+        data: recorded episodes of a simulator, file or folder.
+        output: the folder for the model and its report.
         updates: optimiser steps of dynamics and rewards, each on its own minibatch per ensemble member.
         batch: transitions per member and update.
         unroll: predicted steps per update; errors of later steps train the model on its own mistakes.
         near, near_weight: starts with the gripper this close to the object [m] are drawn so many times as often:
             contact is rare and decides everything.
         learning_rate: peak of a cosine schedule.
+        weight_decay: of AdamW.
         held_out: fraction of episodes kept for the measurement.
+        seed: of everything random.
     """
 
+    data: str = "data"
+    output: str = "runs/state-model"
     updates: int = 4000
     batch: int = 256
     unroll: int = 3
@@ -45,6 +48,11 @@ class StateTrainingConfig:
     weight_decay: float = 1e-4
     held_out: float = 0.05
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("updates", 3), ("batch", 1), ("unroll", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,25 @@ class _Data:
 
     def select(self, index: Tensor) -> _Data:
         return _Data(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+
+def run_state_training(
+    config: StateTrainingConfig, progress: Callable[[str], None] = lambda line: None
+) -> tuple[StateModel, dict[str, Any]]:
+    """Trains on a recording, and writes the model and its errors into ``config.output``.
+
+    Raises:
+        FileNotFoundError: no such recording.
+        ValueError: no episodes, or episodes without the labels.
+    """
+    file = EpisodeFile(config.data)
+    episodes = [replace(episode, images={}) for episode in file]
+    words = {episode.task: episode.instruction for episode in episodes}
+    tasks = {name: words[name] for name in file[0].label_tasks if name in words}
+    model, report = train_state_model(episodes, file.spec, tasks, config, progress=progress)
+    model.save(config.output)
+    write_json(Path(config.output) / "report.json", report)
+    return model, report
 
 
 def train_state_model(
@@ -100,7 +127,7 @@ def train_state_model(
 
     optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.learning_rate, total_steps=config.updates, pct_start=0.05
+        optimiser, config.learning_rate, total_steps=config.updates, pct_start=max(0.05, 2 / config.updates)
     )
     started = time.process_time()
     for update in range(config.updates):
@@ -241,34 +268,3 @@ def _stack(episodes: Iterable[Episode], tasks: list[str]) -> _Data:
         successes=padded(4, longest),
         length=torch.tensor([len(row[2]) for row in rows]),
     )
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Command line: trains on a folder of recordings, writes the model and its report."""
-    from kairos_env.datasets.hdf5.recorded import EpisodeFile
-    from kairos_env.sims.tabletop.env import TASKS
-
-    parser = argparse.ArgumentParser(description="Train the state model, the control of the video world model.")
-    parser.add_argument("--data", required=True, help="a recorded HDF5 file, or a folder of them")
-    parser.add_argument("--out", required=True, help="folder for state_model.safetensors and report.json")
-    parser.add_argument("--updates", type=int, default=StateTrainingConfig.updates)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-
-    episodes = EpisodeFile(options.data)
-    config = StateTrainingConfig(updates=options.updates, seed=options.seed)
-    tasks = {name: TASKS[name] for name in episodes[0].label_tasks}
-    model, report = train_state_model(episodes, episodes.spec, tasks, config, progress=_say)
-    path = model.save(options.out)
-    (Path(options.out) / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    _say(f"{path} ({path.stat().st_size / 1e3:.0f} kB)\n{json.dumps(report, indent=2)}")
-
-
-def _say(line: str) -> None:
-    import sys
-
-    sys.stderr.write(line + "\n")
-
-
-if __name__ == "__main__":
-    main()

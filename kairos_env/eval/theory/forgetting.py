@@ -62,9 +62,7 @@ def unseen_episodes(model: WorldModel, count: int, decisions: int = 24) -> list[
     from kairos_env.collect.recorder import record_episode
     from kairos_env.sims.make import make_simulator
 
-    config = RecordConfig(
-        "", episodes=count, decisions=decisions, first_initial_state=INITIAL_STATES["theory"].start
-    )
+    config = RecordConfig("", episodes=count, decisions=decisions, first_initial_state=INITIAL_STATES["theory"].start)
     simulator = make_simulator(config.simulator, model.spec)
     try:
         return [record_episode(simulator, plan, config) for plan in plan_episodes(config, simulator)]

@@ -37,7 +37,7 @@ from kairos_env.world_model.gated_delta_net import GatedDeltaNet
 Predict = Callable[[Tensor, Tensor], Tensor]
 
 
-class Clip(NamedTuple):
+class PlaceSequence(NamedTuple):
     """T + 1 frames: which place each shows (B, T + 1) int64, and its value (B, T + 1) float32.
 
     The action at frame t is ``seen[:, t + 1]``, what it leads to is ``values[:, t + 1]``.
@@ -63,7 +63,7 @@ class HiddenPlaces:
         if self.places < 1 or not 0 < self.persistence < 1:
             raise ValueError(f"needs places >= 1 and 0 < persistence < 1, got {self.places} and {self.persistence}")
 
-    def watch(self, clips: int, frames: int, seed: int) -> Clip:
+    def watch(self, clips: int, frames: int, seed: int) -> PlaceSequence:
         """Draws ``clips`` clips of ``frames`` + 1 frames from the stationary process."""
         generator = torch.Generator().manual_seed(seed)
         seen = torch.randint(self.places, (clips, frames + 1), generator=generator)
@@ -72,7 +72,7 @@ class HiddenPlaces:
         for new in noise[1:]:
             z = kept * z + math.sqrt(1 - kept**2) * new
             film.append(z)
-        return Clip(seen, torch.stack(film, 1).gather(2, seen[..., None]).squeeze(2))
+        return PlaceSequence(seen, torch.stack(film, 1).gather(2, seen[..., None]).squeeze(2))
 
     def memory(self, seen: Tensor, values: Tensor, visible: Sequence[int] | None = None) -> Tensor:
         """E[z_t | frames up to t]: seen and values (B, T) -> (B, T, n).
@@ -242,7 +242,7 @@ def train(
     return model.eval()
 
 
-def imagine(predict: Predict, clip: Clip, observed: int) -> Tensor:
+def imagine(predict: Predict, clip: PlaceSequence, observed: int) -> Tensor:
     """Imagines on from the first ``observed`` frames, feeding predictions back: values (B, T + 1)."""
     values = clip.values[:, :observed]
     with torch.no_grad():
@@ -279,7 +279,7 @@ class Bound:
         return (self.readout + self.persistence * perturbation / (1 - contraction)) ** 2
 
 
-def theorem_2(world: HiddenPlaces, model: DeltaFilter, clip: Clip) -> Bound:
+def theorem_2(world: HiddenPlaces, model: DeltaFilter, clip: PlaceSequence) -> Bound:
     """Measures the constants of Theorem 2 on a trained filter and clips that it was not trained on, in float64.
 
     The exact memory is written in the learned coordinates: its keys are the orthonormal ones nearest to the learned.

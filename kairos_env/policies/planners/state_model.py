@@ -337,7 +337,7 @@ class StateModel(nn.Module):
         path = Path(folder) / FILE_NAME
         if not path.is_file():
             raise FileNotFoundError(
-                f"no state model at {path}; make one with python -m kairos_env.eval.controls.state_training"
+                f"no state model at {path}; make one with: kairos eval state-model"
             )
         try:
             with safe_open(path, framework="pt") as file:

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from point_simulator import Point
 
-from kairos_env.eval.imagination.correlation import CorrelationConfig, correlate, scatter, success_correlation
+from kairos_env.eval.imagination.correlation import (
+    CorrelationConfig,
+    common_ground,
+    correlate,
+    halves,
+    scatter,
+    success_correlation,
+)
 from kairos_env.eval.rows import Job, Row
 
 
@@ -69,3 +78,27 @@ def test_both_worlds_are_run_and_related(tmp_path: Path) -> None:
 def test_needs_policies_of_different_quality() -> None:
     with pytest.raises(ValueError, match="at least two policies"):
         success_correlation(CorrelationConfig(policies=("policy",)))
+
+
+class Numbered(Point):
+    """A simulator with few initial states, whose tasks have longer names than the model's."""
+
+    def tasks(self) -> dict[str, str]:
+        return {"suite/near": "go near", "suite/elsewhere": "go far"}
+
+    def initial_states(self, task: str) -> int:
+        return 10
+
+
+def test_tasks_are_matched_by_name_or_words_and_held_out_states_are_asked() -> None:
+    here = f"{Numbered.__module__}:Numbered"
+    config = CorrelationConfig(model="none", simulator=here, imagination="point_simulator:ImaginedPoint", episodes=2)
+    ground = common_ground(config)
+    assert ground.tasks == {"near": "suite/near", "far": "suite/elsewhere"}
+    assert ground.first_initial_state == 8 and ground.max_decisions == 24
+    real, imagined = halves(config, ground)
+    assert real.tasks == ("suite/near", "suite/elsewhere") and imagined.tasks == ("near", "far")
+    with pytest.raises(ValueError, match="10 initial states, 2 from number 8 on, and not 3"):
+        common_ground(replace(config, episodes=3))
+    with pytest.raises(ValueError, match="'naer'; did you mean 'near'"):
+        common_ground(replace(config, tasks=("naer",)))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kairos_env.datasets.hdf5.recorded import EpisodeWriter
+from kairos_env.embodiments import libero_panda
 from kairos_env.eval.imagination.evaluate import evaluate_imagination, moving_episodes, path_cm
 from kairos_env.eval.imagination.probe import Probe, ProbeConfig, Reading, measure, red_pixels, train_probe
 from kairos_env.eval.imagination.report import CONDITIONS
@@ -278,3 +279,19 @@ def test_a_real_model_gives_the_same_numbers_in_any_batch(probe: Any) -> None:
     other = dataclasses.replace(SPEC, cameras=(Camera("scene", 48, 48),))
     with pytest.raises(SpecMismatch):
         evaluate_imagination(WorldModel.from_preset("debug", other, {"drag": "drag it"}), episodes, (1,))
+
+
+def test_a_probe_says_which_robots_it_can_read() -> None:
+    probe, other = Probe.load(), libero_panda(64)
+    assert not probe.can_read(other) and not probe.can_read(SPEC)
+    with pytest.raises(ValueError, match=r"reads the camera 'scene' \(64 x 64\), but 'libero-panda' has agentview"):
+        probe.require_readable(other)
+    assert probe.can_read(dataclasses.replace(SPEC, cameras=(Camera("scene", 64, 64),)))
+
+
+def test_a_robot_that_does_not_say_where_its_hand_is_moves_in_every_episode() -> None:
+    joints = dataclasses.replace(SPEC, proprio=tuple(Field(f"j{i}", -1, 1, "rad", "joint_position") for i in range(3)))
+    episodes = [episode(0, still=True), episode(1)]
+    assert len(moving_episodes(episodes, SPEC)) == 1 and len(moving_episodes(episodes, joints)) == 2
+    with pytest.raises(ValueError, match="does not say where the hand is"):
+        measure(Probe.load(), episodes, joints)

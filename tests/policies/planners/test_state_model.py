@@ -116,7 +116,7 @@ def test_save_and_load_give_the_same_model(trained: tuple[StateModel, dict], tmp
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a state model"):
         StateModel.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match="state_training"):
+    with pytest.raises(FileNotFoundError, match="kairos eval state-model"):
         StateModel.load(tmp_path / "nothing")
 
 
