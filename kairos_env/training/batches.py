@@ -90,9 +90,13 @@ class Clips:
         require_own_latents(model, episodes)
         self.lengths = [len(episode) + 1 for episode in episodes]
         self._odds = torch.ones(len(episodes)) if weights is None else torch.tensor(weights, dtype=torch.float32)
+        self._begins = torch.tensor([0, *self.lengths]).cumsum(0)
         self._views = [camera_latents(model, episode) for episode in episodes]
         read = [_columns(model, episode) for episode in episodes]
-        self._columns, self._texts = [columns for columns, _ in read], [texts for _, texts in read]
+        self._texts = [texts for _, texts in read]
+        most = max(map(len, self._texts), default=0)
+        parts = [{k: _with_tasks(v, most) if k in PER_TASK else v for k, v in columns.items()} for columns, _ in read]
+        self._columns = {key: torch.cat([part[key] for part in parts]) for key in (parts[0] if parts else ())}
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -103,7 +107,7 @@ class Clips:
             "outcome_mask": "no episode says its outcome: the model's reward and success stay untrained",
             "object_mask": f"no episode has the label {OBJECT!r} (metres): the model's object position stays untrained",
         }
-        return [text for key, text in lacking.items() if not any(column[key].any() for column in self._columns)]
+        return [text for key, text in lacking.items() if not self._columns[key].any()]
 
     def sample(self, batch: int, frames: int, generator: torch.Generator) -> Batch:
         """``batch`` random clips of ``frames`` frames, each read as a random task that its labels allow.
@@ -121,27 +125,26 @@ class Clips:
         def draw(high: int) -> int:
             return int(torch.randint(high, (1,), generator=generator))
 
-        rows: list[dict[str, Tensor]] = []
-        texts = []
         odds = self._odds[long_enough]
         alike = bool((odds == odds[0]).all())
+        clips = []  # number of the episode, first frame, task
         for _ in range(batch):
             nth = draw(len(odds)) if alike else int(torch.multinomial(odds, 1, generator=generator))
-            index = long_enough[nth]
-            start = draw(self.lengths[index] - frames + 1)
-            task = draw(len(self._texts[index]))
-            texts.append(self._texts[index][task])
-            rows.append(self._clip(index, slice(start, start + frames), task))
-        stacked = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-        stacked["has_lead"][:, 0] = 0  # a clip starts without history
-        return Batch(**stacked, texts=texts)
+            number = long_enough[nth]
+            clips.append((number, draw(self.lengths[number] - frames + 1), draw(len(self._texts[number]))))
+        episode, start, task = torch.tensor(clips).T
+        rows = (self._begins[episode] + start).unsqueeze(1) + torch.arange(frames)  # (B, F)
+        drawn = {"latents": torch.stack([self._latents(i, slice(first, first + frames)) for i, first, _ in clips])}
+        for key, column in self._columns.items():
+            if key in PER_EPISODE:
+                drawn[key] = column[episode]
+            else:
+                drawn[key] = column[rows, task.unsqueeze(1)] if key in PER_TASK else column[rows]
+        drawn["has_lead"][:, 0] = 0  # a clip starts without history
+        return Batch(**drawn, texts=[self._texts[i][which] for i, _, which in clips])
 
-    def _clip(self, index: int, part: slice, task: int) -> dict[str, Tensor]:
-        clip = {"latents": torch.cat([view[part].float() for view in self._views[index]], -1)}
-        for key, column in self._columns[index].items():
-            values = column if key in PER_EPISODE else column[part]
-            clip[key] = values[:, task] if key in PER_TASK else values
-        return clip
+    def _latents(self, index: int, part: slice) -> Tensor:
+        return torch.cat([view[part].float() for view in self._views[index]], -1)
 
 
 def require_own_latents(model: WorldModel, episodes: Sequence[Episode], name: str = "this model") -> None:
@@ -177,7 +180,10 @@ def camera_latents(model: WorldModel, episode: Episode) -> list[Tensor]:
 
 
 def _columns(model: WorldModel, episode: Episode) -> tuple[dict[str, Tensor], list[str]]:
-    """The fields of a `Batch` for a whole episode, with a task axis where `PER_TASK` has one, and the tasks' texts."""
+    """A whole episode as fields of a `Batch`, and the instructions of the tasks under which it can be read.
+
+    `PER_EPISODE` (1, ...), all others (T + 1, ...), `PER_TASK` (T + 1, tasks, ...).
+    """
     spec, steps, labels = model.spec, len(episode), episode.labels
     names, known = list(model.tasks), list(episode.label_tasks)
     actions = model.normalise_actions(episode.actions).cpu()
@@ -210,7 +216,7 @@ def _columns(model: WorldModel, episode: Episode) -> tuple[dict[str, Tensor], li
         "outcome_mask": torch.cat([nothing, torch.full((steps, len(texts)), float(episode.outcome_known))]),
         "object_position": 10 * _object_position(episode),
         "object_mask": torch.full((steps + 1,), float(OBJECT in labels)),
-        "view_mask": torch.tensor(there).repeat_interleave(model.latent_shape[2] // len(there)),
+        "view_mask": torch.tensor([there]).repeat_interleave(model.latent_shape[2] // len(there), 1),
         "proprio_mask": _mask(episode.proprio_mask, spec.proprio_dim),
         "action_mask": _mask(episode.action_mask, spec.action_dim),
     }
@@ -258,4 +264,9 @@ def _object_position(episode: Episode) -> Tensor:
 
 
 def _mask(mask: Array | None, size: int) -> Tensor:
-    return torch.ones(size) if mask is None else torch.as_tensor(np.asarray(mask), dtype=torch.float32)
+    return torch.ones(1, size) if mask is None else torch.as_tensor(np.asarray(mask)[None], dtype=torch.float32)
+
+
+def _with_tasks(column: Tensor, most: int) -> Tensor:
+    """(T + 1, tasks, ...) with zeros for tasks that only other episodes have."""
+    return torch.cat([column, column.new_zeros(len(column), most - column.shape[1], *column.shape[2:])], 1)
