@@ -223,7 +223,9 @@ COMMANDS: Mapping[str, Command | Group] = {
     "completion": Command(
         "a script that completes commands and options in your shell",
         "kairos completion bash > ~/.local/share/bash-completion/completions/kairos\n"
-        "kairos completion fish > ~/.config/fish/completions/kairos.fish",
+        "kairos completion zsh > ~/.kairos.zsh\n"
+        "kairos completion fish > ~/.config/fish/completions/kairos.fish\n"
+        "bash and fish find their files there; .zshrc has to source its own.",
         "completion:run",
     ),
     "doctor": Command(

@@ -58,6 +58,12 @@ def test_every_option_has_a_help_text(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_no_two_options_share_a_spelling(path: tuple[str, ...]) -> None:
+    flags = [flag for option in options(LEAVES[path].load()) for flag in option.flags]
+    assert sorted(set(flags)) == sorted(flags)
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
 def test_every_example_is_understood(path: tuple[str, ...]) -> None:
     examples = [line for line in LEAVES[path].examples.splitlines() if line.startswith("kairos ")]
     assert examples

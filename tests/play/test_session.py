@@ -199,6 +199,16 @@ def test_a_model_without_starts_says_where_else_to_begin() -> None:
         PlaySession(model())
 
 
+def test_the_model_of_another_robot_is_driven_alike(tmp_path: Path) -> None:
+    libero = WorldModel.from_pretrained("kairos-libero")
+    session = PlaySession(libero, folder=tmp_path)
+    session.act()
+    session.step([0.0] * libero.spec.action_dim)
+    assert len(session.fork("tasks")) == FUTURES and set(session.snapshot()["images"]) == {"agentview", "eye_in_hand"}
+    session.take(1)
+    assert session.snapshot()["step"] == 2 + FUTURE_LENGTH and session.save().exists()
+
+
 # The HTTP surface
 
 
