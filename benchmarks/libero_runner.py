@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kairos_env.embodiments import LIBERO_MAX_STEPS
 from kairos_env.eval.closed_loop.config import LiberoConfig
 from kairos_env.eval.closed_loop.libero import plan_libero
 from kairos_env.eval.closed_loop.plan import EvalPlan
@@ -27,7 +28,6 @@ from kairos_env.eval.report.published_results import PublishedBenchmark
 from kairos_env.eval.rows import Job
 from kairos_env.policies.make import make_policy
 from kairos_env.records import Observation
-from kairos_env.sims.libero.env import MAX_STEPS
 from kairos_env.sims.make import make_simulator
 
 TASK = "libero/libero_object/pick_up_the_alphabet_soup_and_place_it_in_the_basket"
@@ -130,10 +130,11 @@ def main() -> None:
         print(f"1 worker {before:.2f} and {after:.2f} s an episode, 2 workers {two:.2f} s: {one / two:.2f} times")
         step = one / args.steps
         plus = PublishedBenchmark.read("libero-plus")
-        whole = sum(plus.size(suite) * MAX_STEPS[suite] for suite in plus.suites) * step / 3600
+        limits = LIBERO_MAX_STEPS["published"]
+        whole = sum(plus.size(suite) * limits[suite] for suite in plus.suites) * step / 3600
         print(
             f"all {plus.size():,} tasks of LIBERO-plus at {1000 * step:.0f} ms a step, if no episode ends before its "
-            f"limit: {whole:.0f} h on 1 worker, {whole / 64 + MAX_STEPS['libero_10'] * step / 3600:.1f} h on 64"
+            f"limit: {whole:.0f} h on 1 worker, {whole / 64 + limits['libero_10'] * step / 3600:.1f} h on 64"
         )
 
 

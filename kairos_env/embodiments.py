@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from kairos_env.records import Camera, Field, RobotSpec
 
@@ -39,6 +40,24 @@ def libero_panda(camera_size: int = 256, action_repeat: int = 1) -> RobotSpec:
 
 
 LIBERO_PANDA = libero_panda()
+
+LIBERO_MAX_STEPS: Mapping[str, Mapping[str, int]] = {
+    # limits that most publications use
+    "published": {
+        **{"libero_spatial": 220, "libero_object": 280, "libero_goal": 300},
+        **{"libero_10": 520, "libero_90": 400},
+    },
+    # Kairos's published runner, suite by suite
+    "kairos-suites": {
+        **dict.fromkeys(("libero_spatial", "libero_object", "libero_goal"), 400),
+        **dict.fromkeys(("libero_10", "libero_90"), 700),
+    },
+    # Kairos's published run of LIBERO-plus: the tasks of all suites pooled, hence one limit
+    "kairos-published": dict.fromkeys(
+        ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"), 520
+    ),
+}
+"""Protocol -> suite -> simulator steps (0.05 s each) after which an episode has failed."""
 
 
 def robotwin(name: str, joints: int) -> RobotSpec:

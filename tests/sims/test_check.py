@@ -46,6 +46,9 @@ class Careless(Point):
     def tasks(self) -> dict[str, str]:
         return {"near": "go near", "far": "go far"}
 
+    def initial_states(self) -> None:
+        return None
+
     def get_state(self) -> dict[str, Array]:
         return {"at": self.at}
 

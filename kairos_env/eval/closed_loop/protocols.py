@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kairos_env.sims.libero.env import MAX_STEPS
-from kairos_env.sims.libero.tasks import SUITES
+from kairos_env.embodiments import LIBERO_MAX_STEPS
 
 
 @dataclass(frozen=True)
@@ -29,17 +28,17 @@ class Rules:
 
 
 PROTOCOLS: Mapping[str, Rules] = {
-    "published": Rules("limits that most publications use", MAX_STEPS, wait_steps=10),
+    "published": Rules("limits that most publications use", LIBERO_MAX_STEPS["published"], wait_steps=10),
     "kairos-published": Rules(
         "Kairos's published run: each dimension's tasks of all suites pooled, hence one limit, which is short for "
         "libero_10; the pooled suite itself is not in the public benchmark",
-        dict.fromkeys(SUITES, 520),
+        LIBERO_MAX_STEPS["kairos-published"],
         wait_steps=30,
         replan=10,
     ),
     "kairos-suites": Rules(
         "Kairos's published runner, suite by suite",
-        dict.fromkeys(SUITES, 400) | {"libero_10": 700, "libero_90": 700},
+        LIBERO_MAX_STEPS["kairos-suites"],
         wait_steps=30,
         replan=10,
     ),

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-from kairos_env.embodiments import libero_panda
+from kairos_env.embodiments import LIBERO_MAX_STEPS, libero_panda
 from kairos_env.records import Array, RobotSpec
 from kairos_env.sims.libero.tasks import Catalogue, LiberoTask, Prompt
 from kairos_env.sims.process import Reply, SimulatorProcess
@@ -25,9 +25,6 @@ from kairos_env.sims.simulator import StepResult, as_initial_state
 from kairos_env.sims.vector import SimulatorVectorEnv
 
 Rendering = Literal["official", "fast"]
-
-MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
-"""Simulator steps (0.05 s each) of an episode, as published evaluations allow them."""
 
 
 class LiberoEnv(ProcessSimulator):
@@ -135,7 +132,7 @@ class LiberoEnv(ProcessSimulator):
     @property
     def max_episode_steps(self) -> int:  # type: ignore[override]
         """Decisions until truncation."""
-        return self._limit or -(-MAX_STEPS[self.task_info.suite] // self.action_repeat)
+        return self._limit or -(-LIBERO_MAX_STEPS["published"][self.task_info.suite] // self.action_repeat)
 
     def _find(self, benchmark: str, suite: str, task: int | str, perturbation: str | None) -> LiberoTask:
         chosen = self.catalogue.task(benchmark, suite, task, perturbation)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from kairos_env.embodiments import LIBERO_PANDA, ROBOTWIN_ALOHA, libero_panda
+from kairos_env.embodiments import LIBERO_MAX_STEPS, LIBERO_PANDA, ROBOTWIN_ALOHA, libero_panda
 from kairos_env.records import Array, RobotSpec
 from kairos_env.world_model.config import WorldActionConfig, named
 from kairos_env.world_model.normalisation import Normaliser, check_mode
@@ -289,14 +289,7 @@ LIBERO = RobotSettings(
     binary_gripper=True,
     wait_steps=30,
     wait_action=(0, 0, 0, 0, 0, 0, -1),
-    max_steps={
-        "libero_spatial": 400,
-        "libero_object": 400,
-        "libero_goal": 400,
-        "libero_10": 700,
-        "libero_90": 700,
-        "libero_mix": 520,
-    },
+    max_steps=LIBERO_MAX_STEPS["kairos-suites"],
 )
 
 ROBOTWIN = RobotSettings(

@@ -160,7 +160,7 @@ def test_the_published_numbers() -> None:
     assert (LIBERO.replan, LIBERO.steps, LIBERO.seed, LIBERO.wait_steps) == (10, 10, 50, 30)
     assert (ROBOTWIN.replan, ROBOTWIN.steps, ROBOTWIN.seed, ROBOTWIN.wait_steps) == (24, 30, None, 0)
     assert (LIBERO.gripper, ROBOTWIN.gripper) == ([6], [6, 13])
-    assert LIBERO.max_steps["libero_mix"] == 520
+    assert LIBERO.max_steps["libero_10"] == 700
     prompt = "A video recorded from a robot's point of view executing the following instruction: lift {the} cube"
     assert LIBERO.prompt_for("lift {the} cube") == ROBOTWIN.prompt_for("lift {the} cube") == prompt
 
