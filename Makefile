@@ -63,7 +63,7 @@ docs: setup  ## the documentation site, into build/site
 
 libero: $(SIMS)/libero/installed.json  ## LIBERO's simulator in an environment of its own (1.4 GB)
 
-$(SIMS)/libero/installed.json: $(VENV)/.installed kairos_env/sims/install.py kairos_env/sims/libero/prepare.py
+$(SIMS)/libero/installed.json: $(VENV)/.installed kairos_env/sims/install.py kairos_env/sims/libero/install.py kairos_env/sims/libero/prepare.py
 	$(BIN)/kairos sims install libero --home $(SIMS)/libero
 
 lerobot: $(LEROBOT_VENV)/.installed  ## LeRobot with both plugins, and their tests (gigabytes)

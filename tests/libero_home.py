@@ -44,7 +44,7 @@ def libero_home() -> Path:
 
 
 def _build(home: Path, environment: Path) -> None:
-    from kairos_env.sims import install
+    from kairos_env.sims.libero import install
     from kairos_env.sims.libero.prepare import BenchmarkFiles
 
     home.mkdir(parents=True)

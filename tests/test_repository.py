@@ -80,7 +80,6 @@ LONG_FILES = {
     "datasets/lerobot/meta.py": "",
     "datasets/lerobot/reader.py": "",
     "datasets/lerobot/writer.py": "",
-    "sims/install.py": "",
     "world_model/attention/visibility.py": "",
     "world_model/model.py": "",
     "world_model/published/world_action.py": "",

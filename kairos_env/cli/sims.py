@@ -9,9 +9,9 @@ from typing import Any, Literal
 from kairos_env.cli.options import Positional
 from kairos_env.cli.values import print_json
 from kairos_env.sims.findings import MARKS
-from kairos_env.sims.install import PACKAGES, InstallRequest
-from kairos_env.sims.install import check as check_home
-from kairos_env.sims.install import install as build_home
+from kairos_env.sims.libero.install import PACKAGES, InstallRequest
+from kairos_env.sims.libero.install import check as check_home
+from kairos_env.sims.libero.install import install as build_home
 from kairos_env.sims.libero.tasks import ASSETS_ADVICE, BENCHMARKS, Catalogue, home_folder
 from kairos_env.sims.tabletop.tasks import TASKS
 

@@ -1,116 +1,33 @@
-"""Builds and checks a home of LIBERO and LIBERO-plus (see `libero_tasks`): environment, task files, assets.
+"""Environments for simulators whose packages clash with Kairos's: an interpreter, pinned packages, checks of both.
 
 Every step leaves what is there usable and says what it does, so that an installation that was stopped goes on when it
-is asked for again. ``installed.json`` is written last.
+is asked for again. What a particular simulator needs beside packages is in the ``install.py`` of its folder.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from typing import IO, Any
 
-import numpy as np
-
-from kairos_env.runs import WriteLock, atomic_write, write_json, write_text
-from kairos_env.sims.findings import GL_REMEDY, Finding, check_drawing
-from kairos_env.sims.libero.prepare import (
-    BenchmarkFiles,
-    Row,
-    copy_definitions,
-    libero_plus_rows,
-    libero_rows,
-    prepared_rows,
-    states_of_rows,
-    write_rows,
-    write_states,
-)
-from kairos_env.sims.libero.tasks import ASSETS_ADVICE, BENCHMARKS, DIMENSIONS, SUITES, Catalogue
+from kairos_env.runs import WriteLock
+from kairos_env.sims.findings import Finding
 
 PYTHONS = ((3, 11), (3, 14))  # from, below
-MUJOCOS = ((3, 2, 0), (3, 9, 0))  # robosuite 1.4.1 runs with these; from, below
 
-# Everything that the simulator imports, and nothing that LIBERO merely lists (robomimic, wandb, transformers, keyboard
-# drivers that need a compiler), so it is installed without looking at dependencies. MuJoCo decodes textures as sRGB
-# from 3.3.3 on, which makes LIBERO's floor 28 % darker: results of different versions are not comparable.
-PACKAGES = {
-    "numpy": "2.2.6",
-    "mujoco": "3.3.7",
-    "robosuite": "1.4.1",
-    "hf-libero": "0.1.4",
-    "bddl": "1.0.1",
-    "gymnasium": "1.4.0",
-    "absl-py": "2.5.1",
-    "cloudpickle": "3.1.2",
-    "contourpy": "1.3.3",
-    "cycler": "0.12.1",
-    "easydict": "1.14",
-    "etils": "1.15.0",
-    "farama-notifications": "0.0.6",
-    "fonttools": "4.68.0",
-    "fsspec": "2026.9.0",
-    "future": "1.0.0",
-    "glfw": "2.11.0",
-    "kiwisolver": "1.5.1",
-    "llvmlite": "0.50.0",
-    "matplotlib": "3.11.2",
-    "numba": "0.68.1",
-    "opencv-python-headless": "5.0.0.93",
-    "packaging": "26.3",
-    "pillow": "13.0.0",
-    "pyopengl": "3.1.10",
-    "pyparsing": "3.3.3",
-    "python-dateutil": "4.0.0",
-    "pyyaml": "6.0.3",
-    "scipy": "1.17.1",
-    "six": "1.17.0",
-    "termcolor": "3.3.0",
-    "typing-extensions": "4.16.0",
-    "zipp": "4.1.2",
-}
 _INSTALLED_PROGRAM = """
 import json, importlib.metadata, platform
 found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
 print(json.dumps({"python": platform.python_version(), "packages": found}))
 """
-
-
-@dataclass(frozen=True)
-class InstallRequest:
-    """What to install.
-
-    Attributes:
-        benchmark: ``"libero"``, or ``"libero-plus"`` for both.
-        home: folder to build; it is made.
-        python: interpreter for the environment, 3.11 to 3.13; None is this one.
-        mujoco: version; the published LIBERO-plus run of Kairos had 3.3.2.
-        source: for LIBERO-plus, a checkout of its repository, or a prepared folder (``tasks.jsonl``, ``bddl``,
-            ``init_states.npz``); None keeps the tasks that the home has.
-        assets: folder, zip or tar of meshes, textures and scenes; None keeps what the home has. A folder is used where
-            it is, an archive is unpacked into the home.
-    """
-
-    benchmark: str
-    home: Path
-    python: Path | None = None
-    mujoco: str = PACKAGES["mujoco"]
-    source: Path | None = None
-    assets: Path | None = None
-
-    @property
-    def packages(self) -> dict[str, str]:
-        return PACKAGES | {"mujoco": self.mujoco}
 
 
 @dataclass(frozen=True)
@@ -121,132 +38,75 @@ class Step:
     run: Callable[[], object]
 
 
-def install(request: InstallRequest, say: Callable[[str], None] = lambda text: None, only_plan: bool = False) -> None:
-    """Builds a home, or completes or repairs one.
+def carry_out(home: Path, steps: Sequence[Step], say: Callable[[str], None], only_plan: bool = False) -> None:
+    """Makes the steps of an installation into ``home``, one process at a time, and says each before.
 
     Args:
-        request: what to install.
-        say: is told each step before it is made.
+        home: folder, which is made.
+        steps: in their order.
+        say: is told each step.
         only_plan: tells the steps and changes nothing.
 
     Raises:
-        ValueError: the request cannot be met: versions, folders, files in them.
-        RuntimeError: a command failed; its last lines are in the message.
-        FolderInUse: another process installs into the same home.
+        FolderInUse: another process installs into the same folder.
     """
-    plan = _plan(request, say)
     if only_plan:
-        for step in plan:
+        for step in steps:
             say(step.text)
         return
-    request.home.mkdir(parents=True, exist_ok=True)
-    with WriteLock(request.home, "installing into"):
-        for step in plan:
+    home.mkdir(parents=True, exist_ok=True)
+    with WriteLock(home, "installing into"):
+        for step in steps:
             say(step.text)
             step.run()
 
 
-def prepare_tasks(home: Path, libero: BenchmarkFiles, source: Path | None) -> dict[str, int]:
-    """Writes the task files of a home.
+def environment_steps(environment: Path, python: Path, packages: Mapping[str, str], renew: bool) -> list[Step]:
+    """What is missing of a virtual environment with exactly these packages.
 
     Args:
-        home: folder, which is there.
-        libero: LIBERO's own files.
-        source: see `InstallRequest`.
-
-    Returns:
-        benchmark -> number of tasks.
+        environment: its folder.
+        python: interpreter that makes it, if it is not there.
+        packages: normalised name -> version; installed without looking at what they depend on.
+        renew: make it anew if it is of another version of Python.
 
     Raises:
-        ValueError: the files are not what they should be.
+        ValueError: no such interpreter, or of a version that is not supported.
     """
-    base = libero_rows(libero)
-    states = states_of_rows(base, libero)
-    definitions = {row["bddl"]: libero.package / "bddl_files" / row["bddl"] for row in base}
-    source = source or (home if (home / "tasks.jsonl").is_file() else None)
-    plus: list[Row] = []
-    if source is not None and (source / "tasks.jsonl").is_file():
-        plus = prepared_rows(source, libero)
-        states = _archived_states(source / "init_states.npz", {row["init"] for row in plus} - states.keys()) | states
-        definitions = {row["bddl"]: source / "bddl" / row["bddl"] for row in plus} | definitions
-    elif source is not None:
-        benchmark = BenchmarkFiles(source)
-        plus = libero_plus_rows(benchmark, libero)
-        states = states_of_rows((row for row in plus if row["init"] not in states), benchmark) | states
-        definitions = {row["bddl"]: benchmark.package / "bddl_files" / row["bddl"] for row in plus} | definitions
-    copy_definitions(home / "bddl", definitions)
-    write_states(home / "init_states.npz", states)
-    if plus:
-        write_rows(home / "tasks.jsonl", plus)
-    write_rows(home / "libero_tasks.jsonl", base)
-    return {"libero": len(base)} | ({"libero-plus": len(plus)} if plus else {})
+    found, steps = installed(environment), []
+    if not found or (renew and not found["python"].startswith(f"{python_version(python)}.")):
+        python_version(python)
+        steps.append(Step(f"a virtual environment of {python} in {environment}", lambda: _make(python, environment)))
+        found = {}
+    wrong = wrong_packages(found, packages)
+    if wrong:
+        needed = [f"{name}=={packages[name]}" for name in wrong]
+        what = ", ".join(needed[:4]) + (f" and {len(needed) - 4} more" if len(needed) > 4 else "")
+        steps.append(Step(f"packages: {what}", lambda: _pip(environment, needed)))
+    return steps
 
 
-def use_assets(home: Path, assets: Path, say: Callable[[str], None] = lambda text: None) -> Path:
-    """Makes a home use these assets.
+def check_environment(environment: Path, packages: Mapping[str, str], main: Sequence[str], again: str) -> list[Finding]:
+    """Whether an environment is there with these packages; versions of the ``main`` ones are told.
 
     Args:
-        home: folder, which is there.
-        assets: a folder, which stays where it is, or a zip or tar, which is unpacked into the home. Both may hold the
-            assets deeper down.
-        say: is told how far the unpacking is.
-
-    Returns:
-        The folder of the assets.
-
-    Raises:
-        ValueError: neither, or no assets in it, or an archive that wants to write elsewhere.
+        environment: its folder.
+        packages: normalised name -> version.
+        main: names of the packages to tell.
+        again: the command that installs it.
     """
-    pointer = home / "assets.path"
-    if assets.is_dir():
-        files = (path.relative_to(assets).as_posix() for path in assets.rglob("*.xml"))
-        found = (assets / _root(files, assets)).absolute()
-        write_text(pointer, f"{found}\n")
-        return found
-    target = home / "assets"
-    with atomic_write(target) as fresh, _archive(assets) as (names, opened):
-        root = _root(names, assets)
-        inside = [name for name in names if PurePosixPath(name).is_relative_to(root)]
-        for number, name in enumerate(inside):
-            file = fresh / PurePosixPath(name).relative_to(root)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with opened(name) as packed, file.open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked, 1 << 20)
-            if number % 2000 == 1999:
-                say(f"  {number + 1} of {len(inside)} files")
-    pointer.unlink(missing_ok=True)
-    return target
-
-
-def write_config(home: Path, package: Path) -> None:
-    """What the ``libero`` package reads when it is imported; without it, it asks a question on the terminal.
-
-    Args:
-        home: folder, which is there.
-        package: folder of the installed package.
-    """
-    config = {
-        "benchmark_root": package,
-        "bddl_files": home / "bddl",
-        "init_states": home,
-        "datasets": home,
-        "assets": Catalogue(home).assets,
-    }
-    (home / "config").mkdir(exist_ok=True)
-    lines = (f"{key}: {json.dumps(str(path))}\n" for key, path in config.items())
-    (home / "config" / "config.yaml").write_text("".join(lines), encoding="utf-8")
-
-
-def installed_package(environment: Path) -> Path:
-    """The folder of hf-libero's ``libero`` package in a virtual environment.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    found = sorted(environment.glob("lib/python3*/site-packages/libero/libero"))
+    found = installed(environment)
     if not found:
-        raise ValueError(f"{environment} has no hf-libero: run `kairos sims install libero` again")
-    return found[0]
+        return [
+            Finding("environment", "problem", f"{environment} is not there, or its interpreter does not run", again)
+        ]
+    wrong = wrong_packages(found, packages)
+    text = ", ".join(f"{name} {found['packages'].get(name, '-')}" for name in main)
+    if wrong:
+        packed = Finding("packages", "problem", f"{text}; not as installed: {', '.join(wrong)}", again)
+    else:
+        packed = Finding("packages", "ok", text)
+    return [Finding("environment", "ok", f"Python {found['python']} in {environment}"), packed]
 
 
 def installed(environment: Path) -> dict[str, Any]:
@@ -262,180 +122,8 @@ def installed(environment: Path) -> dict[str, Any]:
     return found | {"packages": {_normalised(name): version for name, version in found["packages"].items()}}
 
 
-def check(home: Path, benchmark: str, render: bool = True) -> list[Finding]:
-    """How an installation stands; raises nothing for what is missing, because that is what it is for.
-
-    Args:
-        home: folder of the installation.
-        benchmark: ``"libero"`` or ``"libero-plus"``.
-        render: also draw a frame, and start the simulator if a task has its assets (10 to 30 s).
-    """
-    _check_benchmark(benchmark)
-    again = f"kairos sims install {benchmark} --home {home}"
-    found = installed(home / "env")
-    if not found:
-        text = f"{home / 'env'} is not there, or its interpreter does not run"
-        return [Finding("environment", "problem", text, again)]
-    findings = [Finding("environment", "ok", f"Python {found['python']} in {home / 'env'}")]
-    wrong = _wrong_packages(found, _recorded(home).get("packages", PACKAGES))
-    main = ", ".join(f"{name} {found['packages'].get(name, '-')}" for name in list(PACKAGES)[:4])
-    remedy = again if wrong else ""
-    listed = f"{main}; not as installed: {', '.join(wrong)}" if wrong else main
-    findings.append(Finding("packages", "problem" if wrong else "ok", listed, remedy))
-    try:
-        catalogue = Catalogue.open(home)
-        tasks = catalogue.tasks(benchmark)
-    except (FileNotFoundError, ValueError) as error:
-        return [*findings, Finding("tasks", "problem", str(error), again)]
-    runnable = [task for task in tasks if not catalogue.missing(task)]
-    findings.append(Finding("tasks", "ok", f"{len(tasks)}; {len(runnable)} have all their assets"))
-    kinds = SUITES if benchmark == "libero" else DIMENSIONS
-    for kind in kinds:
-        of_kind = [task for task in tasks if kind in (task.suite, task.dimension)]
-        whole = sum(not catalogue.missing(task) for task in of_kind)
-        if of_kind:
-            status: Literal["ok", "note"] = "ok" if whole == len(of_kind) else "note"
-            findings.append(Finding(f"  {kind}", status, f"{whole} of {len(of_kind)} can be run"))
-    findings.append(_check_assets(catalogue, benchmark, again))
-    if render:
-        findings.append(_check_drawing(home / "env" / "bin" / "python"))
-        if findings[-1].status == "ok" and runnable:
-            findings.append(_check_simulator(home, benchmark, runnable[0].suite, runnable[0].name))
-    return findings
-
-
-def _plan(request: InstallRequest, say: Callable[[str], None]) -> list[Step]:
-    home, environment = request.home, request.home / "env"
-    _check_benchmark(request.benchmark)
-    version = _version(request.mujoco)
-    if not MUJOCOS[0] <= version < MUJOCOS[1]:
-        raise ValueError(f"MuJoCo {request.mujoco}: robosuite {PACKAGES['robosuite']} runs with 3.2 to 3.8")
-    if request.source is None and request.benchmark == "libero-plus" and not (home / "tasks.jsonl").is_file():
-        raise ValueError(
-            "the tasks of LIBERO-plus come with its repository: `git clone https://github.com/sylvestf/LIBERO-plus`, "
-            "then add --benchmark LIBERO-plus"
-        )
-    for option, path in (("--benchmark", request.source), ("--assets", request.assets)):
-        if path is not None and not path.exists():
-            raise ValueError(f"{option} {path} is not there")
-    if request.source is not None and not (request.source / "tasks.jsonl").is_file():
-        BenchmarkFiles(request.source)
-
-    python = Path(request.python or sys.executable)
-    found, steps = installed(environment), []
-    if not found or (request.python and not found["python"].startswith(f"{_python_version(python)}.")):
-        _python_version(python)
-        steps.append(Step(f"a virtual environment of {python} in {environment}", lambda: _make(python, environment)))
-        found = {}
-    wrong = _wrong_packages(found, request.packages)
-    if wrong:
-        needed = [f"{name}=={request.packages[name]}" for name in wrong]
-        what = ", ".join(needed[:4]) + (f" and {len(needed) - 4} more" if len(needed) > 4 else "")
-        steps.append(Step(f"packages: {what}", lambda: _pip(environment, needed)))
-    source = request.source or (home if (home / "tasks.jsonl").is_file() else None)
-    counts: dict[str, int] = {}
-    steps.append(
-        Step(
-            "task files of LIBERO" + (f", and of LIBERO-plus from {source}" if source else ""),
-            lambda: counts.update(prepare_tasks(home, BenchmarkFiles(installed_package(environment)), request.source)),
-        )
-    )
-    if request.assets is not None:
-        assets = request.assets
-        steps.append(Step(f"assets from {assets}", lambda: use_assets(home, assets, say)))
-    steps.append(Step("configuration, and a note of the versions", lambda: _finish(request, counts)))
-    return steps
-
-
-def _finish(request: InstallRequest, counts: dict[str, int]) -> None:
-    home, environment = request.home, request.home / "env"
-    write_config(home, installed_package(environment))
-    found = installed(environment)
-    wrong = _wrong_packages(found, request.packages)
-    if wrong:
-        raise RuntimeError(f"pip finished, but these packages are not as they should be: {', '.join(wrong)}")
-    record = {
-        "python": found["python"],
-        "packages": {name: found["packages"][name] for name in request.packages},
-        "tasks": counts,
-        "source": str(request.source) if request.source else _recorded(home).get("source", ""),
-    }
-    write_json(home / "installed.json", record)
-
-
-def _recorded(home: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((home / "installed.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _check_benchmark(benchmark: str) -> None:
-    if benchmark not in BENCHMARKS:
-        raise ValueError(f"no simulator {benchmark!r} to install; there are {' and '.join(BENCHMARKS)}")
-
-
-def _python_version(python: Path) -> str:
-    program = "import sys; print(*sys.version_info[:2])"
-    try:
-        answer = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True, timeout=60, check=True)
-        version = tuple(map(int, answer.stdout.split()))
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise ValueError(f"--python {python} is no Python interpreter that runs ({error})") from error
-    found = ".".join(map(str, version))
-    if not PYTHONS[0] <= version < PYTHONS[1]:
-        raise ValueError(f"{python} is Python {found}; the simulator's packages need 3.11, 3.12 or 3.13: add --python")
-    return found
-
-
-def _version(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\d+\.\d+\.\d+", text):
-        raise ValueError(f"MuJoCo {text!r}: give a whole version such as {PACKAGES['mujoco']}")
-    return tuple(map(int, text.split(".")))
-
-
-def _normalised(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _wrong_packages(found: dict[str, Any], wanted: dict[str, str]) -> list[str]:
-    have = found.get("packages", {})
-    return [name for name, version in wanted.items() if have.get(name) != version]
-
-
-def _make(python: Path, environment: Path) -> None:
-    if environment.is_symlink():
-        raise ValueError(f"{environment} is a link to {os.readlink(environment)}: remove it, or mend what it names")
-    _run([str(python), "-m", "venv", "--clear", str(environment)], "Debian and Ubuntu: apt-get install python3-venv")
-
-
-def _pip(environment: Path, requirements: list[str]) -> None:
-    command = [str(environment / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--quiet"]
-    hint = "it needs the Python package index, or a mirror that pip is configured for. The same command goes on"
-    _run([*command, "--disable-pip-version-check", *requirements], hint)
-
-
-def _run(command: list[str], hint: str) -> None:
-    # what our own interpreter was told about packages is not meant for the other one
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
-    answer = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if answer.returncode:
-        lines = [line for line in answer.stdout.splitlines() if line.strip() and not line.startswith("WARNING")]
-        shown = "\n  ".join(lines[-12:])
-        raise RuntimeError(f"{' '.join(command[:4])} ... failed ({hint}):\n  {shown}")
-
-
-def _archived_states(path: Path, keys: set[str]) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: np.atleast_2d(archive[key]).astype(np.float64, copy=False) for key in sorted(keys)}
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} does not hold the initial states of the tasks beside it: {error}") from error
-
-
 @contextlib.contextmanager
-def _archive(path: Path) -> Iterator[tuple[list[str], Callable[[str], IO[bytes]]]]:
+def open_archive(path: Path) -> Iterator[tuple[list[str], Callable[[str], IO[bytes]]]]:
     """Names of the files in a zip or tar, all of which stay inside it, and how to open one."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as packed:
@@ -467,46 +155,47 @@ def _check_names(path: Path, names: list[str]) -> None:
             raise ValueError(f"{path} wants to write outside its folder ({name}); nothing was unpacked")
 
 
-def _root(names: Iterator[str] | list[str], where: Path) -> PurePosixPath:
-    """The folder, seen from ``where``, that holds ``scenes/*.xml``: the one least deep."""
-    parents = {PurePosixPath(name).parent for name in names if name.endswith(".xml")}
-    found = [parent.parent for parent in parents if parent.name == "scenes"]
-    if not found:
-        raise ValueError(f"{where} holds no assets of LIBERO: a folder scenes with .xml files is expected in it")
-    return min(found, key=lambda root: (len(root.parts), str(root)))
-
-
-def _check_assets(catalogue: Catalogue, benchmark: str, again: str) -> Finding:
-    lost = list(dict.fromkeys(file for task in catalogue.tasks(benchmark) for file in catalogue.missing(task)))
-    if not lost:
-        return Finding("assets", "ok", f"all in {catalogue.assets}")
-    folders = collections.Counter(file.split("/")[0] for file in lost)
-    counts = ", ".join(f"{count} of {folder}" for folder, count in folders.most_common())
-    text = f"{len(lost)} files are not in {catalogue.assets}: {counts}; for example {', '.join(lost[:3])}"
-    remedy = f"{ASSETS_ADVICE[benchmark]}; then `{again} --assets FILE_OR_FOLDER`"
-    return Finding("assets", "note" if catalogue.assets.is_dir() else "problem", text, remedy)
-
-
-def _check_drawing(python: Path) -> Finding:
-    backend = os.environ.get("MUJOCO_GL", "egl")
-    found = check_drawing(backend, python, timeout=120)
-    return found._replace(name="drawing", text=f"MUJOCO_GL={backend} {found.text}")
-
-
-def _check_simulator(home: Path, benchmark: str, suite: str, name: str) -> Finding:
-    from kairos_env.sims.libero.env import LiberoEnv
-
+def python_version(python: Path) -> str:
+    """``"3.11"`` of an interpreter; ValueError if it does not run, or is not supported."""
+    program = "import sys; print(*sys.version_info[:2])"
     try:
-        env = LiberoEnv(
-            suite=suite, task=name, benchmark=benchmark, home=home, camera_size=64, wait_steps=0, time_limit_s=600
-        )
-        try:
-            observation, _ = env.reset(seed=0)
-        finally:
-            env.close()
-    except (RuntimeError, OSError, ValueError) as error:
-        return Finding("simulator", "problem", f"{suite}/{name}: {error}")
-    spread = min(float(image.std()) for key, image in observation.items() if key.startswith("image_"))
-    if spread < 1:
-        return Finding("simulator", "problem", f"{suite}/{name}: a blank picture", GL_REMEDY)
-    return Finding("simulator", "ok", f"{suite}/{name} starts and draws both cameras")
+        answer = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True, timeout=60, check=True)
+        version = tuple(map(int, answer.stdout.split()))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise ValueError(f"--python {python} is no Python interpreter that runs ({error})") from error
+    found = ".".join(map(str, version))
+    if not PYTHONS[0] <= version < PYTHONS[1]:
+        raise ValueError(f"{python} is Python {found}; the simulator's packages need 3.11, 3.12 or 3.13: add --python")
+    return found
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def wrong_packages(found: Mapping[str, Any], wanted: Mapping[str, str]) -> list[str]:
+    """Names of the packages that `installed` does not have in the wanted version."""
+    have = found.get("packages", {})
+    return [name for name, version in wanted.items() if have.get(name) != version]
+
+
+def _make(python: Path, environment: Path) -> None:
+    if environment.is_symlink():
+        raise ValueError(f"{environment} is a link to {os.readlink(environment)}: remove it, or mend what it names")
+    _run([str(python), "-m", "venv", "--clear", str(environment)], "Debian and Ubuntu: apt-get install python3-venv")
+
+
+def _pip(environment: Path, requirements: list[str]) -> None:
+    command = [str(environment / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--quiet"]
+    hint = "it needs the Python package index, or a mirror that pip is configured for. The same command goes on"
+    _run([*command, "--disable-pip-version-check", *requirements], hint)
+
+
+def _run(command: list[str], hint: str) -> None:
+    # what our own interpreter was told about packages is not meant for the other one
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    answer = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if answer.returncode:
+        lines = [line for line in answer.stdout.splitlines() if line.strip() and not line.startswith("WARNING")]
+        shown = "\n  ".join(lines[-12:])
+        raise RuntimeError(f"{' '.join(command[:4])} ... failed ({hint}):\n  {shown}")

