@@ -146,10 +146,12 @@ def report(stage: Stage, found: dict[str, Any], seconds: float) -> dict[str, Any
     notes = _notes(found)
     for note in notes:
         console.print(note)
-    pictures = {path.stem.replace("_", " "): path.read_bytes() for path in sorted(folder.glob("*.png"))}
+    strips = {path.stem.replace("_", " "): path for path in sorted(folder.glob("*.png"))}
+    films = {name: path.with_suffix(".mp4").name for name, path in strips.items() if path.with_suffix(".mp4").exists()}
+    pictures = {name: path.read_bytes() for name, path in strips.items()}
     summary: dict[str, Any] = plain(found | {"seconds": round(seconds, 1), "folder": str(folder)})
     write_json(folder / "summary.json", summary)
-    write_text(folder / "demo.html", html_page("Kairos demo", {"Success": (header, rows)}, pictures, notes))
+    write_text(folder / "demo.html", html_page("Kairos demo", {"Success": (header, rows)}, pictures, notes, films))
     console.print(f"\n{seconds:.0f} s. Everything is in {folder}:", markup=False)
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".png", ".mp4", ".html")):
         console.print(f"   {path}", markup=False)

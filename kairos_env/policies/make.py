@@ -166,9 +166,14 @@ def robot_of(name: str, model: str) -> RobotSpec | None:
     return RobotSpec.from_dict(_config(model)["robot"]) if base in _ADAPTED else None
 
 
-def known_instructions(name: str, model: str) -> list[str]:
+def known_instructions(name: str, model: str, state_model: str) -> list[str]:
     """The tasks in words that the model of a policy of this name was trained on; empty if nobody says."""
-    return list(_config(model)["tasks"].values()) if parse_name(name)[0] in _ADAPTED else []
+    base = parse_name(name)[0]
+    if base == "state_cem":
+        from kairos_env.policies.planners.state_model import StateModel
+
+        return list(StateModel.load(state_model).tasks.values())
+    return list(_config(model)["tasks"].values()) if base in _ADAPTED else []
 
 
 def weights_of(name: str, model: str, state_model: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from point_simulator import SPEC, Point
 
-from kairos_env.policies.make import check_name, make_policy, model_digest, parse_name, weights_of
+from kairos_env.policies.make import check_name, known_instructions, make_policy, model_digest, parse_name, weights_of
 from kairos_env.records import SpecMismatch
 
 
@@ -65,6 +65,12 @@ def test_every_kind_of_policy_knows_its_options(name: str) -> None:
     base = parse_name(name)[0]
     with pytest.raises(ValueError, match="has no option 'horzon'"):
         check_name(f"{base}(horzon=1)")
+
+
+def test_a_model_says_which_tasks_it_knows() -> None:
+    assert "lift the red cube" in known_instructions("policy", "kairos-tiny", "state-model")
+    assert "lift the red cube" in known_instructions("state_cem", "kairos-tiny", "state-model")
+    assert known_instructions("expert", "kairos-tiny", "state-model") == []
 
 
 def test_an_option_that_is_needed_is_asked_for() -> None:

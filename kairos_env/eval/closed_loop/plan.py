@@ -222,7 +222,8 @@ def _chosen_tasks(config: EvalConfig, known: Mapping[str, str]) -> list[str]:
             raise ValueError(f"{config.simulator} has no task {task!r}; {did_you_mean(task, known)}")
     if config.tasks:
         return list(config.tasks)
-    learned = [words for name in config.policies for words in known_instructions(name, config.model)]
+    models = config.model, config.state_model
+    learned = [words for name in config.policies for words in known_instructions(name, *models)]
     return [task for task, words in known.items() if words in learned] or list(known)
 
 

@@ -176,15 +176,17 @@ class ImaginationReport:
         folder = Path(folder)
         values = plain(self.to_dict() | {"machine": describe_machine()})
         write_text(folder / "imagination.json", json.dumps(values) + "\n")
-        strips = {}
+        strips, videos = {}, {}
         for name, films in self.films.items():
             stem = re.sub(r"[^\w.-]+", "-", name)
             chosen = {key: films[key] for key in ("imagined", "real", "shuffled")}
             strips[name] = png_bytes(film_strip(chosen))
             write_bytes(folder / "videos" / f"{stem}.png", strips[name])
-            write_mp4(folder / "videos" / f"{stem}.mp4", side_by_side(chosen))
+            videos[name] = f"videos/{stem}.mp4"
+            write_mp4(folder / videos[name], side_by_side(chosen))
         tables = {"Under the same actions": (self.header, self.lines())}
-        write_text(folder / "report.html", html_page("Imagination beside reality", tables, strips, self.notes()))
+        page = html_page("Imagination beside reality", tables, strips, self.notes(), videos)
+        write_text(folder / "report.html", page)
 
     def _column(self, condition: str, metric: str, horizon: int) -> Array:
         return np.asarray(self.values[condition][metric][:, self.horizons.index(horizon)])

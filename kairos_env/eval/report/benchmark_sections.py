@@ -179,14 +179,14 @@ def _mishaps(table: BenchmarkTable) -> list[Section]:
     if failures := table.failure_kinds():
         kinds = {kind: f"{kind}: {KINDS[kind]}" for kind in failures}
         lines = [[kinds[kind], f"{count:,}"] for kind, count in failures.items()]
-        sections.append(Section("Failures", header=["kind", "episodes"], lines=lines))
+        sections.append(Section("Failures", header=["failure", "episodes"], lines=lines))
         if dimensions := [name for name in table.benchmark.dimensions if name]:
             counts = {name: table.failure_kinds(name) for name in dimensions}
             lines = [[text, *(str(counts[d].get(kind, 0)) for d in dimensions)] for kind, text in kinds.items()]
             sections.append(Section("Failures by dimension", header=["kind", *dimensions], lines=lines, page_only=True))
     if table.error_kinds:
         lines = [[kind, f"{count:,}"] for kind, count in table.error_kinds.items()]
-        sections.append(Section("Errors, not counted", header=["what happened", "jobs"], lines=lines))
+        sections.append(Section("Errors, not counted", header=["error, not counted", "jobs"], lines=lines))
     return sections
 
 

@@ -83,14 +83,16 @@ def html_page(
     tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]],
     pictures: Mapping[str, bytes] | None = None,
     notes: Sequence[str] = (),
+    videos: Mapping[str, str] | None = None,
 ) -> str:
-    """One page that needs no other file and says on which machine it was made.
+    """One page that says on which machine it was made.
 
     Args:
         title: of the page.
         tables: caption -> (header, lines).
         pictures: caption -> PNG.
         notes: paragraphs below the tables.
+        videos: caption of a picture -> address of its film, relative to the page.
     """
     machine = describe_machine()
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -98,7 +100,10 @@ def html_page(
     if machine["commit"]:
         where += f" · commit {machine['commit'][:12]}"
     sections = [Section(caption, 2, header=header, lines=lines) for caption, (header, lines) in tables.items()]
-    figures = [Figure(caption, data_address(png, "png")) for caption, png in (pictures or {}).items()]
+    films = videos or {}
+    figures = [
+        Figure(caption, data_address(png, "png"), films.get(caption, "")) for caption, png in (pictures or {}).items()
+    ]
     return render_page(title, [*sections, Section(notes=notes, figures=figures)], where)
 
 

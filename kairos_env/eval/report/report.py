@@ -146,7 +146,7 @@ class Report:
                 errors[error_kind(row.message)] = errors.get(error_kind(row.message), 0) + 1
         if errors:
             lines = [[message, str(count)] for message, count in errors.items()]
-            sections.append(Section("Errors, not counted", header=["what happened", "jobs"], lines=lines))
+            sections.append(Section("Errors, not counted", header=["error, not counted", "jobs"], lines=lines))
         return sections
 
 
