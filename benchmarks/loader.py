@@ -1,4 +1,4 @@
-"""How fast do training data come: latents from a cache, our video importer, LeRobot's own loader.
+"""How fast do training data come: latents from a cache, Kairos's video importer, LeRobot's own loader.
 
     python benchmarks/loader.py
     python benchmarks/loader.py --lerobot-python envs/lerobot/bin/python --data datasets/my-arm
@@ -185,12 +185,12 @@ def main() -> None:
         cache = encode(EncodeConfig(str(where), str(Path(folder) / "cache"), options.model))
         model = WorldModel.from_pretrained(options.model)
         clips = Clips(model, list(cache))
-        rates = {"latents from the cache": Rate(), "our importer, from the videos": Rate()}
+        rates = {"latents from the cache": Rate(), "Kairos, from the videos": Rate()}
         for number in range(options.rounds):
             cached = from_cache(clips, len(data.spec.cameras), options.frames, options.batch, options.seconds)
             rates["latents from the cache"].rounds.append(cached)
             decoded = from_videos(data, options.frames, options.seconds, number)
-            rates["our importer, from the videos"].rounds.append(decoded)
+            rates["Kairos, from the videos"].rounds.append(decoded)
             if options.lerobot_python:
                 name, row = from_lerobot(options.lerobot_python, data, options.frames, options.seconds, number)
                 rates.setdefault(f"{name}, from the videos", Rate()).rounds.append(row)
@@ -209,9 +209,9 @@ def main() -> None:
     for name, rate in rates.items():
         cpu, wall = rate.per_second(2), rate.per_second(1)
         print(f"{name:43} | {cpu:16,.0f} | {wall:17,.0f} | {1e6 / cpu:14.1f}")
-    ours, *others = (rate.per_second(2) for name, rate in rates.items() if "videos" in name)
-    for theirs in others:
-        print(f"our importer decodes {ours / theirs:.1f} times as many frames per CPU-second as LeRobot (goal >= 2)")
+    own, *others = (rate.per_second(2) for name, rate in rates.items() if "videos" in name)
+    for other in others:
+        print(f"Kairos decodes {own / other:.1f} times as many frames per CPU-second as LeRobot (goal >= 2)")
     if wait:
         share, cpu_share = 100 * wait[0] / wait[2], 100 * wait[1] / wait[3]
         print(

@@ -19,7 +19,7 @@ SUMMED = ("delta_position", "delta_rotation")  # kinds of action that add up whe
 
 
 def steps_per_decision(source: RobotSpec, target: RobotSpec) -> int:
-    """How many steps of ``source`` make one of ``target``.
+    """The number of steps of ``source`` that make one of ``target``.
 
     Raises:
         SpecMismatch: not a whole number.

@@ -1,4 +1,4 @@
-"""One door to every layout of recorded episodes: what a path holds is seen from its content, not from its name."""
+"""Opening recordings of any layout, which is recognised by the content of a path, not by its name."""
 
 from __future__ import annotations
 

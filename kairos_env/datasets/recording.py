@@ -1,4 +1,4 @@
-"""What every layout of recorded episodes is read as, and when an episode is broken."""
+"""The interface of every reader of recorded episodes, and the check of an episode that is to be written."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Recording(Sequence[Episode], ABC):
 
 
 def episode_problem(episode: Episode, spec: RobotSpec) -> str:
-    """What is wrong with an episode in memory that is to be written, or an empty string."""
+    """The first fault of an episode in memory that is to be written; empty if there is none."""
     steps = len(episode)
     if steps == 0:
         return "it has no decisions"

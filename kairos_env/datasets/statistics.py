@@ -25,7 +25,7 @@ _MOMENTS = ("min", "max", "mean", "std")
 
 @dataclass(frozen=True, eq=False)
 class DatasetStatistics:
-    """What is known about D scalars over ``count`` rows; every array is float64 (D,).
+    """Statistics of D scalars over ``count`` rows; every array is float64 (D,).
 
     Args:
         count: rows; 0 if a file did not say.

@@ -1,4 +1,4 @@
-"""What a training run reads: recordings of one or several robots, as the episodes of one."""
+"""The data of a training run: recordings of one or several robots, as the episodes of one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kairos_env.records import Episode, RobotSpec
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What to learn from.
+    """The recordings to learn from.
 
     Args:
         path: a recording of `kairos record`, a LeRobot dataset (folder or owner/name on the hub), an HDF5 file or

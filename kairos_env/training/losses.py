@@ -101,7 +101,7 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Pass:
-    """What the main pass gives.
+    """Results of the main pass.
 
     Args:
         denoised: the noisy stream's frames without their noise; None where there was no such stream.
@@ -161,7 +161,7 @@ def blemished(clip: Batch, config: LossConfig, draw: Draws) -> Frames:
 
 
 def noised(clip: Batch, draw: Draws) -> tuple[Frames, Chunks]:
-    """What is to be denoised: a noisy copy of every frame, and the action chunk at each."""
+    """The inputs to be denoised: a noisy copy of every frame, and the action chunk at each."""
     size, frames = clip.latents.shape[:2]
     sigma = draw.levels(size, frames)
     latents, proprio = (interpolate(x, draw.normal(x), sigma) for x in (clip.latents, clip.proprio))
@@ -248,7 +248,7 @@ def policy_loss(model: WorldModel, clip: Batch, chunks: Chunks, done: Pass) -> T
 
 
 def readout_losses(model: WorldModel, clip: Batch, context: Tensor, done: Pass) -> dict[str, Tensor]:
-    """What the heads read from each frame: reward, success, object position; 0 where the data do not say it.
+    """Read-outs of each frame: reward, success, object position; 0 where the data do not say it.
 
     The object is also read from the noisy tokens of a frame, which keeps small things alive in predictions.
     """
@@ -314,7 +314,7 @@ def motion_weights(latents: Tensor, extra: float) -> Tensor:
 
 
 def _one_later(frames: Tensor) -> Tensor:
-    """What stood one frame earlier, at each frame; the first is its own predecessor."""
+    """The previous frame at each frame; the first is its own predecessor."""
     return torch.cat([frames[:, :1], frames[:, :-1]], 1)
 
 

@@ -1,4 +1,4 @@
-"""Starting from a finished model, of the same robot or of another one."""
+"""Initialisation from a finished model, of the same robot or of another one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BOUND = {"action": ("action_embedding", "action_encoder", "action_dit.head."), 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a model that goes on from another took over.
+    """The tensors that a model takes over from another.
 
     Args:
         source: name or folder of the other model.

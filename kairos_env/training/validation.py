@@ -1,4 +1,4 @@
-"""What a model in training is worth on episodes that were kept out: losses, and open-loop rollouts to look at."""
+"""Validation on held-out episodes: losses, and open-loop rollouts with film strips."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def open_file(path: Path) -> h5py.File:
 
 @contextlib.contextmanager
 def blamed_on(label: str) -> Iterator[None]:
-    """Whatever damage a block meets becomes a `BrokenEpisode` that begins with the episode's name."""
+    """Turns any damage that the block meets into a `BrokenEpisode` that begins with the episode's name."""
     try:
         yield
     except BrokenEpisode as error:
@@ -185,7 +185,7 @@ def blamed_on(label: str) -> Iterator[None]:
 
 
 def label_of(path: Path, name: str) -> str:
-    """What an episode is called in messages."""
+    """The name of an episode in messages."""
     return f"{path}:{name}" if name else str(path)
 
 

@@ -97,7 +97,7 @@ class LiberoFile(Hdf5Episodes):
         super().__init__(find_files(path, nested=True), verify=verify)
 
     def extras(self, index: int) -> dict[str, Any]:
-        """What `libero_write` says about the file of an episode; empty for files of others."""
+        """Notes of `libero_write` on the file of an episode; empty for files of others."""
         path = self._entries[index][0]
         with open_file(path) as file:
             return _extras(data_group(file, path), path)
@@ -218,7 +218,7 @@ def _task(data: h5py.Group, path: Path) -> str:
 
 
 def _extras(data: h5py.Group, path: Path) -> dict[str, Any]:
-    """What `libero_write` says about the whole file; empty for all other files."""
+    """Notes of `libero_write` on the whole file; empty for all other files."""
     try:
         return dict(json.loads(text(data.attrs.get(EXTRAS, "{}"))))
     except (TypeError, ValueError) as error:
@@ -226,7 +226,7 @@ def _extras(data: h5py.Group, path: Path) -> dict[str, Any]:
 
 
 def _pairing(demo: h5py.Group, rows: int) -> Pairing:
-    """Whether the observations are from before or after the actions, by the joint angles in ``states``."""
+    """Pairing of observations and actions (before or after), by the joint angles in ``states``."""
     before_action = numbers(demo, "states", rows, None)[1:, 1:8]
     observed = numbers(demo, "obs/joint_states", rows, 7)
     same_row, row_above = (np.abs(angles - before_action).mean() for angles in (observed[1:], observed[:-1]))

@@ -1,4 +1,4 @@
-"""Demonstrations in LIBERO's own HDF5 layout, so that its training code and ours read the same files.
+"""Demonstrations in LIBERO's own HDF5 layout, so that its training code reads the same files as Kairos.
 
 `libero` describes the layout and its traps. Written here is what LIBERO's scripts write, one file for each task, with
 row i the frame *before* action i. What else an `Episode` knows lies where LIBERO's tools do not look::

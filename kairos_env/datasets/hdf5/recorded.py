@@ -118,7 +118,7 @@ class EpisodeFile(Hdf5Episodes):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What was stored about the file of the first episode; empty without one."""
+        """Metadata of the file of the first episode; empty without one."""
         if not self._entries:
             return {}
         path = self._entries[0][0]
@@ -194,7 +194,7 @@ def _free_name(data: h5py.Group) -> str:
 
 
 def _final_part(group: h5py.Group) -> tuple[str, int]:
-    """Where the frame after the last action is, and how many frames lie there.
+    """The group with the frame after the last action, and the number of frames in it.
 
     Files written by robomimic itself have no ``final_obs``; their ``next_obs`` ends with that frame.
     """

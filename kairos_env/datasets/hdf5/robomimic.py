@@ -168,7 +168,7 @@ def _words(name: str) -> str:
 
 
 def _proprio_fields(key: str, shape: tuple[int, ...] | None) -> tuple[Field, ...]:
-    """What robosuite's observations mean."""
+    """The fields of one of robosuite's observations."""
     robot, _, part = key.partition("_")
     width = shape[0] if shape and len(shape) == 1 else 0
     if part == "eef_pos" and width == 3:

@@ -57,7 +57,7 @@ from kairos_env.records import Array, Camera, Episode, RobotSpec
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where one of the layouts keeps things; ``{side}`` stands for left and right."""
+    """Paths of the arrays in one of the layouts; ``{side}`` stands for left and right."""
 
     state: str
     action: str

@@ -40,7 +40,7 @@ class CacheError(ValueError):
 
 @dataclass(frozen=True)
 class Origin:
-    """What was encoded, and by what.
+    """Provenance of a cache: the recording and the encoder.
 
     Args:
         recording: path or hub name.
@@ -72,7 +72,7 @@ class CachedArray:
 
 @dataclass(frozen=True)
 class CachedEpisode:
-    """What an episode's group says: its name in the recording, its words, and its arrays by key."""
+    """Description of an episode in its group: its name in the recording, its words, and its arrays by key."""
 
     name: str
     words: Mapping[str, Any]
@@ -98,7 +98,7 @@ class LatentCache(Recording):
 
     Attributes:
         numbers: of each episode in the recording that was encoded, whose ``names`` these are.
-        origin: what was encoded, and by what.
+        origin: the recording and the encoder.
 
     Raises:
         FileNotFoundError: nothing there.

@@ -184,7 +184,7 @@ class LatentCacheWriter:
 
 
 def _differences(before: Origin, origin: Origin, cached: RobotSpec, spec: RobotSpec) -> list[str]:
-    """Why a cache cannot be continued, a line each."""
+    """The reasons why a cache cannot be continued, a line each."""
     lines = []
     if before.encoder != origin.encoder:
         lines.append(

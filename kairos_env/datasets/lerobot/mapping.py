@@ -97,7 +97,7 @@ class CameraMap:
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """How one LeRobot dataset becomes a robot.
+    """Map from the features of one LeRobot dataset to a robot.
 
     Args:
         robot: name of the RobotSpec.
@@ -325,7 +325,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _numeric(features: Mapping[str, Feature]) -> dict[str, Feature]:
-    """What can be a state, an action or an outcome."""
+    """The features that can be a state, an action or an outcome."""
     return {
         key: f for key, f in features.items() if f.is_numeric and key not in BOOKKEEPING and not key.startswith(LABEL)
     }

@@ -1,4 +1,4 @@
-"""What the ``meta`` folder of a LeRobotDataset says: version, features, tasks, statistics, where episodes lie.
+"""The ``meta`` folder of a LeRobotDataset: version, features, tasks, statistics, where episodes lie.
 
 v3.x: many episodes share a file, and a table says where each one is::
 
@@ -37,7 +37,7 @@ from kairos_env.records import RobotSpec
 # Every dataset has these features; they are bookkeeping, never a state or an action.
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
-LABEL = "kairos."  # datasets of our own keep an episode's labels in features of this prefix
+LABEL = "kairos."  # datasets that Kairos exported keep an episode's labels in features of this prefix
 NOTE = "kairos/"  # and what else is known about it in columns of the episode table
 
 _NEWEST = 3  # major version of the layout
@@ -87,7 +87,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class StoredEpisode:
-    """Where an episode lies.
+    """Location of an episode.
 
     Args:
         index: its number in the dataset.

@@ -128,7 +128,7 @@ class LeRobotData(Recording):
             raise BrokenEpisode(f"{self.names[episode]}: {error}") from None
 
     def provenance(self, episode: int) -> dict[str, Any]:
-        """What a dataset that Kairos exported notes about an episode; empty for others."""
+        """Notes on an episode in a dataset that Kairos exported; empty for others."""
         return dict(self.stored[episode].notes)
 
     def statistics(
@@ -298,7 +298,7 @@ class LeRobotData(Recording):
         )
 
     def _text(self, stored: StoredEpisode, rows: Mapping[str, Array], start: int) -> str:
-        """What the robot was asked to do at a frame; a few datasets change it within an episode."""
+        """The instruction at a frame; a few datasets change it within an episode."""
         if "task_index" not in rows:
             return stored.tasks[0] if stored.tasks else ""
         number = int(rows["task_index"][start, 0])
@@ -365,6 +365,6 @@ def _locate(path: str | Path, revision: str | None, patterns: list[str]) -> Path
 
 
 def _video_patterns(feature: str) -> list[str]:
-    """Where the videos of a feature are in v3.x and v2.x."""
+    """Patterns of the paths of a feature's videos in v3.x and v2.x."""
     plain = re.sub(r"([\[*?])", r"[\1]", feature)
     return [f"videos/{plain}/*", f"videos/*/{plain}/*"]

@@ -1,4 +1,4 @@
-"""What an episode is in LeRobot's terms: features, columns of rows, statistics of pixels."""
+"""An episode in LeRobot's terms: features, columns of rows, statistics of pixels."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def png_column(pixels: Array) -> pa.Array:
 
 
 def histogram(pixels: Array) -> Array:
-    """How often each channel has each value: uint8 (..., 3) -> int64 (3, 256)."""
+    """Counts of each value in each channel: uint8 (..., 3) -> int64 (3, 256)."""
     return np.stack([np.bincount(pixels[..., channel].reshape(-1), minlength=256) for channel in range(3)])
 
 

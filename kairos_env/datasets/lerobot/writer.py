@@ -219,7 +219,7 @@ class LeRobotWriter:
         )
 
     def _problem(self, episode: Episode, own: Provenance) -> str:
-        """Why an episode that fits the robot does not fit this dataset, or an empty string."""
+        """The reason why an episode that fits the robot does not fit this dataset; empty if it does."""
         for name in ("proprio_mask", "action_mask"):
             mask = getattr(episode, name)
             if mask is not None and not np.all(mask):

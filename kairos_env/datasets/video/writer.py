@@ -21,7 +21,7 @@ KEYFRAMES = 2
 
 @dataclass(frozen=True)
 class Coding:
-    """How pictures become H.264: chroma subsampling and quality (0 is lossless, 51 the worst)."""
+    """H.264 settings: chroma subsampling and quality (0 is lossless, 51 the worst)."""
 
     pixels: str
     crf: int
@@ -29,7 +29,7 @@ class Coding:
 
 @dataclass(frozen=True)
 class Span:
-    """Where an episode lies: the file's number and seconds on its own clock."""
+    """Location of an episode: the file's number and seconds on its own clock."""
 
     file: int
     begin: float
