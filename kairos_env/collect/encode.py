@@ -130,13 +130,13 @@ def _encoded(
 
 
 def _encode_episode(config: EncodeConfig, number: int, recording: Recording, model: WorldModel) -> str:
-    from kairos_env.training.batches import encoded
+    from kairos_env.training.batches import encode_pictures
 
     try:
         episode = recording[number]
         if not episode.images:
             return f"{recording.names[number]}: it has no pictures"
-        latents = {c: encoded(model, images, config.batch).numpy() for c, images in episode.images.items()}
+        latents = {c: encode_pictures(model, images, config.batch).numpy() for c, images in episode.images.items()}
         write_episode(Path(config.out), number, recording.names[number], episode, latents)
     except BrokenEpisode as error:
         return str(error)

@@ -87,7 +87,7 @@ class Clips:
     """
 
     def __init__(self, model: WorldModel, episodes: Sequence[Episode], weights: Sequence[float] | None = None) -> None:
-        require_own_latents(model, episodes)
+        check_encoder(model, episodes)
         self.lengths = [len(episode) + 1 for episode in episodes]
         self._odds = torch.ones(len(episodes)) if weights is None else torch.tensor(weights, dtype=torch.float32)
         self._begins = torch.tensor([0, *self.lengths]).cumsum(0)
@@ -101,7 +101,7 @@ class Clips:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def untaught(self) -> list[str]:
+    def untrained_readouts(self) -> list[str]:
         """A sentence on each read-out that no episode teaches."""
         lacking = {
             "outcome_mask": "no episode says its outcome: the model's reward and success stay untrained",
@@ -147,7 +147,7 @@ class Clips:
         return torch.cat([view[part].float() for view in self._views[index]], -1)
 
 
-def require_own_latents(model: WorldModel, episodes: Sequence[Episode], name: str = "this model") -> None:
+def check_encoder(model: WorldModel, episodes: Sequence[Episode], name: str = "this model") -> None:
     """Raises ValueError if episodes hold latents that another model made."""
     makers = {episode.encoder for episode in episodes if episode.latents and episode.encoder}
     if makers - {model.encoder_sha256}:
@@ -159,7 +159,7 @@ def require_own_latents(model: WorldModel, episodes: Sequence[Episode], name: st
 
 
 @torch.no_grad()
-def encoded(model: WorldModel, pictures: Array, at_once: int = 64) -> Tensor:
+def encode_pictures(model: WorldModel, pictures: Array, at_once: int = 64) -> Tensor:
     """One camera's uint8 (T, H, W, 3) -> its normalised latents (T, C, h, w) on the CPU, so many pictures at a time."""
     parts = torch.from_numpy(np.ascontiguousarray(pictures)).split(at_once)
     return torch.cat([model.encode_view(part.to(model.device)).cpu() for part in parts])
@@ -172,7 +172,7 @@ def camera_latents(model: WorldModel, episode: Episode) -> list[Tensor]:
         if camera.name in episode.latents:
             views.append(torch.from_numpy(episode.latents[camera.name]))
         elif camera.name in episode.images:
-            views.append(encoded(model, episode.images[camera.name]))
+            views.append(encode_pictures(model, episode.images[camera.name]))
         else:
             width = model.latent_shape[2] // len(model.spec.cameras)
             views.append(torch.zeros(1, *model.latent_shape[:2], width).expand(len(episode) + 1, -1, -1, -1))

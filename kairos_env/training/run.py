@@ -12,11 +12,11 @@ import torch
 
 from kairos_env.records import Episode, RobotSpec
 from kairos_env.runs import ConfigMismatch, WriteLock, open_run, write_json
-from kairos_env.training.batches import Clips, require_own_latents
+from kairos_env.training.batches import Clips, check_encoder
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import split
 from kairos_env.training.tokenizer import train_tokenizer
-from kairos_env.training.transfer import go_on_from
+from kairos_env.training.transfer import initialise_from
 from kairos_env.training.validation import Validation
 from kairos_env.training.world_action import train_world_action
 from kairos_env.world_model.config import get_preset
@@ -57,16 +57,16 @@ def train(
     with WriteLock(folder, "training into"):
         open_run(folder, dataclasses.asdict(config), {"threads": torch.get_num_threads()})
         _require_same_data(folder, episodes)
-        learned = [episodes[i] for i in parts.training]
-        look = pictures or episodes.__getitem__
-        validation = [look(i) for i in parts.validation]
-        starts = [look(i).observation(0) for i in parts.starts]
+        chosen = [episodes[i] for i in parts.training]
+        with_pictures = pictures or episodes.__getitem__
+        validation = [with_pictures(i) for i in parts.validation]
+        starts = [with_pictures(i).observation(0) for i in parts.starts]
         if not (all(e.images for e in validation) and all(o.images for o in starts)):
             raise ValueError("held-out episodes need pictures, for film strips and as starts: pass `pictures`")
 
-        model = _encoding_model(config, learned, spec, tasks, folder, say)
-        clips = Clips(model, learned, weights and [weights[i] for i in parts.training])  # all latents once
-        for missing in clips.untaught():
+        model = _encoding_model(config, chosen, spec, tasks, folder, say)
+        clips = Clips(model, chosen, weights and [weights[i] for i in parts.training])  # all latents once
+        for missing in clips.untrained_readouts():
             say(missing)
         train_world_action(model, clips, Validation(model, validation, config, folder / "strips"), config, folder)
         whole = [start for start in starts if len(start.images) == len(spec.cameras)]
@@ -87,7 +87,7 @@ def _encoding_model(
     """A new model whose tokenizer and statistics are final: trained here, or those of ``config.init``."""
     source = WorldModel.from_pretrained(config.init, config.device) if config.init else None
     if source is not None:
-        require_own_latents(source, episodes, config.init)
+        check_encoder(source, episodes, config.init)
     elif any(episode.latents for episode in episodes):
         raise ValueError("cached latents are of use only to the model that made them: go on from it with `init`")
     with torch.random.fork_rng():
@@ -97,7 +97,7 @@ def _encoding_model(
     if source is None:
         train_tokenizer(model, episodes, config, folder)
     else:
-        transfer = go_on_from(source, model, episodes, config.init)
+        transfer = initialise_from(source, model, episodes, config.init)
         write_json(folder / "transfer.json", dataclasses.asdict(transfer))
         say(str(transfer))
     model.tokenizer.requires_grad_(False)

@@ -39,7 +39,7 @@ class Transfer:
         )
 
 
-def go_on_from(source: WorldModel, model: WorldModel, episodes: Sequence[Episode], name: str) -> Transfer:
+def initialise_from(source: WorldModel, model: WorldModel, episodes: Sequence[Episode], name: str) -> Transfer:
     """Copies what fits from a finished model into one of the same configuration for a robot that may differ.
 
     A field of the same place but another meaning does not fit either: embeddings and read-outs of actions or

@@ -79,7 +79,7 @@ def test_nothing_is_learned_from_an_outcome_that_nobody_recorded() -> None:
     clips = clips_of(dataclasses.replace(moving_square(0), outcome_known=False), {"push": TASKS["push"]})
     batch = clips.sample(4, 12, torch.Generator().manual_seed(0))
     assert not batch.outcome_mask.any() and batch.chunk_mask.any()
-    assert [text.partition(":")[0] for text in clips.untaught()] == [
+    assert [text.partition(":")[0] for text in clips.untrained_readouts()] == [
         "no episode says its outcome",
         "no episode has the label 'object_position' (metres)",
     ]
@@ -107,7 +107,7 @@ def test_clips_are_parts_of_episodes_and_what_a_robot_lacks_is_masked() -> None:
     blind = dataclasses.replace(blind, action_mask=np.array([True, True, False, True]))
     clips = Clips(model, [whole, blind, moving_square(2, 3)], weights=[1, 3, 1])
     batch = clips.sample(400, 6, torch.Generator().manual_seed(0))
-    assert not clips.untaught() and not batch.has_lead[:, 0].any() and batch.has_lead[:, 1:].all()
+    assert not clips.untrained_readouts() and not batch.has_lead[:, 0].any() and batch.has_lead[:, 1:].all()
     short = clips.lengths.index(4)
     assert short == 2  # too short to be drawn
     of_blind = batch.view_mask[:, -1] == 0

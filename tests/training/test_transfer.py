@@ -9,14 +9,14 @@ from moving_square import SPEC, moving_square
 
 from kairos_env.records import Camera
 from kairos_env.sims.tabletop.env import TASKS
-from kairos_env.training.transfer import go_on_from
+from kairos_env.training.transfer import initialise_from
 from kairos_env.world_model.model import WorldModel
 
 
 def test_the_same_robot_takes_everything_over() -> None:
     source, model = (WorldModel.from_preset("debug", SPEC, TASKS, seed) for seed in (0, 1))
     source.set_statistics(dataclasses.replace(source.statistics, proprio_mean=(1.0, 2.0, 3.0, 4.0)))
-    transfer = go_on_from(source, model, [moving_square(0)], "it")
+    transfer = initialise_from(source, model, [moving_square(0)], "it")
     assert str(transfer) == f"goes on from it: all {len(model.state_dict())} tensors kept"
     assert model.statistics == source.statistics
     for a, b in zip(model.parameters(), source.parameters(), strict=True):
@@ -30,7 +30,7 @@ def test_what_belongs_to_other_fields_and_cameras_starts_anew_and_is_named() -> 
         proprio=(dataclasses.replace(SPEC.proprio[0], unit="mm"), *SPEC.proprio[1:]),
     )
     source, model = WorldModel.from_preset("debug", SPEC, TASKS), WorldModel.from_preset("debug", wider, TASKS, 1)
-    transfer = go_on_from(source, model, [moving_square(0)], "it")
+    transfer = initialise_from(source, model, [moving_square(0)], "it")
     assert transfer.fresh and all("proprio_" in name or "heads." in name for name in transfer.fresh)
     assert [text.partition(" ")[0] for text in transfer.differences] == ["proprio", "cameras"]
     assert "eef_x [-0.25, 0.25] m, " in transfer.differences[0] and "] mm, " in transfer.differences[0]
