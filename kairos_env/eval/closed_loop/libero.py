@@ -76,7 +76,7 @@ def plan_libero(config: LiberoConfig, catalogue: Catalogue | None = None) -> Eva
         {name: getattr(config, name) for name in names}
         | {name: getattr(rules, name) for name in ("max_steps", "wait_steps", "replan")}
         | {name: options[name] for name in ("camera_size", "action_repeat")}
-        | {"max_decisions": config.max_decisions, "simulator_options": config.simulator_options},
+        | {name: value for name in ("max_decisions", "simulator_options") if (value := getattr(config, name))},
         max_decisions={
             name: config.max_decisions or -(-rules.max_steps[task.suite] // repeat) for name, task in tasks.items()
         },
