@@ -52,9 +52,15 @@ class Group:
 _CONTINUED = "A run that was stopped goes on when the same command is given again."
 
 COMMANDS: Mapping[str, Command | Group] = {
-    "demo": Command("imagine beside reality, plan, act: the main job", "kairos demo\nkairos demo --help", "demo:run"),
+    "demo": Command(
+        "imagine beside reality, plan, act: the main job",
+        "kairos demo\nkairos demo --model kairos-libero --short",
+        "demo:run",
+    ),
     "play": Command(
-        "drive the imagined robot in a browser page on this machine", "kairos play\nkairos play --port 8000", "play:run"
+        "drive the imagined robot in a browser page on this machine",
+        "kairos play\nkairos play --model kairos-libero --start Kairos-LIBERO-v0",
+        "play:run",
     ),
     "record": Command(
         "record episodes of any simulator into a folder of HDF5 files",
@@ -108,10 +114,10 @@ COMMANDS: Mapping[str, Command | Group] = {
     ),
     "train": Command(
         "train tokenizer and world-action model on recorded episodes, on CPU or GPU",
-        "kairos train data.path=runs/record out=runs/tiny\n"
-        "kairos train preset=debug model.steps=200 tokenizer.steps=200 data.path=runs/record out=runs/debug\n"
-        "kairos train device=cuda preset=small data.path=runs/record data.more=[runs/push] out=runs/small\n"
-        + _CONTINUED,
+        "kairos train --data.path runs/record --out runs/tiny\n"
+        "kairos train --preset debug --model.steps 200 --tokenizer.steps 200 --data.path runs/record --out runs/debug\n"
+        "kairos train --device cuda --preset small --data.path runs/record --data.more runs/push --out runs/small\n"
+        "kairos train --config runs/tiny/config.json --seed 1 --out runs/again\n" + _CONTINUED,
         "train:run",
     ),
     "generate": Command(

@@ -109,7 +109,7 @@ def bind(command: Command, words: Sequence[str], name: str, about: str = "") -> 
     known = options(command)
     takes_file = any(map(_is_config, typing.get_type_hints(command, include_extras=True).values()))
     if takes_file:
-        about += "\n\n--config FILE reads options from YAML or a run\'s config.json; words beside it count."
+        about += "\n\n--config FILE reads options from YAML, or from JSON such as the config.json of training."
     help_wanted = not {"-h", "--help"}.isdisjoint(words)
     # a module of commands may say how options of earlier versions are spelled now
     renamed = getattr(inspect.getmodule(command), "RENAMED", {})

@@ -64,12 +64,15 @@ def test_no_two_options_share_a_spelling(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=" ".join)
-def test_every_example_is_understood(path: tuple[str, ...]) -> None:
+def test_every_example_is_understood(path: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    (tmp_path / "runs" / "tiny" / "config.json").write_text("{}")
     examples = [line for line in LEAVES[path].examples.splitlines() if line.startswith("kairos ")]
-    assert examples
+    assert examples[0].startswith(f"kairos {' '.join(path)}")
     for example in examples:
         name, command, words = cli.find(shlex.split(example.partition(" > ")[0])[1:])
-        assert command is LEAVES[path], f"{example} is an example of another command"
+        assert isinstance(command, cli.Command), example
         if "--help" not in words:
             bind(command.load(), words, name)
 

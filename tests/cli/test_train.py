@@ -63,6 +63,17 @@ def test_command_trains_a_model_that_loads(recording: Path, tmp_path: Path, caps
     assert len(model.starts) == 1
 
 
+def test_a_runs_configuration_is_a_file_of_options(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert cli.main(["train", f"data.path={recording}", f"out={out}", *TINY, *SHORT]) == 0
+    capsys.readouterr()
+    written = json.loads((out / "config.json").read_text())
+    assert cli.main(["train", "--config", str(out / "config.json"), "--seed", "7", "--show"]) == 0
+    assert json.loads(capsys.readouterr().out) == written | {"seed": 7}
+
+
 def test_show_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--show", "model.steps=7", "data.path=somewhere"]) == 0
     shown = json.loads(capsys.readouterr().out)
