@@ -95,7 +95,7 @@ class RobotSpec:
 
     @property
     def hand_fields(self) -> list[int]:
-        """Where the proprioception says the x, y and z of the hand: three indices, or none if it does not."""
+        """Indices in the proprioception of the x, y and z of the hand; empty if it does not hold them."""
         found = [index for index, field in enumerate(self.proprio) if field.kind == "position"]
         return found if len(found) == 3 else []
 
@@ -151,7 +151,7 @@ class RobotSpec:
         return np.clip(array, self.action_low, self.action_high)
 
     def diff(self, other: RobotSpec) -> list[str]:
-        """What differs between two robots, one readable line each; empty if they can be connected.
+        """Differences between two robots, one readable line each; empty if they can be connected.
 
         The default instruction and the name are labels and do not count.
         """
@@ -192,7 +192,7 @@ class RobotSpec:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a robot knows at one decision.
+    """The knowledge of a robot at one decision.
 
     Args:
         images: camera name -> uint8 (H, W, 3).

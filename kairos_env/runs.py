@@ -1,4 +1,4 @@
-"""What a run owns: a folder with its resolved configuration, one writer at a time, files written whole or not at all.
+"""The folder of a run: resolved configuration, one writer at a time, files written whole or not at all.
 
 ``config.json`` is what the results depend on; a run is continued only under the same one. Everything
 that may differ between two launches of it (workers, versions, commit, machine) is a line of
@@ -174,7 +174,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def temporary_for(path: str | os.PathLike[str]) -> Path:
-    """Where to write what `put_in_place` will move to ``path``; what killed processes left there is removed."""
+    """The path for writing what `put_in_place` then moves to ``path``; leftovers of killed processes are removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     old = path.with_name(f".{path.name}.old")
@@ -291,7 +291,7 @@ def split_initial_states(count: int) -> tuple[range, range]:
 
 
 def check_initial_states(first: int, count: int) -> None:
-    """Sees to it that ``count`` initial states from ``first`` on belong to one purpose.
+    """Checks that ``count`` initial states from ``first`` on belong to one purpose.
 
     Raises:
         ValueError: they are negative or reach into the range of another purpose of `INITIAL_STATES`.

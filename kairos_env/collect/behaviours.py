@@ -1,4 +1,4 @@
-"""Who acts while data are recorded: scripted experts, clean and disturbed, random play, and any policy.
+"""Behaviours that act while data are recorded: scripted experts, clean and disturbed, random play, and any policy.
 
 Good data for a world model are varied: success and failure, contact from every side, recovery after a
 disturbance, and what comes after success. Random play reads the true state from ``info`` and moves any robot whose
@@ -35,7 +35,7 @@ class Behaviour(Protocol):
 
 
 class _Forgetful:
-    """What was executed does not matter: the true state is read."""
+    """Reads the true state, so that what was executed before does not matter."""
 
     def follow(self, observation: Observation, action: Array) -> None:
         pass
@@ -231,7 +231,7 @@ def disturbed(name: str) -> str:
 
 
 def _hand(spec: RobotSpec) -> tuple[list[int], Array, int | None]:
-    """Where an action moves the hand along x, y, z, by how many metres a unit, and where it moves the gripper.
+    """Indices in the action of the hand's motion along x, y, z, the metres of their units, and the gripper's index.
 
     Raises:
         ValueError: the robot's action is of another kind.

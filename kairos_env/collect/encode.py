@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    """What to encode, and with which model.
+    """Settings of `encode`: a recording, and the model whose tokenizer encodes it.
 
     Args:
         data: a recording of any layout that can be read; a folder, a file or the hub name of a LeRobot dataset.

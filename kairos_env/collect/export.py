@@ -10,18 +10,20 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import numpy as np
 
 from kairos_env.datasets.layouts import open_recording
 from kairos_env.datasets.lerobot.writer import ImageFormat, LeRobotWriter
-from kairos_env.policies import make as roster
+from kairos_env.policies.make import load_model, make_policy, parse_name
 from kairos_env.policies.policy import Policy
-from kairos_env.records import Episode, Observation, RobotSpec
-from kairos_env.runs import INITIAL_STATES, check_initial_states
+from kairos_env.records import Episode, Observation, RobotSpec, SpecMismatch
+from kairos_env.runs import INITIAL_STATES, check_initial_states, split_initial_states
+from kairos_env.sims.make import make_simulator
 
 if TYPE_CHECKING:
     from kairos_env.env.env import WorldModelEnv
@@ -33,7 +35,7 @@ WhereFrom = Callable[[int, int], tuple[dict[str, Any], str]]
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What to export, and how. Either recordings or imagination.
+    """Settings of an export, either of recordings or of imagination.
 
     Args:
         out: the folder of the new dataset.
@@ -49,7 +51,9 @@ class ExportConfig:
         decisions: an imagined episode ends after so many, or in success.
         steps: denoising steps of one imagined decision; 0 is the model's default.
         seed: of imagination; everything follows from it and the episode's number.
-        first_initial_state: of starts from a simulator.
+        options: of that simulator's constructor.
+        first_initial_state: of starts from a simulator, the others follow; one that has a fixed number of them starts
+            in turn from those that are for training.
         device: of the model.
     """
 
@@ -63,6 +67,7 @@ class ExportConfig:
     model: str = "kairos-tiny"
     policy: str = "policy"
     start: str = "dataset"
+    options: dict[str, Any] = field(default_factory=dict)
     decisions: int = 24
     steps: int = 0
     seed: int = 0
@@ -122,12 +127,12 @@ def imagined_episodes(config: ExportConfig) -> Exported:
     from kairos_env import __version__
     from kairos_env.env.env import WorldModelEnv
 
-    model: WorldModel = roster.load_model(config.model, config.device)
+    model: WorldModel = load_model(config.model, config.device)
     start, where = _starts(config, model)
     steps = config.steps or model.config.denoising_steps
     env = WorldModelEnv(model, start=start, steps=steps, max_episode_steps=config.decisions)
     try:
-        policy = roster.make_policy(config.policy, env, config.model, config.device)
+        policy = make_policy(config.policy, env, config.model, config.device)
         fixed = {
             "model": config.model,
             "checkpoint_sha256": weights_sha256(config.model),
@@ -145,6 +150,8 @@ def imagined_episodes(config: ExportConfig) -> Exported:
             yield dataclasses.replace(episode, source=config.policy), fixed | {"start": origin, "ended": ended}
     finally:
         env.close()
+        if isinstance(start, gym.Env):
+            start.close()
 
 
 def imagine(env: WorldModelEnv, policy: Policy, seed: int, options: dict[str, Any]) -> tuple[Episode, str]:
@@ -204,13 +211,13 @@ def _recorded(config: ExportConfig) -> tuple[RobotSpec, int | None, Exported]:
 
 
 def _imagined(config: ExportConfig) -> tuple[RobotSpec, int, Exported]:
-    roster.parse_name(config.policy)
-    spec = roster.load_model(config.model, config.device).spec
+    parse_name(config.policy)
+    spec = load_model(config.model, config.device).spec
     return spec, config.imagine, imagined_episodes(config)
 
 
 def _starts(config: ExportConfig, model: WorldModel) -> tuple[Any, WhereFrom]:
-    """What `WorldModelEnv` takes as start; and (number, seed) -> reset options, and the start in words."""
+    """The start of `WorldModelEnv`; and a function (number, seed) -> reset options, and the start in words."""
     if config.start == "dataset":
         count = max(1, len(model.starts))  # without any, the environment says so
 
@@ -229,11 +236,22 @@ def _starts(config: ExportConfig, model: WorldModel) -> tuple[Any, WhereFrom]:
 
         return recording[0].observation(0), recorded
 
+    try:
+        simulator = make_simulator(config.start, model.spec, **config.options)
+    except SpecMismatch:
+        raise
+    except ValueError as error:
+        raise ValueError(f"start {config.start!r} is no dataset, recording or simulator: {error}") from None
+
     def simulated(number: int, seed: int) -> tuple[dict[str, Any], str]:
+        there = simulator.initial_states()
         chosen = config.first_initial_state + number
+        if there is not None:  # imagined episodes are training data
+            training = split_initial_states(there)[0]
+            chosen = training[number % len(training)]
         return {"initial_state": chosen}, f"{config.start}: initial state {chosen}"
 
-    return config.start, simulated
+    return simulator, simulated
 
 
 def weights_sha256(model: str) -> str:

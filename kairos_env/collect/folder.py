@@ -38,7 +38,7 @@ class Layout(Protocol):
         """Appends an episode to a file of `open`."""
 
     def name(self, number: int) -> str:
-        """What an episode is called in a new file; empty: the next name."""
+        """Name of an episode in a new file; empty: the next free one."""
 
     def held(self, path: Path) -> Mapping[int, str]:
         """Number -> name of the episodes in a file.

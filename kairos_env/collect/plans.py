@@ -1,4 +1,4 @@
-"""What to record: the configuration of a recording, and the plan of each of its episodes."""
+"""The configuration of a recording, and the plan of each of its episodes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAY_CHANGE = ("out", "episodes", "per_task", "workers", "device")
 
 @dataclass(frozen=True)
 class RecordConfig:
-    """What to record.
+    """Settings of a recording.
 
     Args:
         out: the folder of the recording; an existing one of the same configuration is continued.

@@ -105,7 +105,7 @@ def make_simulator(config: RecordConfig) -> Any:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What came of a recording: of each task, how many episodes were kept and how many were planned."""
+    """Outcome of a recording: task -> episodes kept and episodes planned, and attempts in all."""
 
     folder: Path
     tasks: Mapping[str, tuple[int, int]]
@@ -261,7 +261,7 @@ def _summary(folder: RecordingFolder) -> Recorded:
 
 
 def _labels(infos: list[Mapping[str, Any]], tasks: tuple[str, ...]) -> dict[str, Array]:
-    """What the simulator tells of every state: where the objects are, and how every task stands after each action."""
+    """Positions of the objects in every state, and reward and success of every task after each action."""
     labels: dict[str, Array] = {}
     for key, kind in (("task_rewards", np.float32), ("task_success", np.bool_)):
         if key in infos[0]:

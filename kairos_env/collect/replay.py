@@ -56,7 +56,7 @@ MakeEnv = Callable[[Demonstration], Any]
 
 @dataclass(frozen=True)
 class Replayed:
-    """How a replay went.
+    """The outcome of a replay.
 
     ``agrees`` says whether it ended in success just where the demonstration did, and ``apart`` is the largest distance
     of the hand from where it was then [m].

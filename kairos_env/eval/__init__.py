@@ -1,11 +1,11 @@
-"""How good is it, with an interval: policies in closed loop, imagination against reality.
+"""Evaluation, every number with an interval.
 
-    closed_loop     policies and planners in any simulator: configuration -> plan -> rows, one a job, resumable
-    report          one report of the rows of any runs, two runs compared, results that others published
-    imagination     open-loop rollouts beside recorded reality; does success in imagination predict success?
-    controls        what the imagined results are measured against
-    theory          how fast a trained model's delta memory forgets, and what its rollouts owe to it
-    rows, failures, statistics      what these are made of
+    closed_loop/    success rates of policies and planners in any simulator, one resumable row a job
+    imagination/    open-loop rollouts beside recorded reality under the same actions; correlation of imagined and real
+                    success; an independent reader of positions
+    controls/       the state model, with which planning in pixels is compared
+    theory/         a trained model's memory against the theory of what it can keep
+    report/         tables and pages of rows, two runs compared, what others published
 
 Importing this package imports nothing heavy; import the module that you need.
 """

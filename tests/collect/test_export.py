@@ -16,6 +16,7 @@ from kairos_env.collect.export import ExportConfig, export, imagined_episodes
 from kairos_env.datasets.hdf5.recorded import EpisodeWriter
 from kairos_env.datasets.lerobot.reader import LeRobotData
 from kairos_env.records import Camera, Episode, Field, RobotSpec, SpecMismatch
+from kairos_env.runs import INITIAL_STATES
 from kairos_env.world_model.checkpoint import BUNDLED
 from kairos_env.world_model.model import WorldModel
 
@@ -105,6 +106,23 @@ def test_imagination_from_a_recording(tmp_path: Path) -> None:
     assert np.array_equal(one.images["scene"][0], episode("push", spec=spec).images["scene"][0])
     [(again, _)] = imagined_episodes(config)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(one.images.values(), again.images.values(), strict=True))
+
+
+def few_states(**options: Any) -> Any:
+    """The table top with six initial states."""
+    env = pytest.importorskip("kairos_env.sims.tabletop.env").RobosuiteEnv(**options)
+    env.initial_states = lambda task=None: 6
+    return env
+
+
+def test_imagination_starts_where_no_evaluation_does() -> None:
+    settings: dict[str, Any] = {"imagine": 6, "policy": "random", "decisions": 1}
+    few = [e.initial_state for e, _ in imagined_episodes(ExportConfig("", start=f"{__name__}:few_states", **settings))]
+    assert few == [0, 1, 2, 3, 0, 1], "the last fifth is held out"
+    config = ExportConfig("", start="Kairos-Robosuite-v0", options={"max_episode_steps": 9}, **settings)
+    many = imagined_episodes(config)
+    assert next(many)[0].initial_state in INITIAL_STATES["export"]
+    many.close()
 
 
 def test_start_of_another_robot(recording: Path) -> None:

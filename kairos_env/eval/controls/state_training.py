@@ -21,7 +21,7 @@ from kairos_env.runs import write_json
 
 @dataclass(frozen=True)
 class StateTrainingConfig:
-    """How a `StateModel` is trained.
+    """Settings of the training of a `StateModel`.
 
     Args:
         data: recorded episodes of a simulator, file or folder.

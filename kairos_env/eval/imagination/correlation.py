@@ -39,7 +39,7 @@ from kairos_env.sims.simulator import matching_task
 
 @dataclass(frozen=True)
 class CorrelationConfig:
-    """What to compare.
+    """Settings of a correlation.
 
     Args:
         output: the folder of the run; continued if it was started with the same settings.
@@ -88,7 +88,7 @@ class CorrelationConfig:
 
 @dataclass(frozen=True)
 class CommonGround:
-    """What simulator and imagination are both asked.
+    """The tasks and initial states of both worlds.
 
     Args:
         tasks: name in the model -> name in the simulator.
@@ -102,7 +102,7 @@ class CommonGround:
 
 
 def common_ground(config: CorrelationConfig) -> CommonGround:
-    """What the configuration asks of both worlds.
+    """The tasks and initial states that the configuration asks of both worlds.
 
     Raises:
         ValueError: they have no task in common, or not the tasks or the initial states that are asked for.
@@ -183,7 +183,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Correlation:
-    """How imagined and real success go together.
+    """Relation of imagined and real success.
 
     Args:
         points: one for each policy and task.

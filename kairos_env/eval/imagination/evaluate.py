@@ -45,7 +45,7 @@ HORIZONS = (1, 5, 10, 20, 50)
 
 @dataclass(frozen=True)
 class ImaginationConfig:
-    """What to compare.
+    """Settings of a comparison.
 
     Args:
         output: the folder of the run.
@@ -282,7 +282,7 @@ class _Findings:
             self.films[index]["real"] = episode.images[camera][first : first + end + 1]
 
     def report(self, skipped: int) -> ImaginationReport:
-        """What they come to; ``skipped`` episodes did not move."""
+        """The report; ``skipped`` episodes did not move."""
         names = tuple(f"{i}: {e.task} {e.source} {e.initial_state}" for i, e in enumerate(self.episodes))
         films = {names[index]: self.films[index] for index in sorted(self.films)}
         floor = self.probe.floor if self.probe else {}
@@ -301,7 +301,7 @@ def moving_episodes(episodes: Sequence[Episode], spec: RobotSpec, first: int = 0
 
 
 def path_cm(positions: Array) -> float:
-    """How far something travels through (T, 3) positions in metres, in centimetres."""
+    """Length in centimetres of a path through (T, 3) positions in metres."""
     return float(100 * np.linalg.norm(np.diff(positions.astype(np.float64), axis=0), axis=-1).sum())
 
 

@@ -1,4 +1,4 @@
-"""An independent reader of positions from pictures: where are gripper and cube, and is the cube in view?
+"""An independent reader of positions from pictures: gripper, cube, and whether the cube is in view.
 
 The world model must not mark its own work, so imagined frames are measured by a small network that was
 trained on real frames only and shares nothing with it. Its error on real frames that it has not seen is
@@ -37,7 +37,7 @@ _REACH = 0.1
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """How a probe is trained.
+    """Settings of the training of a probe.
 
     Args:
         data: recorded episodes with the label ``object_position``: file or folder.
@@ -71,7 +71,7 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the probe saw in (...) pictures.
+    """Positions that the probe reads in (...) pictures.
 
     Args:
         gripper: (..., 3) float32, metres, in the frame of the robot's proprioception.
@@ -214,7 +214,7 @@ class Probe:
 
 
 def red_pixels(images: Array) -> Array:
-    """How many pixels of uint8 (..., H, W, 3) pictures show the red cube: (...) int.
+    """Number of pixels of uint8 (..., H, W, 3) pictures show the red cube: (...) int.
 
     A rule, not a network: it also tells in imagined frames whether something of the cube's colour is left.
     """

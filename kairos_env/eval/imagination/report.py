@@ -1,4 +1,4 @@
-"""What a comparison of imagination and reality found: every episode's numbers, means, intervals, tables."""
+"""Results of a comparison of imagination and reality: every episode's numbers, means, intervals, tables."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class ImaginationReport:
         return (np.nan_to_num(column) >= CUBE_MOVED_CM) & np.isfinite(self._column("imagined", "cube_cm", horizon))
 
     def count(self, horizon: int) -> int:
-        """How many episodes reach this horizon."""
+        """Number of episodes that reach this horizon."""
         return int((~np.isnan(self._column("imagined", "psnr", horizon))).sum())
 
     def lines(self) -> list[list[str]]:
@@ -120,7 +120,7 @@ class ImaginationReport:
         return ["", "", *(f"horizon {h}" for h in self.horizons)]
 
     def notes(self) -> list[str]:
-        """What a reader must know to believe the table."""
+        """The conditions under which the table holds, as sentences."""
         used = f"{len(self.episodes)} moving episodes (gripper path ≥ {MOVING_PATH_CM:g} cm in {MOVING_DECISIONS} "
         used += f"decisions), {self.skipped} left out"
         floor = "; ".join(

@@ -1,1 +1,1 @@
-"""What the model's memory keeps, measured against the theory."""
+"""The model's memory, measured against the theory."""

@@ -1,4 +1,4 @@
-"""What the delta rule's memory of a trained world model forgets, how fast, and what its predictions owe to it.
+"""Measurements of the delta rule's memory in a trained world model: what it forgets, how fast, what predictions owe it.
 
 A token multiplies the memory by ``alpha (I - beta k k^T)`` and adds a write that does not depend on the memory, so two
 memories that read the same tokens differ after them by at most the product of the alphas times what they differed by
@@ -94,7 +94,7 @@ def recorded_clips(model: WorldModel, episodes: Sequence[Episode], context: int 
 def imagined_clips(
     model: WorldModel, starts: Sequence[Observation], frames: int, policy: bool, seed: int = 0
 ) -> LatentClips:
-    """What the model imagines from real starts, under its own policy or under random actions."""
+    """Frames imagined from real starts, under the model's own policy or under random actions."""
     start = state = model.observe(starts, seeds=range(seed, seed + len(starts)))
     space = model.spec.action_space
     space.seed(seed)
@@ -111,7 +111,7 @@ def imagined_clips(
 
 
 def delta_inputs(model: WorldModel, clips: LatentClips) -> dict[int, Tensor]:
-    """What each gated delta layer reads while the clips are remembered: layer -> (B, F L, D), tokens in order."""
+    """Inputs of each gated delta layer while the clips are remembered: layer -> (B, F L, D), tokens in order."""
     inputs: dict[int, Tensor] = {}
     hooks = [
         layer.register_forward_pre_hook(lambda _, given, index=index: inputs.update({index: given[0]}))
@@ -142,7 +142,7 @@ def log_decay(layer: GatedDeltaNet, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Forgetting:
-    """How one head forgets.
+    """Forgetting of one head.
 
     Args:
         layer, head: which one.

@@ -107,7 +107,7 @@ class HiddenPlaces:
 
 
 def visible(kinds: Sequence[str]) -> tuple[int, ...] | None:
-    """How many frames back the frames lie that a stack of layers can know of; None if there is no limit."""
+    """Offsets in frames, back in time, that a stack of layers can know of; None if there is no limit."""
     if "gdn" in kinds:
         return None
     config = VideoConfig()
