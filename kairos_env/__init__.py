@@ -87,6 +87,7 @@ _MOVED = {
     "kairos_env.eval.image_metrics": "kairos_env.eval.imagination.image_metrics",
     "kairos_env.eval.media": "kairos_env.media",
     "kairos_env.policies.sb3": "kairos_env.env.sb3",
+    "kairos_env.policies.world_action": "kairos_env.policies.world_model",
     "kairos_env.world_model.parallel": "kairos_env.world_model.deploy.parallel",
     "kairos_env.world_model.quantize": "kairos_env.world_model.deploy.quantize",
     "kairos_env.world_model.robots": "kairos_env.world_model.published.robot_settings",

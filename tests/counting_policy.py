@@ -40,7 +40,7 @@ class Counting:
 class WindowModel:
     """Stands for a world model: its state is the list of all that it was told."""
 
-    spec, tasks, chunk_length = SPEC, TASKS, 3
+    spec, tasks, chunk_length, execute, fresh = SPEC, TASKS, 3, 1, False
 
     def __init__(self) -> None:
         self.asked = 0
@@ -52,7 +52,7 @@ class WindowModel:
             return ("start", tuple(seeds), obs[0].instruction, obs[0].proprio[0])
         return (*state, tuple(np.round(action[0], 4)), obs[0].proprio[0])
 
-    def act(self, state: tuple[Any, ...], steps: int | None = None) -> Array:
+    def act(self, state: tuple[Any, ...], steps: int | None = None, seeds: Any = None) -> Array:
         self.asked += 1
         rng = np.random.default_rng([state[1][0], len(state)])
         return rng.uniform(-0.04, 0.04, (1, self.chunk_length, 4)).astype(np.float32)

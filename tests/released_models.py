@@ -13,8 +13,8 @@ from kairos_env.records import Array, Camera, Observation
 from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.normalisation import Normaliser
-from kairos_env.world_model.published.folder import RobotPart
 from kairos_env.world_model.published.releases import miniature
+from kairos_env.world_model.published.robot_part import RobotPart
 from kairos_env.world_model.published.robot_settings import LIBERO, ROBOTWIN, CameraTile, RobotSettings
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.text.small import UntrainedEncoder

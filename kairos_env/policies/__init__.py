@@ -10,7 +10,6 @@ _HOME = {
     "check_policy": "policy",
     "example_observation": "policy",
     "WorldModelPolicy": "world_model",
-    "WorldActionPolicy": "world_action",
     "PlannerPolicy": "planners.policy",
     "RandomPolicy": "scripted",
     "ReplayPolicy": "scripted",
@@ -31,6 +30,11 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "WorldActionPolicy":
+        raise ImportError(
+            "WorldActionPolicy is WorldModelPolicy now: "
+            "WorldModelPolicy(WorldModel.from_pretrained(FOLDER, statistics=FILE))"
+        )
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -3,7 +3,7 @@
     random, expert, policy            smooth play; the simulator's own expert; the model's action-only policy
     best_of_n, cem, mppi, random_shooting     planners over the model
     state_cem                         CEM over a small model of the true state: the control of the video model
-    4b(statistics=FILE)               a published world-action model for LIBERO; ``model`` is its folder
+    4b(statistics=FILE)               published world-action weights by those statistics; ``model`` is their folder
     replay(path=FOLDER)               recorded demonstrations of LIBERO's tasks
     module:factory                    anybody's own: factory(env=..., model=..., device=...) -> Policy
 
@@ -34,8 +34,8 @@ from kairos_env.sims.make import load_factory, spec_of
 
 NAMES = ("random", "expert", "policy", *PLANNERS, "state_cem", "4b", "replay")
 _BLIND = ("random", "expert", "replay")
-_ADAPTED = ("policy", *PLANNERS)  # to the robot of the small model that they run on
-_CHUNKS = {"policy": "execute", "4b": "replan"}  # and what the option for the executed actions is called
+_ADAPTED = ("policy", "4b", *PLANNERS)  # to the robot of the model that they run on
+_CHUNKS = ("policy", "4b")  # decide for several actions at a time
 
 _NAME = re.compile(r"(?P<base>[\w.:\-]+)(\((?P<options>[^()]*)\))?(\+noise=(?P<noise>[\d.]+))?")
 # arguments of policies and planners that `make_policy` and `PlannerPolicy` fill in
@@ -126,7 +126,7 @@ def make_policy(
     base, options, noise = parse_name(name)
     spec = spec_of(env)
     if execute is not None and base in _CHUNKS:
-        options.setdefault(_CHUNKS[base], execute)
+        options.setdefault("execute", execute)
     policy = _make_base(base, options, env, model, device, state_model)
     return ActionNoise(policy, spec, noise) if noise else policy
 
@@ -140,11 +140,11 @@ def load_model(name: str, device: str = "cpu") -> Any:
 
 
 @lru_cache(maxsize=1)
-def load_world_action(folder: str, device: str = "cpu") -> Any:
-    """The published kind of model, loaded once in a process."""
-    from kairos_env.world_model.published.world_action import WorldActionModel
+def load_released(folder: str, device: str, statistics: str) -> Any:
+    """Published weights with the statistics of their fine-tuning, loaded once in a process."""
+    from kairos_env.world_model.model import WorldModel
 
-    return WorldActionModel.from_pretrained(folder, device)
+    return WorldModel.from_pretrained(folder, device, "bf16", statistics=statistics)
 
 
 def is_blind(name: str) -> bool:
@@ -158,12 +158,12 @@ def robot_of(name: str, model: str) -> RobotSpec | None:
     Raises:
         FileNotFoundError: no such model.
     """
-    base = parse_name(name)[0]
-    if base == "4b":
-        from kairos_env.embodiments import LIBERO_PANDA
+    from kairos_env.world_model.checkpoint import read_robot, resolve
 
-        return LIBERO_PANDA
-    return RobotSpec.from_dict(_config(model)["robot"]) if base in _ADAPTED else None
+    base = parse_name(name)[0]
+    if base == "4b" and _config(model).get("kind") != "world-action":
+        raise ValueError(f"4b(...) acts by published weights, {model!r} holds a small model: take policy")
+    return read_robot(resolve(model)) if base in _ADAPTED else None
 
 
 def known_instructions(name: str, model: str, state_model: str) -> list[str]:
@@ -173,7 +173,7 @@ def known_instructions(name: str, model: str, state_model: str) -> list[str]:
         from kairos_env.policies.planners.state_model import StateModel
 
         return list(StateModel.load(state_model).tasks.values())
-    return list(_config(model)["tasks"].values()) if base in _ADAPTED else []
+    return list(_config(model).get("tasks", {}).values()) if base in _ADAPTED else []
 
 
 def weights_of(name: str, model: str, state_model: str) -> str:
@@ -195,6 +195,8 @@ def model_digest(name: str) -> str:
     """
     for folder in (Path(name), Path(__file__).parents[1] / "pretrained" / name):
         files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        if (folder / "transformer").is_dir():
+            files = [folder / "config.json"]  # has the digests of the published files, which take minutes to read
         if files:
             digest = hashlib.sha256()
             for file in files:
@@ -242,10 +244,9 @@ class ActionNoise:
 
 
 def _config(model: str) -> dict[str, Any]:
-    from kairos_env.world_model.checkpoint import CONFIG, resolve
+    from kairos_env.world_model.checkpoint import read_config, resolve
 
-    config: dict[str, Any] = json.loads((resolve(model) / CONFIG).read_text())
-    return config
+    return read_config(resolve(model))
 
 
 def _makers(base: str) -> tuple[Any, ...]:
@@ -258,16 +259,13 @@ def _makers(base: str) -> tuple[Any, ...]:
         return PlannerPolicy, PLANNERS[base]
     if base == "state_cem":
         return PlannerPolicy, PLANNERS["cem"]
-    if base == "4b":
-        from kairos_env.policies.world_action import WorldActionPolicy
-
-        return (WorldActionPolicy,)
     return (
         {
             "random": scripted.RandomPolicy,
             "expert": scripted.ExpertPolicy,
             "replay": replay.DemonstrationPolicy,
             "policy": world_model.WorldModelPolicy,
+            "4b": world_model.WorldModelPolicy,
         }[base],
     )
 
@@ -286,21 +284,11 @@ def _make_base(base: str, options: dict[str, Any], env: Any, model: str, device:
 
         return maker(StateModel.load(state_model).reading(env), *planner, **options)
     if base == "4b":
-        return _make_world_action(options, spec, model, device)
-    loaded = load_model(model, device)
+        loaded = load_released(model, device, str(options.pop("statistics")))
+    else:
+        loaded = load_model(model, device)
     loaded.spec.require_same(spec, "model", "environment")
     return maker(loaded, *planner, **options)
-
-
-def _make_world_action(options: dict[str, Any], spec: RobotSpec, model: str, device: str) -> Policy:
-    from kairos_env.policies.world_action import WorldActionPolicy
-    from kairos_env.world_model.normalisation import Normaliser
-    from kairos_env.world_model.published.robot_settings import get_settings
-
-    settings = get_settings("libero")
-    settings.spec.require_same(spec, "model", "environment")
-    normaliser = Normaliser.from_file(str(options.pop("statistics")), settings.normalisation)
-    return WorldActionPolicy(load_world_action(model, device), settings, normaliser, **options)
 
 
 def _value(text: str) -> Any:

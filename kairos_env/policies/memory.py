@@ -35,7 +35,8 @@ class ObservingModel(Protocol):
 class RememberingPolicy(ChunkPolicy):
     """A policy that decides from a model's state of the episode.
 
-    Every observation enters the model once, with the previous action, so that its window holds an unbroken history.
+    Every observation enters the model once, with the previous action, so that its window holds an unbroken history. A
+    ``fresh`` model (published weights) has no such window: only observations to decide from enter it, each alone.
 
     Args:
         model: whose robot acts.
@@ -63,6 +64,7 @@ class RememberingPolicy(ChunkPolicy):
         if task is not None and task not in model.tasks:
             raise ValueError(f"the model has no task {task!r}; {did_you_mean(task, model.tasks)}")
         self.model: Any = model
+        self.fresh = bool(getattr(model, "fresh", False))
         self._instruction = model.tasks[task] if task is not None else instruction
         self._sequence = np.random.default_rng(seed)
         self.reset(seed)
@@ -85,14 +87,15 @@ class RememberingPolicy(ChunkPolicy):
         return ActionChunk(actions)
 
     def follow(self, observation: Observation, action: Array) -> None:
-        self.observe(observation)
+        if not self.fresh:
+            self.observe(observation)
         self._action = self.model.spec.check_action(action)
 
     def observe(self, observation: Observation) -> Any:
         """The state (batch 1) after ``observation``; the same object is taken in once."""
         if observation is not self._seen:
             seen = [self._instructed(observation)]
-            if self.state is None:
+            if self.state is None or self.fresh:
                 state = self.model.observe(seen, seeds=[self.seed])
             else:
                 state = self.model.observe(seen, self.state, self._previous_action()[None])
@@ -101,9 +104,10 @@ class RememberingPolicy(ChunkPolicy):
 
     @classmethod
     def observe_together(cls, policies: Sequence[Any], observations: Sequence[Observation], size: int) -> None:
-        pairs = [(p, o) for p, o in zip(policies, observations, strict=True) if o is not p._seen]
-        first = [pair for pair in pairs if pair[0].state is None]
-        later = [pair for pair in pairs if pair[0].state is not None]
+        every = zip(policies, observations, strict=True)
+        pairs = [(p, o) for p, o in every if o is not p._seen and not (p.fresh and p._queue)]
+        first = [pair for pair in pairs if pair[0].state is None or pair[0].fresh]
+        later = [pair for pair in pairs if not (pair[0].state is None or pair[0].fresh)]
         for group in filter(None, (first, later)):
             rows = [group[row] for row in pad_rows(len(group), size)]
             model, seen = group[0][0].model, [policy._instructed(o) for policy, o in rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kairos_env.policies.chunking import pad_rows
 from kairos_env.policies.memory import RememberingPolicy
@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 
 class WorldModelPolicy(RememberingPolicy):
-    """Action-only inference: the model's action expert on real observations; no video is imagined.
+    """The model's own actions on real observations, of small models and of published weights.
 
     Args:
         model: a world model whose spec is the robot's.
         task, instruction: replace the observation's instruction; see `RememberingPolicy`.
         steps: denoising steps of the actions; None is the model's default.
-        execute: actions executed per decision, at most the model's chunk length.
+        execute: actions executed per decision, at most the model's chunk length; None is the model's default.
         seed: of the sequence from which `reset` without a seed draws.
+        mode: ``"policy"`` computes no video; ``"joint"`` denoises the video beside the actions.
+        actions_see_future: in joint mode, of published weights; see `WorldModel.joint`.
+        noise_seed: one seed for the noise of every decision; None leaves it to the model and `reset`.
     """
 
     def __init__(
@@ -31,23 +34,41 @@ class WorldModelPolicy(RememberingPolicy):
         task: str | None = None,
         instruction: str | None = None,
         steps: int | None = None,
-        execute: int = 1,
+        execute: int | None = None,
         seed: int = 0,
+        mode: Literal["policy", "joint"] = "policy",
+        actions_see_future: bool | None = None,
+        noise_seed: int | None = None,
     ) -> None:
+        if execute is None:
+            execute = model.execute
         if execute > model.chunk_length:
             raise ValueError(f"the model proposes {model.chunk_length} actions at a time, cannot execute {execute}")
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        if mode not in ("policy", "joint"):
+            raise ValueError(f"unknown mode {mode!r}; legal: policy, joint")
+        if actions_see_future is not None and mode != "joint":
+            raise ValueError("only mode='joint' has a future that actions could see")
         super().__init__(model, task, instruction, execute, seed)
-        self.steps = steps
+        self.steps, self.mode, self.actions_see_future, self.noise_seed = steps, mode, actions_see_future, noise_seed
 
     def decide(self, state: Any) -> Array:
-        return as_array(self.model.act(state, steps=self.steps))[0]
+        return self._actions(state)[0]
+
+    def _actions(self, states: Any) -> Array:
+        """Chunks (B, N, A) from a batch of states."""
+        model = self.model
+        seeds = None if self.noise_seed is None else [self.noise_seed] * states.batch_size
+        if self.mode == "joint":
+            return as_array(model.joint(states, self.steps, seeds, self.actions_see_future)[0])
+        return as_array(model.act(states, self.steps, seeds))
 
     @classmethod
     def chunk_together(
         cls, policies: Sequence[WorldModelPolicy], observations: Sequence[Observation], size: int
     ) -> list[ActionChunk]:
         states = [policy.observe(observation) for policy, observation in zip(policies, observations, strict=True)]
-        model = policies[0].model
         batch = type(states[0]).cat([states[row] for row in pad_rows(len(states), size)])
-        chunks = model.spec.check_action(as_array(model.act(batch, steps=policies[0].steps)))
+        chunks = policies[0].model.spec.check_action(policies[0]._actions(batch))
         return [ActionChunk(chunk) for chunk in chunks[: len(states)]]

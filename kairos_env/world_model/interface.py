@@ -45,6 +45,7 @@ class Interface(Protocol):
     latent_shape: (C, h, w) of a frame; pictures: how many of each camera it holds, the newest last.
     fresh: each real observation begins a memory of its own, because the weights never saw a longer history.
     rounded: timesteps are rounded as the weights were run.
+    execute: how many actions of a chunk a policy executes before it decides again.
     """
 
     spec: RobotSpec
@@ -52,6 +53,7 @@ class Interface(Protocol):
     pictures: int
     fresh: bool
     rounded: bool
+    execute: int
 
     @property
     def imagined_spec(self) -> RobotSpec: ...
@@ -80,6 +82,9 @@ class Interface(Protocol):
 
     def noise(self, seeds: Tensor, past: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
         """Noise (B, *shape) of the episodes ``seeds`` (B,) after ``past`` (B,) frames; streams as above."""
+
+    def action_seeds(self, seeds: Tensor) -> Tensor:
+        """Seeds (B,) of the noise of chunks in the episodes ``seeds``."""
 
     def levels(self, steps: int, stream: int) -> list[float]:
         """``steps + 1`` noise levels of a frame or of a chunk."""
@@ -121,7 +126,7 @@ class SmallInterface:
         unit: sides of a picture must divide by it [pixels].
     """
 
-    pictures, fresh, rounded = 1, False, False
+    pictures, fresh, rounded, execute = 1, False, False, 1
 
     def __init__(
         self,
@@ -204,6 +209,10 @@ class SmallInterface:
     def noise(self, seeds: Tensor, past: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
         """See `Interface`."""
         return draw_noise(seeds, shape, past, stream)
+
+    def action_seeds(self, seeds: Tensor) -> Tensor:
+        """See `Interface`."""
+        return seeds
 
     def levels(self, steps: int, stream: int) -> list[float]:
         """See `Interface`."""

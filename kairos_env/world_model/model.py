@@ -27,9 +27,10 @@ from kairos_env.world_model import checkpoint
 from kairos_env.world_model.action_expert import ActionDiT
 from kairos_env.world_model.config import WorldModelConfig, get_preset
 from kairos_env.world_model.interface import ACTION_NOISE, PROPRIO_NOISE, VIDEO_NOISE, stack_images
-from kairos_env.world_model.published.folder import RobotPart, is_world_action
+from kairos_env.world_model.published.folder import is_world_action
 from kairos_env.world_model.published.generation import GeneratedClip
 from kairos_env.world_model.published.interface import ReleasedInterface
+from kairos_env.world_model.published.robot_part import RobotPart
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.sampling import Parts, denoise, towards
 from kairos_env.world_model.state import Rollout, StepOutput, WorldState
@@ -103,7 +104,9 @@ class WorldModel(StreamingPasses):
             raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
         folder = checkpoint.resolve(name)
         if is_world_action(folder):
-            return cls._from_released(folder, device, precision, **parts)
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            robot = RobotPart.read(folder, parts.pop("statistics", None))
+            return cls.of_clips(WorldActionModel.from_pretrained(folder, device, dtype, **parts), robot)
         if parts:
             raise ValueError(
                 f"{', '.join(sorted(parts))}: only folders of published weights have parts; {folder} is none"
@@ -113,20 +116,6 @@ class WorldModel(StreamingPasses):
         checkpoint.load_into(model, folder, stored.config.preset)
         model.precision = precision
         return model.to(device).eval()
-
-    @classmethod
-    def _from_released(
-        cls,
-        folder: os.PathLike[str],
-        device: str | torch.device,
-        precision: Precision,
-        statistics: str | os.PathLike[str] | None = None,
-        **parts: Any,
-    ) -> WorldModel:
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        clips = WorldActionModel.from_pretrained(folder, device, dtype, **parts)
-        robot = RobotPart.read(folder, statistics)
-        return cls.of_clips(clips, robot)
 
     @classmethod
     def of_clips(cls, clips: WorldActionModel, robot: RobotPart | None = None) -> WorldModel:
@@ -300,8 +289,12 @@ class WorldModel(StreamingPasses):
         return Rollout(latents=torch.stack([out.latent for out in outputs], 1), state=state, **stacked)
 
     @_verb
-    def act(self, state: WorldState, steps: int | None = None) -> Tensor:
-        """Proposes an action chunk (B, N, A), physical units. No video is computed."""
+    def act(self, state: WorldState, steps: int | None = None, seeds: Sequence[int] | None = None) -> Tensor:
+        """Proposes an action chunk (B, N, A), physical units. No video is computed.
+
+        Args:
+            seeds: (B,) of the noise; by default those of ``state``, or the one that published weights always used.
+        """
         expert: ActionDiT = self.mixture.action_dit
         contexts = self.mixture.read_context(state.context, state.mask, video=False)
 
@@ -312,13 +305,17 @@ class WorldModel(StreamingPasses):
             chunk = expert.action_encoder(actions.to(self.dtype)), modulation
             return [self.read_actions(self.mixture.propose(chunk, contexts, state.layers, state.past)).float()]
 
-        noise = self._noise(state, ACTION_NOISE, self.chunk_length, self.spec.action_dim)
+        noise = self._action_noise(state, seeds)
         levels = self.interface.levels(steps or self.config.action_steps, ACTION_NOISE)
         return self.physical_actions(denoise(predict, (noise,), [levels], self.advance)[0])
 
     @_verb
     def joint(
-        self, state: WorldState, steps: int | None = None, actions_see_future: bool | None = None
+        self,
+        state: WorldState,
+        steps: int | None = None,
+        seeds: Sequence[int] | None = None,
+        actions_see_future: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Denoises a chunk and the video that it leads to together: (B, N, A) physical, (B, F, C, h, w) latents.
 
@@ -326,13 +323,14 @@ class WorldModel(StreamingPasses):
         both, after the newest frame alone.
 
         Args:
+            seeds: see `act`.
             actions_see_future: of published weights, which were not trained so; actions of small models always see
                 the frames up to their own.
         """
         if self._clips[0] is not None:
-            context, seeds = Context(state.context, state.mask), self._action_seeds(state)
+            context, drawn = Context(state.context, state.mask), self._action_seeds(state, seeds).tolist()
             actions, video = self.clips.joint(
-                state.latent[:, None], context, None, steps, None, seeds, bool(actions_see_future)
+                state.latent[:, None], context, None, steps, None, drawn, bool(actions_see_future)
             )
             return self.physical_actions(actions), video[:, 1:]
         if actions_see_future is False:
@@ -346,7 +344,7 @@ class WorldModel(StreamingPasses):
 
         levels = self.interface.levels(steps or self.config.action_steps, ACTION_NOISE)
         noise = (
-            self._noise(state, ACTION_NOISE, number, self.spec.action_dim),
+            self._action_noise(state, seeds),
             self._noise(state, VIDEO_NOISE, number, *self.latent_shape),
             self._noise(state, PROPRIO_NOISE, number, self.spec.proprio_dim),
         )
@@ -366,8 +364,8 @@ class WorldModel(StreamingPasses):
         video = torch.stack([self.encode(frame) for frame in future], 1)
         if self._clips[0] is not None:
             seen = torch.cat([state.latent[:, None], video], 1)
-            context, seeds = Context(state.context, state.mask), self._action_seeds(state)
-            return self.physical_actions(self.clips.infer_actions(seen, context, steps, None, seeds))
+            context, drawn = Context(state.context, state.mask), self._action_seeds(state).tolist()
+            return self.physical_actions(self.clips.infer_actions(seen, context, steps, None, drawn))
         number = self.chunk_length
         if len(future) != number:
             raise ValueError(f"infer_actions needs {number} future observations per element, got {len(future)}")
@@ -379,16 +377,22 @@ class WorldModel(StreamingPasses):
             sigma = data[0].new_full((state.batch_size,), level[0])
             return [self.denoise_jointly(state, data[0], video, states, sigma, clean)[0]]
 
-        noise = self._noise(state, ACTION_NOISE, number, self.spec.action_dim)
         levels = self.interface.levels(steps or self.config.action_steps, ACTION_NOISE)
-        return self.physical_actions(denoise(predict, (noise,), [levels], towards)[0])
+        return self.physical_actions(denoise(predict, (self._action_noise(state),), [levels], towards)[0])
 
     def _noise(self, state: WorldState, stream: int, *shape: int) -> Tensor:
         return self.interface.noise(state.seed, state.past, stream, shape)
 
-    def _action_seeds(self, state: WorldState) -> list[int]:
-        assert isinstance(self.interface, ReleasedInterface)
-        return self.interface.action_seeds(state.seed)
+    def _action_noise(self, state: WorldState, seeds: Sequence[int] | None = None) -> Tensor:
+        shape = self.chunk_length, self.spec.action_dim
+        return self.interface.noise(self._action_seeds(state, seeds), state.past, ACTION_NOISE, shape)
+
+    def _action_seeds(self, state: WorldState, seeds: Sequence[int] | None = None) -> Tensor:
+        if seeds is None:
+            return self.interface.action_seeds(state.seed)
+        if len(seeds) != state.batch_size:
+            raise ValueError(f"{len(seeds)} seeds for a state of batch size {state.batch_size}: give one each")
+        return torch.as_tensor(seeds, dtype=torch.int64, device=self.device)
 
     def generate(self, prompt: str = "", image: Array | None = None, **settings: Any) -> GeneratedClip:
         """Video from text, from a first picture, or from both, by published weights; see `generation.generate`."""

@@ -16,8 +16,8 @@ from kairos_env.world_model.flow import to_sample
 from kairos_env.world_model.heads import FrameHeads, Readout
 from kairos_env.world_model.interface import Interface, ModelStatistics, SmallInterface
 from kairos_env.world_model.mixture import Contexts, MixtureOfTransformers
-from kairos_env.world_model.published.folder import RobotPart
 from kairos_env.world_model.published.interface import ReleasedInterface, StreamingAdditions
+from kairos_env.world_model.published.robot_part import RobotPart
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.sampling import Advance, along, towards
 from kairos_env.world_model.state import WorldState
@@ -136,6 +136,16 @@ class StreamingPasses(nn.Module):
     def spec(self) -> RobotSpec:
         """The robot, as `act` drives it."""
         return self.interface.spec
+
+    @property
+    def fresh(self) -> bool:
+        """Whether each real observation begins a memory of its own; see `Interface`."""
+        return self.interface.fresh
+
+    @property
+    def execute(self) -> int:
+        """How many actions of a chunk a policy executes before it decides again."""
+        return self.interface.execute
 
     @property
     def imagined_spec(self) -> RobotSpec:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kairos_env.world_model.attention.visibility import Local
+from kairos_env.world_model.attention.whole_clip import Local
 from kairos_env.world_model.mixture import Contexts
 from kairos_env.world_model.published.passes import VideoCache
 from kairos_env.world_model.published.world_action import WorldActionModel

@@ -49,7 +49,7 @@ class ReleasedInterface:
             settings.width // SPATIAL,
         )
         self.normaliser = normaliser
-        self.rounded = clips.config.published
+        self.rounded, self.execute = clips.config.published, settings.replan
         scales = normaliser or _ranges(self.spec)
         self._proprio, self._actions = scales.state, scales.action
 
@@ -115,15 +115,14 @@ class ReleasedInterface:
     def physical_proprio(self, proprio: Tensor) -> Tensor:
         return torch.from_numpy(self._proprio.backward(proprio.float().cpu().numpy())).to(proprio.device)
 
-    def action_seeds(self, seeds: Tensor) -> list[int]:
-        """The seed that the published client always used, or else the episodes'."""
-        fixed = self.settings.seed
-        return seeds.tolist() if fixed is None else [fixed] * len(seeds)
+    def action_seeds(self, seeds: Tensor) -> Tensor:
+        """See `Interface`: the seed that the published client always used, or else the episodes'."""
+        return seeds if self.settings.seed is None else torch.full_like(seeds, self.settings.seed)
 
     def noise(self, seeds: Tensor, past: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
         """See `Interface`; that of a chunk is the published one, the same at every decision of an episode."""
         if stream == ACTION_NOISE:
-            return self.clips.action_noise(len(seeds), shape[0], self.action_seeds(seeds))
+            return self.clips.action_noise(len(seeds), shape[0], seeds.tolist())
         noise = draw_noise(seeds, shape, past, stream, generator="torch")
         return noise.to(self.clips.device, self.clips.sampling_dtype)
 

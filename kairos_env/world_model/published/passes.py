@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from kairos_env.records import Array
 from kairos_env.world_model.action_expert import ActionDiT
-from kairos_env.world_model.attention.visibility import LOCAL, LayerMemory, Mixing, Tokens, WholeClip
+from kairos_env.world_model.attention.visibility import LayerMemory, Tokens
+from kairos_env.world_model.attention.whole_clip import LOCAL, Mixing, WholeClip
 from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.dit import VideoDiT
 from kairos_env.world_model.mixture import Contexts, MixtureOfTransformers

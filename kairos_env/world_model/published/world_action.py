@@ -25,10 +25,11 @@ from torch import Tensor
 
 from kairos_env.records import Array
 from kairos_env.world_model.flow import draw_noise, draw_video_noise, schedule, shape_aware_shift
-from kairos_env.world_model.published.folder import RobotPart, load_parts, save_parts
+from kairos_env.world_model.published.folder import load_parts, save_parts
 from kairos_env.world_model.published.generation import GeneratedClip, generate
 from kairos_env.world_model.published.memory import explain_out_of_memory
 from kairos_env.world_model.published.passes import ClipPasses
+from kairos_env.world_model.published.robot_part import RobotPart
 from kairos_env.world_model.sampling import guided_joint, sample_actions, sample_joint, sample_video
 from kairos_env.world_model.text.context import Context
 

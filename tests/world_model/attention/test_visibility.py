@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kairos_env.world_model.attention.visibility import VISIBLE, Heads, Joint, LayerMemory, Proposal, Stream, WholeClip
+from kairos_env.world_model.attention.visibility import VISIBLE, Heads, Joint, LayerMemory, Proposal, Stream
+from kairos_env.world_model.attention.whole_clip import WholeClip
 from kairos_env.world_model.config import VideoConfig
 
 CONFIG = VideoConfig(heads=2, head_dim=4, window=2, dilation=3)

@@ -1,21 +1,24 @@
-"""The policy over a miniature of the published model, against its steps written out."""
+"""`WorldModelPolicy` over miniatures of the published weights, against its steps written out."""
 
 from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from released_models import see, statistics
 from torch import Tensor
 
-from kairos_env.policies import WorldActionPolicy, check_policy, example_observation
-from kairos_env.records import Array, Observation, SpecMismatch
+from kairos_env.policies import WorldModelPolicy, check_policy
+from kairos_env.records import Array, SpecMismatch
+from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.normalisation import Normaliser
 from kairos_env.world_model.published.releases import miniature
+from kairos_env.world_model.published.robot_part import RobotPart
 from kairos_env.world_model.published.robot_settings import LIBERO, ROBOTWIN, RobotSettings, compose
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.text.context import Context
@@ -56,37 +59,18 @@ class Pixels:
         raise AssertionError("a policy decodes nothing")
 
 
-def make(settings: RobotSettings, seed: int = 0) -> tuple[WorldActionModel, Words, Pixels]:
+def make(
+    settings: RobotSettings, stats: Mapping[str, Any] | None = None, seed: int = 0, stepwise: bool = False
+) -> tuple[WorldModel, Words, Pixels]:
+    """The release of full-size canvases with few and narrow layers."""
     words, pixels = Words(), Pixels()
-    config = miniature(settings.release, layers=4)
-    model = WorldActionModel.from_release(config, seed, tokenizer=pixels, encoder=words)
-    return model, words, pixels
+    clips = WorldActionModel.from_release(miniature(settings.release, layers=4), seed, tokenizer=pixels, encoder=words)
+    normaliser = Normaliser.from_statistics(stats or statistics(settings), settings.normalisation, stepwise)
+    return WorldModel.of_clips(clips, RobotPart(settings, normaliser)), words, pixels
 
 
-def statistics(settings: RobotSettings) -> dict[str, Any]:
-    spec = settings.spec
-
-    def part(low: Array, high: Array) -> dict[str, Any]:
-        middle, half = (low + high) / 2, (high - low) / 2
-        values = {"min": low, "max": high, "q01": low, "q99": high, "mean": middle, "std": half / 2}
-        return {"default": {f"global_{k}": v.tolist() for k, v in values.items()}}
-
-    low, high = (np.array([getattr(f, side) for f in spec.proprio]) for side in ("low", "high"))
-    return {
-        "state": part(low, high),
-        "action": part(spec.action_low / 2, spec.action_high / 2),
-        "num_episodes": 1,
-        "num_transition": 1,
-    }
-
-
-def policy(settings: RobotSettings, **options: Any) -> WorldActionPolicy:
-    normaliser = Normaliser.from_statistics(statistics(settings), settings.normalisation)
-    return WorldActionPolicy(make(settings)[0], settings, normaliser, **{"steps": 2, **options})
-
-
-def see(settings: RobotSettings, seed: int = 0, instruction: str = "pick up the bowl") -> Observation:
-    return dataclasses.replace(example_observation(settings.spec, seed), instruction=instruction)
+def policy(settings: RobotSettings, stats: Mapping[str, Any] | None = None, **options: Any) -> WorldModelPolicy:
+    return WorldModelPolicy(make(settings, stats)[0], **{"steps": 2, **options})
 
 
 @pytest.mark.parametrize("settings", [LIBERO, ROBOTWIN], ids=["libero", "robotwin"])
@@ -97,11 +81,9 @@ def test_it_is_a_policy(settings: RobotSettings, mode: Any) -> None:
 
 @pytest.mark.parametrize("settings", [LIBERO, ROBOTWIN], ids=["libero", "robotwin"])
 def test_a_chunk_is_its_steps_written_out(settings: RobotSettings) -> None:
-    model, words, pixels = make(settings)
     stats = statistics(settings)
-    spoken = WorldActionPolicy(
-        model, settings, Normaliser.from_statistics(stats, settings.normalisation), steps=3, seed=11
-    )
+    whole, words, pixels = make(settings, stats)
+    model, spoken = whole.clips, WorldModelPolicy(whole, steps=3, noise_seed=11)
     observation = see(settings)
     chunk = spoken.chunk(observation).actions
 
@@ -143,12 +125,13 @@ def test_a_chunk_is_its_steps_written_out(settings: RobotSettings) -> None:
 
 
 def test_a_batch_says_what_each_would_say_alone() -> None:
-    spoken = policy(ROBOTWIN)
+    model = make(ROBOTWIN)[0]
+    policies = [WorldModelPolicy(model, steps=2) for _ in range(3)]
     seen = [see(ROBOTWIN, i, instruction) for i, instruction in enumerate(["stack", "push the red block", "wait"])]
-    together = spoken.chunks(seen)
-    for one, alone in zip(together, map(spoken.chunk, seen), strict=True):
-        np.testing.assert_allclose(one.actions, alone.actions, atol=1e-4)
-    assert not np.allclose(together[0].actions, together[1].actions, atol=1e-3)
+    together = WorldModelPolicy.act_together(policies, seen, 4)
+    for action, observation in zip(together, seen, strict=True):
+        np.testing.assert_allclose(action, WorldModelPolicy(model, steps=2).act(observation), atol=1e-4)
+    assert not np.allclose(together[0], together[1], atol=1e-3)
 
 
 def test_everything_that_is_observed_matters() -> None:
@@ -166,12 +149,11 @@ def test_everything_that_is_observed_matters() -> None:
 @pytest.mark.parametrize("settings", [LIBERO, ROBOTWIN], ids=["libero", "robotwin"])
 def test_it_looks_again_after_so_many_actions(settings: RobotSettings) -> None:
     model, words, _ = make(settings)
-    normaliser = Normaliser.from_statistics(statistics(settings), settings.normalisation)
-    spoken = WorldActionPolicy(model, settings, normaliser, steps=1)
+    spoken = WorldModelPolicy(model, steps=1)
     replan = 10 if settings is LIBERO else 24
     seen = [see(settings, i) for i in range(2)]
     done = [spoken.act(seen[i // replan]) for i in range(replan + 1)]
-    assert len(words.calls) == 2
+    assert len(words.calls) == 2  # between decisions nothing is encoded: such weights have no history
     np.testing.assert_array_equal(done[:replan], spoken.chunk(seen[0]).actions[:replan])  # the same noise again
     np.testing.assert_array_equal(done[replan], spoken.chunk(seen[1]).actions[0])
     spoken.reset()
@@ -181,17 +163,17 @@ def test_it_looks_again_after_so_many_actions(settings: RobotSettings) -> None:
 
 
 def test_whose_seed_it_is() -> None:
-    def said(spoken: WorldActionPolicy, seed: int | None) -> Array:
+    def said(spoken: WorldModelPolicy, settings: RobotSettings, seed: int | None) -> Array:
         spoken.reset(seed)
-        return spoken.act(see(spoken.settings))
+        return spoken.act(see(settings))
 
     libero, robotwin = policy(LIBERO), policy(ROBOTWIN)
-    np.testing.assert_array_equal(said(libero, 1), said(libero, 2))  # published: 50, always
-    assert libero.seed == 50
-    assert not np.array_equal(said(robotwin, 1), said(robotwin, 2))
-    np.testing.assert_array_equal(said(robotwin, 1), said(robotwin, 1))
-    assert not np.array_equal(said(robotwin, None), said(robotwin, None))
-    assert not np.array_equal(said(policy(LIBERO, seed=3), 1), said(libero, 1))
+    np.testing.assert_array_equal(said(libero, LIBERO, 1), said(libero, LIBERO, 2))  # published: 50, always
+    np.testing.assert_array_equal(said(libero, LIBERO, 1), said(policy(LIBERO, noise_seed=50), LIBERO, 1))
+    assert not np.array_equal(said(robotwin, ROBOTWIN, 1), said(robotwin, ROBOTWIN, 2))
+    np.testing.assert_array_equal(said(robotwin, ROBOTWIN, 1), said(robotwin, ROBOTWIN, 1))
+    assert not np.array_equal(said(robotwin, ROBOTWIN, None), said(robotwin, ROBOTWIN, None))
+    assert not np.array_equal(said(policy(LIBERO, noise_seed=3), LIBERO, 1), said(libero, LIBERO, 1))
 
 
 def test_joint_mode_says_the_same_unless_actions_see_the_future() -> None:
@@ -205,7 +187,7 @@ def test_joint_mode_says_the_same_unless_actions_see_the_future() -> None:
 def test_actions_stay_in_their_bounds_and_the_gripper_is_all_or_none() -> None:
     wide = statistics(LIBERO)
     wide["action"]["default"] |= {"global_min": [-100.0] * 7, "global_max": [100.0] * 7}
-    spoken = WorldActionPolicy(make(LIBERO)[0], LIBERO, Normaliser.from_statistics(wide, "min/max"), steps=2)
+    spoken = policy(LIBERO, wide)
     chunk = spoken.chunk(see(LIBERO)).actions
     assert np.abs(chunk).max() <= 1 and (np.abs(chunk[:, :6]) == 1).any()
     assert set(np.unique(chunk[:, 6])) <= {-1.0, 1.0}
@@ -217,11 +199,8 @@ def test_step_wise_statistics() -> None:
     entries = stats["action"]["default"]
     ramp = np.linspace(0.5, 1, 32)[:, None] * np.ones(7)
     entries |= {"stepwise_min": (-ramp).tolist(), "stepwise_max": ramp.tolist()}
-    model = make(LIBERO)[0]
     said = {
-        stepwise: WorldActionPolicy(model, LIBERO, Normaliser.from_statistics(stats, "min/max", stepwise), steps=2)
-        .chunk(see(LIBERO))
-        .actions[:, :6]
+        stepwise: WorldModelPolicy(make(LIBERO, stats, stepwise=stepwise)[0], steps=2).chunk(see(LIBERO)).actions[:, :6]
         for stepwise in (False, True)
     }
     inside = np.abs(said[True]) < 1
@@ -232,7 +211,7 @@ def test_step_wise_statistics() -> None:
 def test_no_action_leaves_that_is_not_finite(bad: float) -> None:
     spoken = policy(LIBERO)
     with torch.no_grad():
-        spoken.model.transformer.action_dit.head.weight.fill_(bad)
+        spoken.model.mixture.action_dit.head.weight.fill_(bad)
     with pytest.raises(ValueError, match="'4b-libero.*' proposed a non-finite action; nothing is sent"):
         spoken.act(see(LIBERO))
 
@@ -243,24 +222,21 @@ def test_observations_of_another_robot() -> None:
         spoken.act(see(ROBOTWIN))
     with pytest.raises(ValueError, match="needs an instruction"):
         spoken.act(see(LIBERO, instruction=""))
-    with pytest.raises(ValueError, match="no observation"):
-        spoken.chunks([])
 
 
 def test_parts_that_do_not_belong_together() -> None:
     model = make(LIBERO)[0]
-    libero = Normaliser.from_statistics(statistics(LIBERO), "min/max")
     robotwin = Normaliser.from_statistics(statistics(ROBOTWIN), "z-score")
     with pytest.raises(ValueError, match="'robotwin' do not fit the model '4b-libero"):
-        WorldActionPolicy(model, ROBOTWIN, robotwin)
+        WorldModel.of_clips(model.clips, RobotPart(ROBOTWIN, robotwin))
     with pytest.raises(ValueError, match=r"state \(14,\) and action \(14,\), but 'libero' needs \(8,\) and \(7,\)"):
-        WorldActionPolicy(model, LIBERO, robotwin)
+        WorldModel.of_clips(model.clips, RobotPart(LIBERO, robotwin))
     for options, says in (
         ({"mode": "idm"}, "unknown mode 'idm'; legal: policy, joint"),
         ({"actions_see_future": True}, "only mode='joint'"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"replan": 33}, "replan must be 1 ... 32, the length of a chunk, got 33"),
-        ({"replan": 0}, "got 0"),
+        ({"execute": 33}, "proposes 32 actions at a time, cannot execute 33"),
+        ({"execute": 0}, "execute must be >= 1, got 0"),
     ):
         with pytest.raises(ValueError, match=says):
-            WorldActionPolicy(model, LIBERO, libero, **options)  # type: ignore[arg-type]
+            WorldModelPolicy(model, **options)  # type: ignore[arg-type]
