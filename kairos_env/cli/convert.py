@@ -33,6 +33,7 @@ class ConvertConfig:
         text: text encoder, or its hub name (owner/name): recorded, loaded with the model.
         system_prompt: file with the text that the encoder is told first; the published weights know another one than
             the default wording.
+        statistics: published JSON of the fine-tuning's statistics: what the actions of world-action weights mean.
         to_published: the way back: one file under the published names.
         prefix: of the video names with --to-published, such as pipe.dit.video_dit.; by default the release's.
         force: accept a file name that contradicts the release.
@@ -46,6 +47,7 @@ class ConvertConfig:
     vae: Path | None = None
     text: str | None = None
     system_prompt: Path | None = None
+    statistics: Path | None = None
     to_published: bool = False
     prefix: str | None = None
     force: bool = False
@@ -69,7 +71,7 @@ def run(args: Fields[ConvertConfig]) -> int:
         return _check(args, ours)
     if args.to_published:
         if not ours:
-            raise ValueError(f"--to-published takes a model folder of ours, {args.weights} is none")
+            raise ValueError(f"--to-published takes a model folder that kairos convert wrote, {args.weights} is none")
         config = read_folder(args.weights)[0]
         file = args.out or Path(f"{config.name}.safetensors")
         if file.exists():
@@ -89,6 +91,7 @@ def run(args: Fields[ConvertConfig]) -> int:
         vae=args.vae,
         text=args.text,
         system_prompt=args.system_prompt,
+        statistics=args.statistics,
         dtype=dtype,
         force=args.force,
         progress=True,
@@ -98,6 +101,8 @@ def run(args: Fields[ConvertConfig]) -> int:
         print("without a video tokenizer (--vae Wan2.1_VAE.pth): pictures go neither in nor out")
     if args.text is None:
         print(f"without a text encoder (--text {config.text_source}): instructions must come as context tokens")
+    if config.action and args.statistics is None:
+        print("without statistics of the fine-tuning (--statistics FILE): what it proposes is not sent to a robot")
     return 0
 
 

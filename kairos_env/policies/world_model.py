@@ -59,10 +59,10 @@ class WorldModelPolicy(RememberingPolicy):
     def _actions(self, states: Any) -> Array:
         """Chunks (B, N, A) from a batch of states."""
         model = self.model
-        seeds = None if self.noise_seed is None else [self.noise_seed] * states.batch_size
+        drawn = {} if self.noise_seed is None else {"seeds": [self.noise_seed] * states.batch_size}
         if self.mode == "joint":
-            return as_array(model.joint(states, self.steps, seeds, self.actions_see_future)[0])
-        return as_array(model.act(states, self.steps, seeds))
+            return as_array(model.joint(states, self.steps, actions_see_future=self.actions_see_future, **drawn)[0])
+        return as_array(model.act(states, steps=self.steps, **drawn))
 
     @classmethod
     def chunk_together(

@@ -85,26 +85,26 @@ class WorldModel(StreamingPasses):
         cls,
         name: str | os.PathLike[str],
         device: str | torch.device = "cpu",
-        precision: Precision = "fp32",
+        precision: Precision | None = None,
         **parts: Any,
     ) -> WorldModel:
         """Loads a bundled model by name, or a folder that `save_pretrained` or `kairos convert` wrote.
 
         Args:
-            precision: ``"bf16"`` computes the verbs under bfloat16 autocast: faster in large batches on hardware with
-                bfloat16 units. A trajectory then depends, by rounding, on the batch around it. Published weights are
-                loaded in this precision.
+            precision: of a small model ``"fp32"`` by default; ``"bf16"`` computes the verbs under bfloat16 autocast:
+                faster in large batches on hardware with bfloat16 units. A trajectory then depends, by rounding, on
+                the batch around it. Published weights are loaded in this precision, by default as they are stored.
             parts: of published weights: ``vae``, ``text`` and ``statistics`` name other files than the folder's own.
 
         Raises:
             FileNotFoundError: no such model.
             CheckpointError: unreadable or truncated files, missing, extra or misshapen weights.
         """
-        if precision not in ("fp32", "bf16"):
+        if precision not in (None, "fp32", "bf16"):
             raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
         folder = checkpoint.resolve(name)
         if is_world_action(folder):
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            dtype = {None: None, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
             robot = RobotPart.read(folder, parts.pop("statistics", None))
             return cls.of_clips(WorldActionModel.from_pretrained(folder, device, dtype, **parts), robot)
         if parts:
@@ -114,7 +114,7 @@ class WorldModel(StreamingPasses):
         stored = checkpoint.read(folder)
         model = cls(stored.config, stored.spec, stored.tasks, stored.statistics, stored.starts)
         checkpoint.load_into(model, folder, stored.config.preset)
-        model.precision = precision
+        model.precision = precision or "fp32"
         return model.to(device).eval()
 
     @classmethod

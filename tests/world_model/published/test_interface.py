@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from released_models import ROBOTS, TASKS, released_model, see, small_config, small_settings
+from released_models import ROBOTS, TASKS, released_model, see, small_config, small_settings, statistics
+from safetensors.torch import save_file
 
 from kairos_env.world_model.model import WorldModel
-from kairos_env.world_model.published.folder import save_parts
+from kairos_env.world_model.normalisation import Normaliser
+from kairos_env.world_model.published.folder import convert, save_parts
 from kairos_env.world_model.published.releases import miniature
+from kairos_env.world_model.published.robot_part import RobotPart
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.state import WorldState
 from kairos_env.world_model.text.context import Context
@@ -193,3 +196,21 @@ def test_settings_and_configuration_must_fit() -> None:
     clips = WorldActionModel.from_release(small_config(small_settings(ROBOTS["libero"])))
     with pytest.raises(ValueError, match="'robotwin' do not fit the model '4b-libero"):
         WorldModel.of_clips(clips, dataclasses.replace(released_model()._robot(), settings=settings, normaliser=None))
+
+
+def test_convert_puts_the_statistics_of_the_fine_tuning_into_the_folder(tmp_path: Path) -> None:
+    robot = ROBOTS["robotwin"]
+    clips = WorldActionModel.from_release(miniature(robot.release, layers=4))
+    file, stats = tmp_path / "weights.safetensors", tmp_path / "stats.json"
+    save_file(clips.transformer.state_dict(), file)
+    stats.write_text(json.dumps(statistics(robot)))
+    convert(file, tmp_path / "m", release=clips.config, statistics=stats)
+    part = RobotPart.read(tmp_path / "m")
+    assert part is not None and part.settings == robot
+    normaliser = Normaliser.from_file(stats, robot.normalisation)
+    assert part.normaliser is not None
+    np.testing.assert_array_equal(part.normaliser.action.scale, normaliser.action.scale)
+    np.testing.assert_array_equal(part.normaliser.state.offset, normaliser.state.offset)
+    with pytest.raises(ValueError, match=r"state \(8,\) and action \(7,\), but 'robotwin' needs"):
+        stats.write_text(json.dumps(statistics(ROBOTS["libero"])))
+        convert(file, tmp_path / "other", release=clips.config, statistics=stats)
