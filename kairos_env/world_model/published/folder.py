@@ -135,7 +135,7 @@ def convert(
     force: bool = False,
     progress: bool = False,
 ) -> WorldActionConfig:
-    """Published weights in, a folder of ours out, one tensor at a time; see `choose_release` for what is refused.
+    """Published weights in, a model folder out, one tensor at a time; see `choose_release` for what is refused.
 
     Args:
         weights: file, sharded file or folder.
@@ -195,7 +195,7 @@ def export(
     dtype: torch.dtype | None = None,
     progress: bool = False,
 ) -> None:
-    """A folder of ours in, one file under the published names out; see `to_published` for ``prefix``."""
+    """A model folder in, one file under the published names out; see `to_published` for ``prefix``."""
     _, _, source = read_folder(folder)
     names = to_published(source, prefix)
     with _bar(_size(source, dtype), progress, f"writing {file}") as advance:
@@ -207,11 +207,11 @@ def export(
 def read_folder(
     folder: str | os.PathLike[str],
 ) -> tuple[WorldActionConfig, Mapping[str, Any], dict[str, StoredTensor]]:
-    """Configuration, the rest of ``config.json`` and the stored transformer of a folder of ours, all checked.
+    """Configuration, the rest of ``config.json`` and the stored transformer of a model folder, all checked.
 
     Raises:
         FileNotFoundError: no such folder.
-        CheckpointError: not ours, of another format, or weights and configuration that do not belong together.
+        CheckpointError: another kind of folder, of another format, or weights and configuration that do not belong together.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
@@ -249,7 +249,7 @@ def load_parts(
     text: str | os.PathLike[str] | Literal[False] | None = None,
     progress: bool = False,
 ) -> tuple[WorldActionConfig, Mixture, VideoVAE | None, ContextEncoder | None]:
-    """Loads the parts of a folder of ours, strictly.
+    """Loads the parts of a model folder, strictly.
 
     Args:
         dtype: of transformer and video tokenizer; None keeps what is stored. The published code runs in bfloat16.

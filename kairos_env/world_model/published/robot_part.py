@@ -44,7 +44,7 @@ class RobotPart:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], statistics: str | os.PathLike[str] | None = None) -> RobotPart | None:
-        """The robot of a folder of ours; None if its weights know none.
+        """The robot of a model folder; None if its weights know none.
 
         Args:
             statistics: file in the published layout, instead of the folder's own.

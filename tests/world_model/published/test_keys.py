@@ -714,7 +714,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path, capsys: pytest.CaptureFixtu
         ([file, "--release", "4b"], "not the release '4b'"),
         ([file, "--release", "4c"], "unknown release '4c'"),
         ([file, "--release", str(tmp_path / "broken.json")], "is no configuration of a model"),
-        ([file, "--to-published"], "takes a model folder of ours"),
+        ([file, "--to-published"], "takes a model folder that kairos convert wrote"),
         ([file, "--prefix", "dit.video_dit."], "belongs to --to-published"),
         ([ours], "is a model folder already"),
         ([ours, "--to-published", "--out", file], "exists; name another file"),
