@@ -211,7 +211,7 @@ def read_folder(
 
     Raises:
         FileNotFoundError: no such folder.
-        CheckpointError: another kind of folder, of another format, or weights and configuration that do not belong together.
+        CheckpointError: another kind of folder or format, or weights that do not belong to its configuration.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
