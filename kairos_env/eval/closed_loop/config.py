@@ -107,9 +107,11 @@ class LiberoConfig(EvalConfig):
     """What of LIBERO or LIBERO-plus to evaluate, and under whose rules.
 
     Args:
+        tasks: benchmark/suite/name; none: all of the suites.
         episodes: for each task; 0: as many as the protocol says. May be raised later.
         first_initial_state: of a task's first episode. Published evaluations begin with 0, a model that was trained
             on those is better asked about later ones.
+        max_decisions: 0: as the protocol says.
         benchmark: "libero" or "libero-plus".
         suites: none: libero_spatial, libero_object, libero_goal and libero_10.
         dimensions: of the perturbation, LIBERO-plus only; none: all.

@@ -121,13 +121,13 @@ def open_simulator(config: EvalConfig, robot: RobotSpec | None, options: Mapping
 def prove(plan: EvalPlan, env: Any) -> EvalPlan:
     """The plan with what only its simulator knows, after that has started an episode.
 
-    A broken installation is thus no series of errors. One task may be broken, three in different scenes are the
-    simulator.
+    A broken installation is thus no series of errors. One start may be broken, three (in different scenes, where
+    there are some) are the simulator.
 
     Raises:
-        SetupFailed: it does not start any of the first three scenes.
+        SetupFailed: it does not start any of the first three.
     """
-    to_start = {plan.scene(job): job for job in reversed(plan.missing())}
+    to_start = {plan.scene(job) or (job.task, job.initial_state): job for job in reversed(plan.missing())}
     failed: list[Exception] = []
     for job in list(to_start.values())[::-1][:3]:
         try:

@@ -99,22 +99,11 @@ class PublishedResult:
 
 def published_results(benchmark: str) -> list[PublishedResult]:
     """Results of other methods, from the lowest total to the highest."""
-    sources = _data()["sources"]
     found = []
     for entry in _data()["results"].get(benchmark, []):
-        source = sources[entry["source"]]
-        title = f"{source['title']} ({source['version']})"
-        found.append(
-            PublishedResult(
-                entry["method"],
-                entry["training"],
-                entry["values"],
-                entry["total"],
-                entry.get("note", ""),
-                title,
-                source["url"],
-            )
-        )
+        source = _data()["sources"][entry["source"]]
+        origin = {"source": f"{source['title']} ({source['version']})", "url": source["url"]}
+        found.append(PublishedResult(**{"note": ""} | entry | origin))
     return found
 
 
