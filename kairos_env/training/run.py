@@ -20,6 +20,7 @@ from kairos_env.training.transfer import initialise_from
 from kairos_env.training.validation import Validation
 from kairos_env.training.world_action import train_world_action
 from kairos_env.world_model.config import get_preset
+from kairos_env.world_model.interface import SmallInterface
 from kairos_env.world_model.model import WorldModel
 
 
@@ -86,6 +87,10 @@ def _encoding_model(
 ) -> WorldModel:
     """A new model whose tokenizer and statistics are final: trained here, or those of ``config.init``."""
     source = WorldModel.from_pretrained(config.init, config.device) if config.init else None
+    if source is not None and not isinstance(source.interface, SmallInterface):
+        raise ValueError(
+            f"{config.init} has published weights, which can be run but not yet fine-tuned: `init` takes a small model"
+        )
     if source is not None:
         check_encoder(source, episodes, config.init)
     elif any(episode.latents for episode in episodes):

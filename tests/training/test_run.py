@@ -16,6 +16,7 @@ import pytest
 import torch
 from moving_square import SPEC, config, moving_square, run
 from paths import TESTS
+from released_models import released_model
 
 from kairos_env.runs import ConfigMismatch, FolderInUse, WriteLock
 from kairos_env.sims.tabletop.env import TASKS
@@ -99,3 +100,10 @@ def test_too_few_or_too_short_episodes_are_named(tmp_path: Path) -> None:
     short = dataclasses.replace(config(tmp_path / "b", 2), loss=LossConfig(frames=30))
     with pytest.raises(ValueError, match="clips have 34 frames"):
         train(short, [moving_square(i) for i in range(8)], SPEC, {"push": TASKS["push"]})
+
+
+def test_published_weights_are_not_fine_tuned_in_silence(tmp_path: Path) -> None:
+    released_model().save_pretrained(tmp_path / "published")
+    wanted = dataclasses.replace(config(tmp_path / "run", 2), init=str(tmp_path / "published"))
+    with pytest.raises(ValueError, match="published weights, which can be run but not yet fine-tuned"):
+        train(wanted, [moving_square(i) for i in range(8)], SPEC, {"push": TASKS["push"]})
