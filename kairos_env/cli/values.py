@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 import types
 import typing
 from collections.abc import Mapping
@@ -67,7 +66,14 @@ def _entry(part: str, kind: Any) -> tuple[str, Any]:
 
 def _parts(text: str) -> list[str]:
     """Splits at the commas that are outside of brackets: ``policy,cem(horizon=8,population=64)`` is two."""
-    return [part.strip() for part in re.split(r",(?![^(\[]*[)\]])", text) if part.strip()]
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
 
 
 def shown(value: Any) -> str:

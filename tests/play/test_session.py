@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kairos_env.cli import main as cli
 from kairos_env.play import session as play_session
 from kairos_env.play.server import MAX_BODY, MAX_CONNECTIONS, PlayServer
 from kairos_env.play.session import FUTURE_LENGTH, FUTURES, PlaySession, StaleFork, key_map
@@ -420,26 +419,6 @@ def test_idle_connections_are_limited(server: PlayServer) -> None:
         except (http.client.HTTPException, ConnectionError):
             time.sleep(0.05)
     raise AssertionError("the server did not recover")
-
-
-# The command
-
-
-def test_the_command_says_what_it_cannot_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert cli.main(["play", "--port", "70000"]) == 2
-    assert "65535" in capsys.readouterr().err
-    assert cli.main(["play", "--model", str(tmp_path / "nowhere")]) == 2
-    assert "nowhere" in capsys.readouterr().err
-
-
-def test_a_taken_port_is_said(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(WorldModel, "from_pretrained", lambda *_, **__: model())
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert cli.main(["play", "--port", str(port), "--out", str(tmp_path)]) == 2
-    assert "in use" in capsys.readouterr().err
 
 
 # The page, in a browser

@@ -1,0 +1,44 @@
+"""Values are typed as people would, and shown as they would be typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from kairos_env.cli.values import convert, metavar, shown
+
+TYPED: list[tuple[Any, str, Any, str]] = [
+    (str, "push", "push", "TEXT"),
+    (int, "-3", -3, "INT"),
+    (float, "0.5", 0.5, "NUMBER"),
+    (Path, "runs/x", Path("runs/x"), "PATH"),
+    (bool, "True", True, ""),
+    (float | None, "None", None, "NUMBER"),
+    (Literal["a", "b"], "a", "a", "{a,b}"),
+    (tuple[str, ...], "policy,cem(n=1,m=[2,3])", ("policy", "cem(n=1,m=[2,3])"), "TEXT,..."),
+    (tuple[float, float], "0.9,0.95", (0.9, 0.95), "NUMBER,NUMBER"),
+    (tuple[int, ...], "", (), "INT,..."),
+    (dict[str, float], "push=0.5,lift=1.0", {"push": 0.5, "lift": 1.0}, "NAME=NUMBER,..."),
+    (dict[str, Any], "n=3,word=red", {"n": 3, "word": "red"}, "NAME=VALUE,..."),
+]
+
+
+@pytest.mark.parametrize(("hint", "text", "value", "place"), TYPED)
+def test_a_value_is_shown_as_it_is_typed(hint: Any, text: str, value: Any, place: str) -> None:
+    assert convert(hint, text) == value and shown(value) == text
+    assert hint is bool or metavar(hint) == place
+
+
+@pytest.mark.parametrize(
+    ("hint", "text", "value"),
+    [
+        (tuple[str, ...], "[a, b]", ("a", "b")),
+        (float | None, "null", None),
+        (dict[str, float], "push", {"push": 1.0}),
+        (dict[str, Any], "cameras=['scene','wrist'],size=64", {"cameras": ["scene", "wrist"], "size": 64}),
+    ],
+)
+def test_other_spellings_mean_the_same(hint: Any, text: str, value: Any) -> None:
+    assert convert(hint, text) == value
