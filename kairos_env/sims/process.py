@@ -130,11 +130,6 @@ class SimulatorProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    @property
-    def busy(self) -> bool:
-        """Whether a request waits for its answer."""
-        return bool(self._waits_for)
-
     def fileno(self) -> int:
         """Readable when an answer is there, for `selectors`."""
         return self._socket.fileno()

@@ -20,6 +20,7 @@ import numpy as np
 from kairos_env.records import Array
 
 SUPERSAMPLE = 2
+VISIBLE_GROUP, UNSEEN_GROUP = 1, 4  # geom groups: what is drawn; what could be drawn, but shows in no picture
 _BACKENDS = ("egl", "osmesa", "glfw")
 _EGL_PLATFORM_DEVICE = 0x313F
 _MISSING_GL = (
@@ -157,14 +158,10 @@ class OffscreenRenderer:
     Args:
         model: ``mujoco.MjModel``.
         max_size: largest image height or width in pixels that will be asked for.
-        visible_group: the geom group that is drawn.
-        unseen_group: the geom group that could be drawn, but shows in no picture.
         sites: whether to draw sites, which some scenes use for things that light up.
     """
 
-    def __init__(
-        self, model: Any, max_size: int, visible_group: int = 1, unseen_group: int = 4, sites: bool = False
-    ) -> None:
+    def __init__(self, model: Any, max_size: int, sites: bool = False) -> None:
         import mujoco
 
         self._model = model
@@ -189,11 +186,10 @@ class OffscreenRenderer:
         flags[mujoco.mjtRndFlag.mjRND_HAZE] = 0
         self._option = mujoco.MjvOption()
         self._option.geomgroup[:] = 0
-        self._option.geomgroup[visible_group] = 1
+        self._option.geomgroup[VISIBLE_GROUP] = 1
         if not sites:
             self._option.sitegroup[:] = 0
         self._perturb = mujoco.MjvPerturb()
-        self._unseen_group = unseen_group
         release_gl_context(self.backend)
 
     @contextmanager
@@ -223,7 +219,7 @@ class OffscreenRenderer:
         if max(height, width) > self.max_size:
             raise ValueError(f"image of {height}x{width} pixels asked, but the renderer holds {self.max_size}")
         big_h, big_w = height * SUPERSAMPLE, width * SUPERSAMPLE
-        self._option.geomgroup[self._unseen_group] = show_unseen
+        self._option.geomgroup[UNSEEN_GROUP] = show_unseen
         rectangle = mujoco.MjrRect(0, 0, big_w, big_h)
         mujoco.mjv_updateScene(
             self._model, data, self._option, self._perturb, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene

@@ -148,6 +148,27 @@ class AsyncSimulator(Protocol):
         """Ends the process."""
 
 
+class AnswersAtOnce:
+    """A simulator of this process behind the two halves of `AsyncSimulator`; its answer is there when it was asked."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self._answer: StepResult
+
+    def send_reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> None:
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._answer = observation, 0.0, False, False, info
+
+    def send_step(self, action: Array) -> None:
+        self._answer = self.env.step(action)
+
+    def receive(self) -> StepResult:
+        return self._answer
+
+    def close(self) -> None:
+        self.env.close()
+
+
 def check_names(given: Mapping[str, Any], legal: Iterable[str], what: str) -> dict[str, Any]:
     """``given`` as a dict.
 

@@ -21,7 +21,7 @@ from kairos_env.sims.isolated import IsolatedSimulator
 from kairos_env.sims.make import find_simulator, make_simulator
 from kairos_env.sims.process import SimulatorCrashed, SimulatorError, SimulatorTimeout
 from kairos_env.sims.process_simulator import ProcessSimulator
-from kairos_env.sims.simulator import Simulator, StepResult
+from kairos_env.sims.simulator import AnswersAtOnce, AsyncSimulator, Simulator
 
 _FAILURES = (SimulatorError, SimulatorCrashed, SimulatorTimeout)
 
@@ -56,7 +56,7 @@ class SimulatorVectorEnv(AutoresetVectorEnv):
             simulator's constructor.
         autoreset_mode: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``, see `AutoresetVectorEnv`.
         processes: False simulates one after another in this process, which saves the memory and time that processes
-            take; only for simulators that need none of their own.
+            take. One that raises is then reset as it is; one that hangs or dies takes all along.
         time_limit_s: for one answer of a simulator, its construction included.
         settings: the other arguments of the simulator, for all; ``render_mode`` is one of them.
 
@@ -81,6 +81,7 @@ class SimulatorVectorEnv(AutoresetVectorEnv):
         chosen = [{}] * num_envs if tasks is None else [_arguments_of(task) for task in tasks]
         name = simulator if isinstance(simulator, str) else f"{simulator.__module__}:{simulator.__qualname__}"
         self.envs = _make(name, [settings | own for own in chosen], processes, time_limit_s)
+        self._halves: list[Any] = [env if isinstance(env, AsyncSimulator) else AnswersAtOnce(env) for env in self.envs]
         first = self.envs[0]
         self.robot_spec = first.robot_spec
         spaces = first.observation_space, first.action_space
@@ -163,10 +164,10 @@ class SimulatorVectorEnv(AutoresetVectorEnv):
             for row in asked:
                 try:
                     self._ask(row, resets.get(row), None if actions is None else actions[row])
-                    if isinstance(self.envs[row], _Here):
+                    if isinstance(self._halves[row], AnswersAtOnce):
                         found[row] = self._receive(row, row in resets)
                     else:
-                        waiting.register(self.envs[row], selectors.EVENT_READ, row)
+                        waiting.register(self._halves[row], selectors.EVENT_READ, row)
                 except _FAILURES as error:
                     found[row] = self._failure(row, error, row in resets)
                 except Exception as error:  # noqa: BLE001
@@ -186,17 +187,23 @@ class SimulatorVectorEnv(AutoresetVectorEnv):
         return found
 
     def _ask(self, row: int, reset: Reset | None, action: Array | None) -> None:
-        env, lost = self.envs[row], self._lost[row]
-        if reset is not None:
-            env.send_reset(seed=reset.seed, options=reset.options)
-        elif lost is not None:
-            raise lost
-        else:
-            env.send_step(action)
+        half, lost = self._halves[row], self._lost[row]
+        try:
+            if reset is not None:
+                half.send_reset(seed=reset.seed, options=reset.options)
+            elif lost is not None:
+                raise lost
+            else:
+                half.send_step(action)
+        except Exception as error:
+            option = reset is not None and isinstance(error, ValueError | TypeError)
+            if isinstance(half, AnswersAtOnce) and not option and error is not lost:
+                raise SimulatorError(f"{type(error).__name__}: {error}", type(error).__name__) from error
+            raise
 
     def _receive(self, row: int, start: bool) -> _Outcome:
         try:
-            observation, reward, terminated, truncated, info = self.envs[row].receive()
+            observation, reward, terminated, truncated, info = self._halves[row].receive()
         except _FAILURES as error:
             return self._failure(row, error, start)
         for key, value in observation.items():
@@ -207,7 +214,7 @@ class SimulatorVectorEnv(AutoresetVectorEnv):
     def _failure(self, row: int, error: Exception, start: bool) -> _Outcome:
         if start:
             self._lost[row] = error
-        now = {"success": False} | self.envs[row].labels | {"error": f"{type(error).__name__}: {error}"}
+        now = {"success": False} | getattr(self.envs[row], "labels", {}) | {"error": f"{type(error).__name__}: {error}"}
         return _Outcome(self._infos[row] | now, truncated=not start)
 
     def _frame(self, row: int) -> Array | None:
@@ -239,55 +246,9 @@ def _make(name: str, settings: Sequence[Mapping[str, Any]], processes: bool, tim
             for env in envs:
                 env.ready()
         else:
-            envs += [_Here(name, own) for own in settings]
+            envs += [make_simulator(name, **own).unwrapped for own in settings]
     except BaseException:
         for env in envs:
             env.close()
         raise
     return envs
-
-
-class _Here:
-    """A simulator in this process, asked in halves: the second one does the work.
-
-    One that raises is built anew for its next reset; one that hangs or dies takes this process along.
-    """
-
-    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
-        self._make = lambda: make_simulator(name, **settings).unwrapped
-        self._env: Any = self._make()
-        self._request: dict[str, Any] | Array = {}
-
-    def __getattr__(self, name: str) -> Any:
-        if self._env is None:
-            raise gym.error.ResetNeeded("call reset() first: the simulator raised, and there is none")
-        return getattr(self._env, name)
-
-    @property
-    def labels(self) -> dict[str, Any]:
-        return {} if self._env is None else getattr(self._env, "labels", {})
-
-    def close(self) -> None:
-        env, self._env = self._env, None
-        if env is not None:
-            env.close()
-
-    def send_reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> None:
-        self._request = {"seed": seed, "options": options}
-
-    def send_step(self, action: Array) -> None:
-        self._request = action
-
-    def receive(self) -> StepResult:
-        try:
-            if not isinstance(self._request, dict):
-                return self._env.step(self._request)
-            if self._env is None:
-                self._env = self._make()
-            observation, info = self._env.reset(**self._request)
-            return observation, 0.0, False, False, info
-        except Exception as error:
-            if isinstance(self._request, dict) and isinstance(error, ValueError | TypeError):
-                raise  # an option that it refuses
-            self.close()
-            raise SimulatorError(f"{type(error).__name__}: {error}", type(error).__name__) from error

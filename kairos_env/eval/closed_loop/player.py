@@ -26,7 +26,7 @@ from kairos_env.policies.make import make_policy
 from kairos_env.policies.policy import BatchedPolicy, Policy, begin
 from kairos_env.records import Array, Observation
 from kairos_env.sims.make import make_simulator, spec_of
-from kairos_env.sims.simulator import AsyncSimulator, StepResult
+from kairos_env.sims.simulator import AnswersAtOnce, AsyncSimulator, StepResult
 
 
 class Event(NamedTuple):
@@ -46,27 +46,6 @@ def error_row(job: Job, error: BaseException) -> Row:
     """The row of a job that raised."""
     trace = "".join(traceback.format_exception(error))
     return Row(job, "error", message=f"{type(error).__name__}: {error}", extra={"traceback": trace[-4000:]})
-
-
-class AnswersAtOnce:
-    """A simulator of this process behind the two halves of `AsyncSimulator`; its answer is there when it was asked."""
-
-    def __init__(self, env: Any) -> None:
-        self.env = env
-        self._answer: StepResult
-
-    def send_reset(self, *, seed: int, options: dict[str, Any]) -> None:
-        observation, info = self.env.reset(seed=seed, options=options)
-        self._answer = observation, 0.0, False, False, info
-
-    def send_step(self, action: Array) -> None:
-        self._answer = self.env.step(action)
-
-    def receive(self) -> StepResult:
-        return self._answer
-
-    def close(self) -> None:
-        self.env.close()
 
 
 @dataclass

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kairos_env.extras import require
+from kairos_env.sims.rendering import UNSEEN_GROUP, VISIBLE_GROUP
 from kairos_env.sims.tabletop.tasks import CUBE_REST_HEIGHT, PUSH_RADIUS
 
 TABLE_HEIGHT = 0.8
@@ -25,7 +26,7 @@ ORIGIN = np.array([0.0, 0.0, TABLE_HEIGHT])
 FIELD_OF_VIEW = 25.0
 """Vertical opening of the scene camera [degrees]: a long lens keeps the cube's size nearly constant."""
 
-_VISIBLE_GROUP, _UNSEEN_GROUP, _UNDRAWN_GROUP = 1, 4, 5  # geom groups
+_UNDRAWN_GROUP = 5  # geom group
 _TABLE_RGBA = "0.36 0.42 0.50 1"
 _DISC_RGBA = "0.10 0.62 0.25 1"
 _CUBE_RGBA = (0.85, 0.05, 0.05, 1.0)
@@ -157,9 +158,9 @@ def build_scene() -> Scene:
     def joint_qpos(name: str) -> int:
         return int(model.jnt_qposadr[index("JOINT", name)])
 
-    for group, bodies in ((_UNSEEN_GROUP, _UNSEEN_BODIES), (_UNDRAWN_GROUP, _UNDRAWN_BODIES)):
+    for group, bodies in ((UNSEEN_GROUP, _UNSEEN_BODIES), (_UNDRAWN_GROUP, _UNDRAWN_BODIES)):
         members = np.isin(model.geom_bodyid, [index("BODY", name) for name in bodies])
-        model.geom_group[members & (model.geom_group == _VISIBLE_GROUP)] = group
+        model.geom_group[members & (model.geom_group == VISIBLE_GROUP)] = group
     return Scene(
         model=model,
         arm_qpos=tuple(float(q) for q in robot.init_qpos),
