@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -42,6 +42,11 @@ class Recording(Sequence[Episode], ABC):
     @abstractmethod
     def _episode(self, index: int) -> Episode:
         """The whole episode ``index`` (0 ... len - 1); a `BrokenEpisode` begins with its name."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Notes of the recorder on the whole recording (configuration, versions); empty where there are none."""
+        return {}
 
     @property
     def total(self) -> int:

@@ -127,6 +127,11 @@ class LeRobotData(Recording):
         except (BrokenEpisode, BrokenVideo) as error:
             raise BrokenEpisode(f"{self.names[episode]}: {error}") from None
 
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Notes of the exporter on the whole dataset; empty for those of others."""
+        return dict(self.meta.own.get("metadata", {}))
+
     def provenance(self, episode: int) -> dict[str, Any]:
         """Notes on an episode in a dataset that Kairos exported; empty for others."""
         return dict(self.stored[episode].notes)

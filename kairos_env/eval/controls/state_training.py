@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from kairos_env.datasets.hdf5.recorded import EpisodeFile
+from kairos_env.datasets.layouts import open_recording
 from kairos_env.policies.planners.state_model import StateModel, StateModelConfig, reward_loss
 from kairos_env.records import Episode, RobotSpec
 from kairos_env.runs import write_json
@@ -79,7 +79,7 @@ def run_state_training(
         FileNotFoundError: no such recording.
         ValueError: no episodes, or episodes without the labels.
     """
-    file = EpisodeFile(config.data)
+    file = open_recording(config.data)
     episodes = [replace(episode, images={}) for episode in file]
     words = {episode.task: episode.instruction for episode in episodes}
     tasks = {name: words[name] for name in file[0].label_tasks if name in words}

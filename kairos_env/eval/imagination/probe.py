@@ -23,7 +23,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kairos_env.datasets.hdf5.recorded import EpisodeFile
+from kairos_env.datasets.layouts import open_recording
+from kairos_env.datasets.recording import Recording
 from kairos_env.records import Array, Episode, RobotSpec
 from kairos_env.runs import describe_machine, write_bytes, write_text
 
@@ -278,7 +279,7 @@ def train_probe(config: ProbeConfig, progress: bool = False) -> Probe:
     from tqdm import trange
 
     began, spent = time.perf_counter(), time.process_time()
-    file = EpisodeFile(config.data)
+    file = open_recording(config.data)
     order = np.random.default_rng([config.seed, 1]).permutation(len(file))
     held_out = order[: max(1, round(config.held_out * len(file)))]
     if len(held_out) == len(file):
@@ -325,7 +326,7 @@ def train_probe(config: ProbeConfig, progress: bool = False) -> Probe:
     return probe
 
 
-def _gather(file: EpisodeFile, indices: Array, config: ProbeConfig) -> tuple[Array, Tensor, Tensor]:
+def _gather(file: Recording, indices: Array, config: ProbeConfig) -> tuple[Array, Tensor, Tensor]:
     """Frames uint8 (N, H, W, 3), targets (N, 7) and weights (N, 6) of their positions."""
     frames: list[Array] = []
     targets: list[Array] = []

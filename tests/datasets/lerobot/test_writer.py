@@ -155,10 +155,10 @@ def test_rate_that_is_not_whole_is_kept_beside_a_nominal_one(tmp_path: Path) -> 
     spec = dataclasses.replace(SPEC, control_rate_hz=12.5)
     with pytest.raises(ValueError, match="12.5 times a second; give fps=12"):
         LeRobotWriter(tmp_path / "data", spec)
-    with LeRobotWriter(tmp_path / "data", spec, fps=12) as writer:
+    with LeRobotWriter(tmp_path / "data", spec, fps=12, metadata={"recorder": 7}) as writer:
         writer.add(episode())
     found = LeRobotData(tmp_path / "data")
-    assert found.spec == spec
+    assert found.spec == spec and found.metadata == {"recorder": 7}
     assert json.loads((tmp_path / "data/meta/info.json").read_text())["fps"] == 12
     assert_same_numbers(episode(), found[0])
 
