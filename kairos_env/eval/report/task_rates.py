@@ -7,6 +7,7 @@ import statistics as stdlib_statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from kairos_env.eval.report.page import Cell, bar
 from kairos_env.eval.report.text import number
 from kairos_env.eval.rows import Row
 from kairos_env.eval.statistics import Interval, wilson
@@ -41,7 +42,7 @@ class TaskRate:
         return self.successes + self.failures
 
 
-HEADER = ["policy", "task", "success %", "n", "errors", "median decisions", "return"]
+HEADER = ["policy", "task", "", "success %", "n", "errors", "median decisions", "return"]
 
 
 def task_rates(rows: Iterable[Row]) -> list[TaskRate]:
@@ -68,12 +69,13 @@ def task_rates(rows: Iterable[Row]) -> list[TaskRate]:
     return cells
 
 
-def rate_lines(cells: Iterable[TaskRate]) -> list[list[str]]:
+def rate_lines(cells: Iterable[TaskRate]) -> list[list[Cell]]:
     """The columns of `HEADER`."""
     return [
         [
             cell.policy,
             cell.task,
+            bar(cell.rate),
             cell.rate.format(0, 100),
             str(cell.trials),
             str(cell.errors),
