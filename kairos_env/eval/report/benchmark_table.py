@@ -4,7 +4,6 @@ Everything is computed from rows, in any order. A row's job names its task as ``
 ``extra`` holds
 
     dimension, difficulty       of the task, as in `LiberoTask`; needed in every row, also of an error
-    base_task                   name of the unperturbed task
     ours or params["ours"]      true for a scene that we made: it is never counted as the benchmark's
     prompt, rendering, assets   under which the episode ran; "official", "official" and "original" (the benchmark's
                                 own files, no stand-ins) are what an official number needs
@@ -42,7 +41,6 @@ class TaskResult:
 
     suite: str
     name: str
-    base_task: str
     dimension: str
     difficulty: int
     successes: int
@@ -129,7 +127,6 @@ class BenchmarkTable:
                 TaskResult(
                     suite,
                     name,
-                    extra.get("base_task") or name,
                     extra["dimension"],
                     extra.get("difficulty") or 0,
                     count["success"],
@@ -177,11 +174,11 @@ class BenchmarkTable:
                 trials.append(effective_trials(ended, [1] * len(ended)))
         return weighted_wilson(rates, trials, [1] * len(rates))
 
-    def reweighted(self, suite: str | None = None, dimension: str | None = None) -> Reweighted:
-        """The estimate for all tasks of a suite, a dimension or (None) the benchmark."""
+    def reweighted(self, dimension: str | None = None) -> Reweighted:
+        """The estimate for all tasks of a dimension or (None) the benchmark."""
         rates, trials, weights, without = [], [], [], []
         for d in self.benchmark.dimensions if dimension is None else (dimension,):
-            for s in self.benchmark.suites if suite is None else (suite,):
+            for s in self.benchmark.suites:
                 size = self.benchmark.size(s, d)
                 ended = [t for t in self.tasks if t.trials and (t.suite, t.dimension) == (s, d)]
                 if not ended:
