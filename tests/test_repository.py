@@ -76,10 +76,6 @@ def test_root_of_the_package_is_a_handful_of_files() -> None:
 # Why a file is longer than 400 lines. A new one needs a reason that a reader accepts.
 LONG_FILES = {
     "runs.py": "what a run owns: folder, lock, rows, versions, words, workers",
-    "world_model/attention/visibility.py": "one table of who sees whom, and all of its rules beside each other",
-    "world_model/published/folder.py": "one file layout: written, read and checked against itself",
-    "world_model/text/qwen.py": "one published encoder: prompt, picture, cache and download",
-    "world_model/tokenizers/wan_vae.py": "one published network: names, layers, streaming and tiles",
 }
 
 

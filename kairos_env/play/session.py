@@ -150,7 +150,7 @@ class PlaySession:
             actions = _numpy(self.model.act(state))[:, 0]  # (futures, A)
             out = self.model.step(state, actions, steps=self._steps)
             state = out.state
-            frames = self.model.decode(out.latent)
+            frames = self.model.decode(out.latent, out.state.before)
             for i in range(count):
                 batch[i].append(_imagined(out, frames, actions[i], i, "future", tasks[i]))
         self._futures = batch
@@ -262,7 +262,7 @@ class PlaySession:
     def _advance(self, action: Array, actor: str) -> None:
         began = time.perf_counter()
         out = self.model.step(self._present(), action[None], steps=self._steps)
-        frames = self.model.decode(out.latent)
+        frames = self.model.decode(out.latent, out.state.before)
         self._append(_imagined(out, frames, action, 0, actor, self.task))
         self._futures = []
         self._milliseconds = 1000 * (time.perf_counter() - began)

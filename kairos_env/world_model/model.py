@@ -395,5 +395,5 @@ class WorldModel(StreamingPasses):
         return torch.as_tensor(seeds, dtype=torch.int64, device=self.device)
 
     def generate(self, prompt: str = "", image: Array | None = None, **settings: Any) -> GeneratedClip:
-        """Video from text, from a first picture, or from both, by published weights; see `generation.generate`."""
+        """Video from text, from a first picture, or from both; see `WorldActionModel.generate`."""
         return self.clips.generate(prompt, image, **settings)

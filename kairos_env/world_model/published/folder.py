@@ -41,8 +41,8 @@ from kairos_env.world_model.published.keys import (
 from kairos_env.world_model.published.passes import ClipPasses, Mixture, build_transformer
 from kairos_env.world_model.published.robot_part import RobotPart
 from kairos_env.world_model.published.robot_settings import SETTINGS as ROBOTS
-from kairos_env.world_model.text.context import ContextEncoder
-from kairos_env.world_model.text.qwen import CachedEncoder, EncoderSettings, QwenEncoder
+from kairos_env.world_model.text.context import CachedEncoder, ContextEncoder
+from kairos_env.world_model.text.qwen import EncoderSettings, QwenEncoder
 from kairos_env.world_model.text.small import UntrainedEncoder
 from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
 from kairos_env.world_model.weights import (

@@ -224,23 +224,9 @@ def fit_image(image: Array, height: int, width: int, fit: Fit | None) -> Array:
 
 
 def generate(
-    model: ClipPasses,
-    prompt: str = "",
-    image: Array | None = None,
-    negative_prompt: str = "",
-    frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    seed: int = 0,
-    fit: Fit | None = None,
-    teacache: float = 0.0,
-    progress: bool = True,
-    prompt_prefix: str = "",
-    merge_guidance: bool = False,
+    model: ClipPasses, request: GenerationRequest, image: Array | None = None, progress: bool = True
 ) -> GeneratedClip:
-    """Generates one clip. `GenerationRequest` explains the arguments; ``image`` is uint8 (H, W, 3), the first frame.
+    """Generates one clip; ``image`` is uint8 (H, W, 3), the first frame.
 
     With ``config.published``, noise, latents and Euler steps are in the model's dtype and the distilled sampler uses
     one noise for all steps; else they are float32, with fresh noise.
@@ -250,20 +236,6 @@ def generate(
         OutOfMemory: the device is too small.
         FloatingPointError: the model's output is not finite.
     """
-    request = GenerationRequest(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        prompt_prefix=prompt_prefix,
-        frames=frames,
-        height=height,
-        width=width,
-        steps=steps,
-        guidance=guidance,
-        seed=seed,
-        fit=fit,
-        teacache=teacache,
-        merge_guidance=merge_guidance,
-    )
     tokenizer = model.tokenizer
     if tokenizer is None or (tokenizer.spatial, tokenizer.temporal) != (SPATIAL, TEMPORAL):
         raise ValueError(

@@ -15,6 +15,7 @@ chunk  = model.infer_actions(video, context)                inverse: the actions
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -24,9 +25,10 @@ import torch
 from torch import Tensor
 
 from kairos_env.records import Array
+from kairos_env.runs import did_you_mean
 from kairos_env.world_model.flow import draw_noise, draw_video_noise, schedule, shape_aware_shift
 from kairos_env.world_model.published.folder import load_parts, save_parts
-from kairos_env.world_model.published.generation import GeneratedClip, generate
+from kairos_env.world_model.published.generation import GeneratedClip, GenerationRequest, generate
 from kairos_env.world_model.published.memory import explain_out_of_memory
 from kairos_env.world_model.published.passes import ClipPasses
 from kairos_env.world_model.published.robot_part import RobotPart
@@ -58,9 +60,14 @@ class WorldActionModel(ClipPasses):
 
     # the verbs ------------------------------------------------------------------------------------------------
 
-    def generate(self, prompt: str = "", image: Array | None = None, **settings: Any) -> GeneratedClip:
-        """Video from text, from a first picture, or from both; see `generation.generate` for the settings."""
-        return generate(self, prompt, image, **settings)
+    def generate(
+        self, prompt: str = "", image: Array | None = None, progress: bool = True, **options: Any
+    ) -> GeneratedClip:
+        """Video from text, from a first picture, or from both; `GenerationRequest` has the options."""
+        legal = [field.name for field in dataclasses.fields(GenerationRequest)]
+        for name in options.keys() - legal:
+            raise ValueError(f"generate has no option {name!r}; {did_you_mean(name, legal)}")
+        return generate(self, GenerationRequest(prompt, **options), image, progress)
 
     def act(
         self,

@@ -21,8 +21,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,7 +31,7 @@ import torch
 from torch import Tensor
 
 from kairos_env.extras import require
-from kairos_env.world_model.text.context import Context, ContextEncoder
+from kairos_env.world_model.text.context import Context, as_pairs
 
 Kind = Literal["qwen2.5-vl", "qwen3.5"]
 
@@ -238,7 +237,7 @@ class QwenEncoder:
         Raises:
             ValueError: wrong image, a prompt with control tokens, a conversation that is too long or wholly dropped.
         """
-        prompts, images = _pair(prompts, images)
+        prompts, images = as_pairs(prompts, images)
         if not self.settings.use_image:
             images = [None] * len(prompts)
         pictures = [None if image is None else self._picture(image) for image in images]
@@ -322,62 +321,6 @@ class QwenEncoder:
         data = processor([image], size=size, input_data_format="channels_last", return_tensors="pt")
         grid = data["image_grid_thw"]
         return _Picture(data["pixel_values"], grid, int(grid.prod()) // processor.merge_size**2)
-
-
-class CachedEncoder:
-    """Remembers the contexts of the last ``size`` instructions (with their pictures); least recently used ones go.
-
-    An entry stays on the encoder's device: 0.2 MB for a short instruction, 2 MB with a picture, at width 3584 in bf16.
-    """
-
-    def __init__(self, encoder: ContextEncoder, size: int = 128) -> None:
-        if size < 1:
-            raise ValueError(f"a cache needs a size of at least 1, got {size}")
-        self.encoder, self.size, self.text_dim = encoder, size, encoder.text_dim
-        self.kind = getattr(encoder, "kind", None)
-        self._rows: OrderedDict[Hashable, Context] = OrderedDict()
-
-    def encode(self, prompts: Sequence[str], images: Sequence[np.ndarray | None] | None = None) -> Context:
-        """As the encoder's own; what is not remembered is encoded in one batch, repetitions once."""
-        prompts, images = _pair(prompts, images)
-        # a picture that the encoder ignores must not make a new entry
-        if not getattr(getattr(self.encoder, "settings", None), "use_image", True):
-            images = [None] * len(prompts)
-        keys = [(prompt, _digest(image)) for prompt, image in zip(prompts, images, strict=True)]
-        new = {key: i for i, key in enumerate(keys) if key not in self._rows}
-        rows = {key: self._rows[key] for key in keys if key not in new}
-        if new:
-            fresh = self.encoder.encode([prompts[i] for i in new.values()], [images[i] for i in new.values()])
-            rows.update(zip(new, fresh.rows(), strict=True))
-        for key in keys:
-            self._rows[key] = rows[key]
-            self._rows.move_to_end(key)
-        while len(self._rows) > self.size:
-            self._rows.popitem(last=False)
-        return Context.cat([rows[key] for key in keys])
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def clear(self) -> None:
-        self._rows.clear()
-
-
-def _pair(
-    prompts: Sequence[str], images: Sequence[np.ndarray | None] | None
-) -> tuple[list[str], list[np.ndarray | None]]:
-    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"prompts must be a sequence of at least one string, got {prompts!r}")
-    if images is not None and len(images) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts but {len(images)} images; give one for each, None for no image")
-    return list(prompts), [None] * len(prompts) if images is None else list(images)
-
-
-def _digest(image: np.ndarray | None) -> bytes | None:
-    if image is None:
-        return None
-    image = np.asarray(image)
-    return hashlib.blake2b(f"{image.dtype} {image.shape} ".encode() + image.tobytes()).digest()
 
 
 def _check_kind(kind: str, model_type: str, what: str) -> None:

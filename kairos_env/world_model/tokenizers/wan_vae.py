@@ -11,125 +11,33 @@ Letters: B batch, T frames, F latent frames (T = 4 F - 3), C latent channels, H,
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from kairos_env.extras import require
-from kairos_env.world_model.weights import CheckpointError, Source, load_weights, require_same, stored_tensors
+from kairos_env.world_model.tokenizers.tiling import Tiling
+from kairos_env.world_model.tokenizers.wan_weights import (
+    CHANNELS,
+    LATENT_MEAN,
+    LATENT_STD,
+    make_network,
+    published_names,
+    read_weights,
+)
+from kairos_env.world_model.weights import load_weights, require_same
 
-CHANNELS, SPATIAL, TEMPORAL = 16, 8, 4
+SPATIAL, TEMPORAL = 8, 4
 WIDTH = 96  # of the published weights
-DIFFUSERS_CONFIG = "config.json"
-
-# mean and standard deviation of the latents, measured by the authors of the weights
-LATENT_MEAN = (
-    -0.7571,
-    -0.7089,
-    -0.9113,
-    0.1075,
-    -0.1745,
-    0.9653,
-    -0.1517,
-    1.5508,
-    0.4134,
-    -0.0715,
-    0.5517,
-    -0.3632,
-    -0.1922,
-    -0.9497,
-    0.2503,
-    -0.2921,
-)
-LATENT_STD = (
-    2.8184,
-    1.4541,
-    2.3275,
-    2.6558,
-    1.2196,
-    1.7708,
-    2.6052,
-    2.0743,
-    3.2687,
-    2.1526,
-    2.8652,
-    1.5579,
-    1.6382,
-    1.1253,
-    2.8251,
-    1.9160,
-)
 
 # Live tensors while one latent frame is decoded in one piece at the published width, per pixel; see `decoding_bytes`.
 BYTES_PER_PIXEL = {torch.bfloat16: 10_124, torch.float16: 10_124, torch.float32: 19_465}
 
 # A resized picture may overshoot by a rounding error; an unnormalised one is far outside.
 RANGE_TOLERANCE = 1e-2
-
-
-class Tile(NamedTuple):
-    """Rows [top, bottom) and columns [left, right) of a picture, and the share of this tile in each of its pixels."""
-
-    top: int
-    bottom: int
-    left: int
-    right: int
-    share: Tensor  # (bottom - top, right - left) float32; over all tiles the shares of a pixel sum to 1
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """Overlapping tiles of ``size`` latent cells (rows, columns), one every ``stride`` cells, cut at the picture's end.
-
-    A tile that would add nothing to its predecessor is left out. From an edge inside the picture the weight of a tile
-    rises linearly over ``size - stride`` cells; a pixel takes the smaller of its row's and its column's weight,
-    divided by the sum over all tiles. This is the rule of the published pipeline.
-    """
-
-    size: tuple[int, int]
-    stride: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        if not all(0 < stride <= size for size, stride in zip(self.size, self.stride, strict=True)):
-            raise ValueError(f"tiles of {self.size} latent cells need strides from 1 to their size, got {self.stride}")
-
-    def tiles(self, rows: int, columns: int, scale: int = 1) -> list[Tile]:
-        """Tiles of a picture of ``rows`` x ``columns`` latent cells; coordinates and shares in ``scale`` per cell."""
-        vertical = self._spans(rows * scale, 0, scale)
-        horizontal = self._spans(columns * scale, 1, scale)
-        total = torch.zeros(rows * scale, columns * scale)
-        found = []
-        for top, bottom, down in vertical:
-            for left, right, across in horizontal:
-                weight = torch.minimum(down[:, None], across)
-                total[top:bottom, left:right] += weight
-                found.append(Tile(top, bottom, left, right, weight))
-        return [t._replace(share=t.share / total[t.top : t.bottom, t.left : t.right]) for t in found]
-
-    def _spans(self, length: int, axis: int, scale: int) -> list[tuple[int, int, Tensor]]:
-        """Start, end and weights of the tiles along one axis."""
-        size, stride = self.size[axis] * scale, self.stride[axis] * scale
-        spans = []
-        for start in range(0, length, stride):
-            if start and start - stride + size >= length:
-                break
-            end = min(start + size, length)
-            distance = torch.arange(1.0, end - start + 1)  # from the edge, the first pixel counts 1
-            weight = torch.ones(end - start)
-            if start:
-                weight = torch.minimum(weight, distance / (size - stride))
-            if end < length:
-                weight = torch.minimum(weight, distance.flip(0) / (size - stride))
-            spans.append((start, end, weight))
-        return spans
 
 
 # The published pipeline encodes with half-overlapping tiles and decodes with an overlap of four cells.
@@ -184,7 +92,7 @@ class VideoVAE(nn.Module):
         """Random float32 weights; ``width`` is that of the first layer, 96 in the published weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(_network(width))
+            return cls(make_network(width))
 
     @classmethod
     def from_file(
@@ -204,9 +112,9 @@ class VideoVAE(nn.Module):
                 weights, all of them listed.
         """
         path = Path(path)
-        weights = _read(path)
+        weights = read_weights(path)
         first = weights.get("encoder.conv_in.weight", weights.get("encoder.conv1.weight"))
-        network = _network(first.shape[0] if first is not None and first.shape else WIDTH, "meta")
+        network = make_network(first.shape[0] if first is not None and first.shape else WIDTH, "meta")
         expected = network.state_dict()
         names = {key: key for key in expected} if "quant_conv.weight" in weights else published_names(expected)
         what = f"{path} is not a Wan2.1 VAE (the 48-channel one of Wan2.2 does not fit)"
@@ -455,88 +363,3 @@ def _nearest(value: int, step: int, offset: int = 0) -> str:
     """The legal values around an illegal one."""
     below = (value - offset) // step * step + offset
     return f"{below} or {below + step}" if below > 0 else str(below + step)
-
-
-# weights ----------------------------------------------------------------------------------------------------------
-
-
-def _network(width: int, device: str = "cpu") -> nn.Module:
-    autoencoder = require("diffusers", "vlm").AutoencoderKLWan
-    with torch.device(device):
-        return autoencoder(base_dim=width, z_dim=CHANNELS)
-
-
-# One rule per part: diffusers' name -> published name. Both name the same layers; a level of the published decoder
-# is flat: three residual blocks, then the resampling.
-_RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    (r"(?<=\d)\.norm1\.", ".residual.0."),
-    (r"(?<=\d)\.conv1\.", ".residual.2."),
-    (r"(?<=\d)\.norm2\.", ".residual.3."),
-    (r"(?<=\d)\.conv2\.", ".residual.6."),
-    (r"\.conv_shortcut\.", ".shortcut."),
-    (r"\.down_blocks\.", ".downsamples."),
-    (r"\.up_blocks\.(\d)\.resnets\.(\d)\.", lambda m: f".upsamples.{4 * int(m[1]) + int(m[2])}."),
-    (r"\.up_blocks\.(\d)\.upsamplers\.0\.", lambda m: f".upsamples.{4 * int(m[1]) + 3}."),
-    (r"\.mid_block\.resnets\.(\d)\.", lambda m: f".middle.{2 * int(m[1])}."),
-    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
-    (r"\.norm_out\.", ".head.0."),
-    (r"\.conv_out\.", ".head.2."),
-    (r"\.conv_in\.", ".conv1."),
-    (r"^quant_conv\.", "conv1."),
-    (r"^post_quant_conv\.", "conv2."),
-)
-
-
-def published_names(keys: Iterable[str]) -> dict[str, str]:
-    """Key of diffusers' ``AutoencoderKLWan`` -> key of the published ``Wan2.1_VAE.pth``, one to one."""
-    names = {}
-    for key in keys:
-        name = key
-        for pattern, replacement in _RULES:
-            name = re.sub(pattern, replacement, name)
-        names[key] = name
-    assert len(set(names.values())) == len(names)
-    return names
-
-
-def _read(path: Path) -> Source:
-    """Tensors of a file or folder, without wrappers and prefixes."""
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no {path}: give Wan2.1_VAE.pth, a .safetensors, or a folder in the diffusers layout (of a whole pipeline "
-            "its folder 'vae')"
-        )
-    if path.is_dir() and (path / DIFFUSERS_CONFIG).exists():
-        _check_statistics(path / DIFFUSERS_CONFIG)
-    weights = stored_tensors(path) if path.is_dir() or path.suffix != ".pth" else _read_pth(path)
-    return {name.removeprefix("model."): value for name, value in weights.items()}
-
-
-def _read_pth(path: Path) -> Mapping[str, Tensor]:
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path} holds more than tensors and is refused, because loading such a file can run code ({reason}); "
-            "get the original file, or a .safetensors"
-        ) from None
-    except (OSError, EOFError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is unreadable or truncated ({error}); fetch it again") from None
-    if isinstance(weights, Mapping) and "model_state" in weights:
-        weights = weights["model_state"]
-    if not isinstance(weights, Mapping) or not all(isinstance(x, Tensor) for x in weights.values()):
-        raise CheckpointError(f"{path} is not a table of named tensors, but {type(weights).__name__}")
-    return weights
-
-
-def _check_statistics(path: Path) -> None:
-    """Other latent statistics than ours mean another autoencoder."""
-    ours = {"latents_mean": list(LATENT_MEAN), "latents_std": list(LATENT_STD)}
-    try:
-        theirs = ours | dict(json.loads(path.read_text()))
-    except (OSError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot read the configuration: {error}") from None
-    for name, values in ours.items():
-        if theirs[name] != values:
-            raise CheckpointError(f"{path} has {name} {theirs[name]}, the Wan2.1 VAE has {values}")

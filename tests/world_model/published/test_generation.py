@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kairos_env.records import Array
 from kairos_env.world_model.flow import schedule, shape_aware_shift
-from kairos_env.world_model.published.generation import GenerationRequest, fit_image, generate, resolve
+from kairos_env.world_model.published.generation import GenerationRequest, fit_image, resolve
 from kairos_env.world_model.published.memory import OutOfMemory
 from kairos_env.world_model.published.releases import get_release, miniature
 from kairos_env.world_model.published.world_action import WorldActionModel
@@ -71,7 +71,7 @@ def picture(height: int = 32, width: int = 48, seed: int = 0) -> Array:
 def test_the_input_decides_the_mode() -> None:
     model, image = make_model(), picture()
     modes = [
-        generate(model, prompt, image=given, negative_prompt="blurry", prompt_prefix="sharp. ", steps=1, **SMALL)
+        model.generate(prompt, image=given, negative_prompt="blurry", prompt_prefix="sharp. ", steps=1, **SMALL)
         for prompt, given in (("lift", None), ("lift", image), ("", image))
     ]
     assert [clip.settings.mode for clip in modes] == ["t2v", "ti2v", "i2v"]
@@ -86,7 +86,7 @@ def test_the_input_decides_the_mode() -> None:
 
 def test_a_clip_is_the_guided_euler_path_written_out() -> None:
     model, image = make_model(), picture()
-    clip = generate(model, "push", image, "still", steps=3, guidance=4.0, seed=7, **SMALL)
+    clip = model.generate("push", image, negative_prompt="still", steps=3, guidance=4.0, seed=7, **SMALL)
     noise = torch.randn(1, 16, 3, 4, 6, generator=torch.Generator().manual_seed(7)).transpose(1, 2)
     first = model.encode(image[None])
     contexts = [model.context(["push"], [image]), model.context(["still"])]
@@ -103,7 +103,7 @@ def test_a_clip_is_the_guided_euler_path_written_out() -> None:
 
 def test_the_first_frame_is_the_image() -> None:
     image = picture(4, 6).repeat(8, 0).repeat(8, 1)  # flat cells, which the tokenizer keeps exactly
-    clip = generate(make_model(), "turn", image, steps=2, **SMALL)
+    clip = make_model().generate("turn", image, steps=2, **SMALL)
     assert np.array_equal(clip.frames[0], image)
     assert not np.array_equal(clip.frames[-1], image)
 
@@ -111,7 +111,7 @@ def test_the_first_frame_is_the_image() -> None:
 def test_merged_guidance_gives_the_same_clip() -> None:
     model = make_model()
     clips = [
-        generate(model, "a long prompt", negative_prompt="no", steps=3, merge_guidance=merged, **SMALL).frames
+        model.generate("a long prompt", negative_prompt="no", steps=3, merge_guidance=merged, **SMALL).frames
         for merged in (False, True)
     ]
     assert np.abs(clips[0].astype(int) - clips[1].astype(int)).max() <= 1
@@ -119,11 +119,11 @@ def test_merged_guidance_gives_the_same_clip() -> None:
 
 def test_teacache_runs_the_same_transformer_and_says_what_it_skipped() -> None:
     model = make_model()
-    plain = generate(model, "lift", steps=2, **SMALL)
-    cached = generate(model, "lift", steps=2, teacache=0.1, **SMALL)  # first and last step are always computed
+    plain = model.generate("lift", steps=2, **SMALL)
+    cached = model.generate("lift", steps=2, teacache=0.1, **SMALL)  # first and last step are always computed
     assert np.array_equal(plain.frames, cached.frames)
     assert (plain.skipped_steps, cached.skipped_steps) == (0, 0)
-    lazy = generate(model, "lift", steps=10, teacache=1e9, **SMALL)
+    lazy = model.generate("lift", steps=10, teacache=1e9, **SMALL)
     assert lazy.skipped_steps == 8
 
 
@@ -131,7 +131,7 @@ def test_same_seed_same_clip_and_the_global_generator_is_left_alone() -> None:
     model = make_model()
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    clips = [generate(model, "lift", steps=2, seed=seed, **SMALL).frames for seed in (5, 5, 6)]
+    clips = [model.generate("lift", steps=2, seed=seed, **SMALL).frames for seed in (5, 5, 6)]
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(clips[0], clips[1]) and not np.array_equal(clips[0], clips[2])
 
@@ -146,12 +146,12 @@ def test_latents_are_in_the_weights_dtype_only_as_published(published: bool, mon
         return velocity(latents, *args)
 
     monkeypatch.setattr(model, "velocity", spy)
-    generate(model, "lift", steps=2, **SMALL)
+    model.generate("lift", steps=2, **SMALL)
     assert seen == {torch.bfloat16 if published else torch.float32}
 
 
 def test_distilled_weights_take_four_steps_and_reuse_their_noise_only_as_published() -> None:
-    clips = [generate(make_model("4b-robot-distilled", published), "lift", **SMALL) for published in (True, False)]
+    clips = [make_model("4b-robot-distilled", published).generate("lift", **SMALL) for published in (True, False)]
     settings = clips[0].settings
     assert (settings.sampler, settings.steps, settings.guidance) == ("dmd", 4, 1.0)
     assert settings.sigmas == pytest.approx((1, 0.9524, 0.8333, 0.3571, 0), abs=5e-5)
@@ -238,11 +238,11 @@ def test_a_model_without_its_parts_says_what_to_give() -> None:
     model = make_model()
     model.tokenizer = None
     with pytest.raises(ValueError, match="has none; give it a VideoVAE"):
-        generate(model, "lift", **SMALL)
+        model.generate("lift", **SMALL)
     model = make_model()
     model.encoder = None
     with pytest.raises(ValueError, match="without a conditioning encoder"):
-        generate(model, "lift", **SMALL)
+        model.generate("lift", **SMALL)
 
 
 def test_out_of_memory_says_what_to_lower_with_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,14 +251,14 @@ def test_out_of_memory_says_what_to_lower_with_an_estimate(monkeypatch: pytest.M
     with pytest.raises(
         OutOfMemory, match=r"out of memory on cpu: denoising 4\d+ frames of 32 x 48, .* GiB.*lower frames"
     ):
-        generate(model, "lift", **enormous)
+        model.generate("lift", **enormous)
 
     def decode_video(latents: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(model.tokenizer, "decode_video", decode_video)
     with pytest.raises(OutOfMemory, match="leave out merge_guidance, .* bfloat16"):
-        generate(model, "lift", steps=1, merge_guidance=True, **SMALL)
+        model.generate("lift", steps=1, merge_guidance=True, **SMALL)
 
 
 def test_other_errors_of_the_model_are_not_called_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +269,7 @@ def test_other_errors_of_the_model_are_not_called_out_of_memory(monkeypatch: pyt
 
     monkeypatch.setattr(model.tokenizer, "decode_video", decode_video)
     with pytest.raises(RuntimeError, match="^shapes do not fit$"):
-        generate(model, "lift", steps=1, **SMALL)
+        model.generate("lift", steps=1, **SMALL)
 
 
 def test_output_that_is_not_finite_is_no_clip() -> None:
@@ -277,4 +277,9 @@ def test_output_that_is_not_finite_is_no_clip() -> None:
     with torch.no_grad():
         model.transformer.video_dit.head.head.bias.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):
-        generate(model, "lift", steps=1, **SMALL)
+        model.generate("lift", steps=1, **SMALL)
+
+
+def test_a_misspelt_option_is_answered() -> None:
+    with pytest.raises(ValueError, match="generate has no option 'guidence'; did you mean 'guidance'"):
+        make_model().generate("lift", guidence=3)

@@ -23,8 +23,8 @@ from tokenizers import AddedToken, Regex, pre_tokenizers
 
 from kairos_env.world_model.published.passes import check_width
 from kairos_env.world_model.published.releases import get_release, miniature
-from kairos_env.world_model.text.context import Context
-from kairos_env.world_model.text.qwen import CachedEncoder, EncoderSettings, QwenEncoder
+from kairos_env.world_model.text.context import CachedEncoder, Context
+from kairos_env.world_model.text.qwen import EncoderSettings, QwenEncoder
 
 transformers = pytest.importorskip("transformers")
 

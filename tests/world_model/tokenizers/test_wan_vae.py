@@ -24,14 +24,14 @@ from torch.utils._pytree import tree_leaves
 
 from kairos_env.world_model.config import TokenizerConfig
 from kairos_env.world_model.tokenizers.image import Tokenizer, VideoTokenizer
+from kairos_env.world_model.tokenizers.tiling import Tiling
 from kairos_env.world_model.tokenizers.wan_vae import (
     PUBLISHED_DECODE_TILING,
     PUBLISHED_ENCODE_TILING,
-    Tiling,
     VideoVAE,
     decoding_bytes,
-    published_names,
 )
+from kairos_env.world_model.tokenizers.wan_weights import published_names
 from kairos_env.world_model.weights import CheckpointError
 
 WIDTH = 4
