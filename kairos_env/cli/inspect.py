@@ -156,7 +156,8 @@ def _problems(data: LeRobotData, found: Mapping[str, DatasetStatistics], quick: 
             if scalar.feature not in found or scalar.low is None or scalar.high is None:
                 continue
             low, high = (float(end[scalar.index]) for end in (found[scalar.feature].min, found[scalar.feature].max))
-            if low < scalar.low or high > scalar.high:
+            rounding = 1e-6 * (scalar.high - scalar.low)  # values are stored in single precision
+            if low < scalar.low - rounding or high > scalar.high + rounding:
                 yield (
                     f"{what} {scalar.name!r} goes from {low:.4g} to {high:.4g}, out of the map's "
                     f"{scalar.low:.4g} ... {scalar.high:.4g}"
