@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from libero_home import libero_home
+from released_models import ROBOTS, released_model
 
 import kairos_env  # noqa: F401 (registers the environments)
 from kairos_env.env.imagination import Imagination
@@ -31,7 +33,9 @@ from kairos_env.policies import (
 from kairos_env.policies.chunking import ChunkPolicy
 from kairos_env.records import Observation
 from kairos_env.world_model.model import WorldModel
-from kairos_env.world_model.published.releases import RELEASES
+from kairos_env.world_model.published.folder import save_parts
+from kairos_env.world_model.published.releases import RELEASES, miniature
+from kairos_env.world_model.published.world_action import WorldActionModel
 
 WORLD, TABLETOP, LIBERO = "Kairos-WorldModel-v0", "Kairos-Robosuite-v0", "Kairos-LIBERO-v0"
 
@@ -52,10 +56,9 @@ def worlds() -> Iterator[Any]:
     yield pytest.param(World("kairos-tiny", TABLETOP), id="tiny-tabletop")
     yield pytest.param(World("kairos-libero", "dataset"), id="libero-dataset")
     yield pytest.param(World("kairos-libero", LIBERO), id="libero-libero", marks=pytest.mark.slow)
-    unfinished = pytest.mark.skip(reason="published weights cannot be stepped yet: WorldModel.from_pretrained refuses")
-    for release in RELEASES:
-        yield pytest.param(World(release, "observation"), id=f"{release}-observation", marks=unfinished)
-    yield pytest.param(World("4b-libero", LIBERO), id="4b-libero-libero", marks=[unfinished, pytest.mark.slow])
+    for settings in ROBOTS.values():
+        yield pytest.param(World(settings.release, "dataset"), id=f"{settings.release}-dataset")
+    yield pytest.param(World("4b-libero", LIBERO), id="4b-libero-libero", marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", params=worlds())
@@ -66,10 +69,27 @@ def imagination(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             home = tmp_path_factory.mktemp("sims")
             (home / "libero").symlink_to(libero_home(), target_is_directory=True)
             patch.setenv("KAIROS_SIMS", os.fspath(home))
-        model = WorldModel.from_pretrained(world.model)
-        found = Imagination(model, start=world.start, success_threshold=None)
+        if world.model in RELEASES:
+            pytest.importorskip("diffusers", reason="the video tokenizer is diffusers'")
+            folder = tmp_path_factory.mktemp(world.model) / "model"
+            released_model(next(r for r in ROBOTS.values() if r.release == world.model)).save_pretrained(folder)
+            model = WorldModel.from_pretrained(folder)
+        else:
+            model = WorldModel.from_pretrained(world.model)
+        found = Imagination(model, start=world.start, steps=1, success_threshold=None)
     yield found
     found.close()
+
+
+@pytest.mark.parametrize("release", [name for name, config in RELEASES.items() if config.action is None])
+def test_a_release_without_actions_says_what_is_missing(release: str, tmp_path: Path) -> None:
+    save_parts(WorldActionModel.from_release(miniature(release, layers=4)), tmp_path / "m")
+    with pytest.raises(ValueError, match="knows no robot: .*4b-libero, 4b-robotwin"):
+        gym.make(WORLD, model=tmp_path / "m")
+
+
+def _policy(model: WorldModel) -> Policy:
+    return WorldModelPolicy(model, steps=1)
 
 
 def _replay(model: WorldModel) -> Policy:
@@ -78,18 +98,18 @@ def _replay(model: WorldModel) -> Policy:
 
 
 def _planner(name: str) -> Callable[[WorldModel], Policy]:
-    size: dict[str, Any] = {"n": 2} if name == "best_of_n" else {"population": 3}
-    size |= {"elites": 2, "keep": 1} if name == "cem" else {}
+    size: dict[str, Any] = {"n": 2, "act_steps": 1} if name == "best_of_n" else {"population": 2}
+    size |= {"elites": 1, "keep": 1} if name == "cem" else {}
     size |= {"iterations": 1} if name in ("cem", "mppi") else {}
-    return lambda model: PlannerPolicy(model, PLANNERS[name], horizon=2, **size)
+    return lambda model: PlannerPolicy(model, PLANNERS[name], horizon=1, steps=1, **size)
 
 
 DECIDERS: dict[str, Callable[[WorldModel], Policy]] = {
     "random": lambda model: RandomPolicy(model.spec),
     "replay": _replay,
-    "policy": WorldModelPolicy,
-    "chunk_execution": lambda model: ChunkExecution(WorldModelPolicy(model), 2),
-    "temporal_ensembling": lambda model: TemporalEnsembling(WorldModelPolicy(model)),
+    "policy": _policy,
+    "chunk_execution": lambda model: ChunkExecution(_policy(model), 2),
+    "temporal_ensembling": lambda model: TemporalEnsembling(_policy(model)),
     **{name: _planner(name) for name in PLANNERS},
 }
 
