@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
 
 TASKS = 4  # at most so many are shown, of a model that knows more
-SIMULATORS = ("Kairos-Robosuite-v0", "Kairos-LIBERO-v0")
 
 
 def run(config: Fields[DemoConfig], json: bool = False) -> int:
@@ -110,9 +109,10 @@ def open_simulator(model: WorldModel, name: str, task: str) -> tuple[str, Initia
     """
     from kairos_env.env.initial_observations import InitialObservations
     from kairos_env.records import SpecMismatch
+    from kairos_env.sims.make import simulator_ids
 
     mismatch: Exception | None = None
-    for candidate in SIMULATORS if name == "auto" else (name,):
+    for candidate in simulator_ids() if name == "auto" else (name,):
         try:
             found = InitialObservations(candidate, model)
         except SpecMismatch as error:

@@ -295,10 +295,9 @@ def plan_episode(model: WorldModel, first: Observation, planner: str, seed: int)
 
 def speed(model: WorldModel, batch: int, seconds: float) -> float:
     """Imagined decisions a second, all elements of the batch counted; nothing is decoded."""
-    low = np.array([f.low for f in model.spec.proprio], np.float32)
-    high = np.array([f.high for f in model.spec.proprio], np.float32)
-    blank = {c.name: np.zeros((c.height, c.width, 3), np.uint8) for c in model.spec.cameras}
-    start: WorldState = model.observe([Observation(blank, (low + high) / 2)] * batch, seeds=range(batch))
+    from kairos_env.policies.policy import example_observation
+
+    start: WorldState = model.observe([example_observation(model.spec)] * batch, seeds=range(batch))
     action = np.zeros((batch, model.spec.action_dim), np.float32)
     state = model.step(start, action).state  # the first call allocates
     steps, began = 0, time.perf_counter()

@@ -12,12 +12,12 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
 from kairos_env.cli.values import print_json
-from kairos_env.sims.findings import GL_REMEDY, MARKS, Finding, Status, check_drawing, last_line
+from kairos_env.sims.findings import GL_REMEDY, Finding, Status, check_drawing, findings_text, last_line
 
 DISTRIBUTION = "kairos-env"
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
@@ -206,7 +206,10 @@ def run(gl_only: bool = False, json: bool = False) -> int:
     if json:
         print_json([{"section": name} | finding._asdict() for name, found in sections.items() for finding in found])
     else:
-        _print_report(sections)
+        width = max(len(finding.name) for findings in sections.values() for finding in findings)
+        for name, findings in sections.items():
+            if findings:
+                print(f"\n{name}\n{findings_text(findings, width)}")
         if problems:
             verdict = f"{problems} problem(s)."
         elif not renders:
@@ -215,16 +218,6 @@ def run(gl_only: bool = False, json: bool = False) -> int:
             verdict = "Off-screen rendering works." if gl_only else "Everything that the bundled demo needs works."
         print(f"\n{verdict}")
     return int(problems > 0 or (gl_only and not renders))
-
-
-def _print_report(sections: Mapping[str, Sequence[Finding]]) -> None:
-    width = max(len(finding.name) for findings in sections.values() for finding in findings)
-    for section, findings in sections.items():
-        print(f"\n{section}")
-        for finding in findings:
-            print(f"  {MARKS[finding.status]}  {finding.name:<{width}}  {finding.text}")
-            if finding.remedy:
-                print(f"      {'':<{width}}  -> {finding.remedy}")
 
 
 def _check_requirement(requirement: str, tested: Mapping[str, str], missing: Status) -> Finding:

@@ -220,8 +220,9 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "sims:install",
             ),
             "check": Command(
-                "interpreter, versions, drawing, which tasks can be run, which assets are missing",
-                "kairos sims check libero\nkairos sims check libero-plus --home sims/libero",
+                "an installation: versions, drawing, tasks, assets; or whether a simulator keeps the contract",
+                "kairos sims check libero\nkairos sims check libero-plus --home sims/libero\n"
+                "kairos sims check Kairos-Robosuite-v0\nkairos sims check my_arm:make",
                 "sims:check",
             ),
         },

@@ -8,11 +8,14 @@ from typing import Any, Literal
 
 from kairos_env.cli.options import Positional
 from kairos_env.cli.values import print_json
-from kairos_env.sims.findings import MARKS
+from kairos_env.runs import did_you_mean
+from kairos_env.sims.check import check_simulator
+from kairos_env.sims.findings import findings_text
 from kairos_env.sims.libero.install import PACKAGES, InstallRequest
 from kairos_env.sims.libero.install import check as check_home
 from kairos_env.sims.libero.install import install as build_home
 from kairos_env.sims.libero.tasks import ASSETS_ADVICE, BENCHMARKS, Catalogue, home_folder
+from kairos_env.sims.make import simulator_ids
 from kairos_env.sims.tabletop.tasks import TASKS
 
 Benchmark = Literal["libero", "libero-plus"]
@@ -52,21 +55,24 @@ def install(
     return 0
 
 
-def check(simulator: Positional[Benchmark], home: Path | None = None, json: bool = False) -> int:
-    """Looks at an installation; 1 if something is broken.
+def check(simulator: Positional[str], home: Path | None = None, json: bool = False) -> int:
+    """Looks at an installation, or whether a simulator keeps the contract of all simulators; 1 if something is broken.
 
     Args:
-        simulator: which one.
+        simulator: libero or libero-plus for their installation; a Gymnasium id or module:factory for the contract.
         home: folder of the installation; by default the usual one.
         json: print one JSON list of findings.
     """
-    findings = check_home(_home(home), simulator)
+    if simulator in BENCHMARKS:
+        findings = check_home(_home(home), simulator)
+    elif simulator in simulator_ids() or ":" in simulator:
+        findings = check_simulator(simulator)
+    else:
+        raise ValueError(f"unknown simulator {simulator!r}; {did_you_mean(simulator, [*BENCHMARKS, *simulator_ids()])}")
     if json:
         print_json([finding._asdict() for finding in findings])
-    for finding in [] if json else findings:
-        print(f"{MARKS[finding.status]} {finding.name:<13} {finding.text}")
-        if finding.remedy:
-            print(f"{'':<17}{finding.remedy}")
+    else:
+        print(findings_text(findings))
     return int(any(finding.status == "problem" for finding in findings))
 
 

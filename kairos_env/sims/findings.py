@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -47,6 +47,22 @@ class Finding(NamedTuple):
     status: Status
     text: str
     remedy: str = ""
+
+
+def findings_text(findings: Sequence[Finding], width: int = 0) -> str:
+    """A line for each finding, and one for what would mend it.
+
+    Args:
+        findings: at least one.
+        width: of the names' column; 0: as wide as they need.
+    """
+    width = width or max(len(finding.name) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"  {MARKS[finding.status]}  {finding.name:<{width}}  {finding.text}")
+        if finding.remedy:
+            lines.append(f"      {'':<{width}}  -> {finding.remedy}")
+    return "\n".join(lines)
 
 
 def check_drawing(backend: str, python: str | Path = sys.executable, timeout: float = 60.0) -> Finding:
