@@ -1,1 +1,1 @@
-"""Real simulators as Gymnasium environments, each with the `RobotSpec` of its robot. One file, one simulator."""
+"""Real simulators as Gymnasium environments, each with the `RobotSpec` of its robot. One folder, one simulator."""

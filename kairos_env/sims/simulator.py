@@ -40,7 +40,8 @@ class Simulator(gym.Env[dict[str, Array], Array]):
         steps: int, decisions (actions of `step`) since the reset.
         privileged: the true state: ``eef_position`` (3,) [m], ``gripper_opening`` [m], ``objects``: name ->
             ``position`` (3,) [m] and ``rotation`` (3, 3); and ``interest``: names of the objects that the task is
-            about, the one to be moved first. A simulator adds what else it knows.
+            about, the one to be moved first. A simulator adds what else it knows; what a real robot cannot know is NaN,
+            or not among the objects.
     A simulator that judges all its tasks in every state adds ``task_rewards`` and ``task_success``: task -> value.
 
     Args:
