@@ -162,9 +162,7 @@ def optimise(
         progress.restore(checkpoint)
     drop_rows_from(rows, progress.step)
     began = time.monotonic()
-    with tqdm(
-        total=config.steps, initial=progress.step, desc=name, unit="step", dynamic_ncols=True, mininterval=2
-    ) as bar:
+    with tqdm(total=config.steps, initial=progress.step, desc=name, unit="step", mininterval=2) as bar:
         while (step := progress.step) < config.steps:
             modules.train()
             with torch.autocast(progress.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -180,10 +178,9 @@ def optimise(
             last = progress.step == config.steps
             if step % config.log_every == 0 or last:
                 shown = {k: float(v) for k, v in parts.items()}
-                row = {"step": step, "loss": float(value.detach()), "grad_norm": norm} | {
-                    "lr": learning_rate(config, step)
-                }
-                append_jsonl(rows, row | shown | {"seconds": round(time.monotonic() - began, 1)})
+                row = {"step": step, "loss": float(value.detach()), "grad_norm": norm, **shown}
+                row |= {"lr": learning_rate(config, step), "seconds": round(time.monotonic() - began, 1)}
+                append_jsonl(rows, row)
                 bar.set_postfix({k: f"{v:.3g}" for k, v in list(shown.items())[:4]}, refresh=False)
             if progress.step % config.checkpoint_every == 0 or last:
                 progress.save(checkpoint)
