@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import glob
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -180,7 +181,7 @@ def temporary_for(path: str | os.PathLike[str]) -> Path:
     old = path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():  # killed between the two renamings of a folder
         old.rename(path)
-    for leftover in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         owner = leftover.name.split(".")[-2]
         if owner.isdigit() and not _alive(int(owner)):
             _remove(leftover)
@@ -360,19 +361,14 @@ def _remove(path: Path) -> None:
 
 
 def _alive(process: int) -> bool:
-    if os.name == "nt":  # there, signal 0 would end it
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    if os.name != "nt":  # there, signal 0 would end it
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # of another user
     return True
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _processor() -> str:

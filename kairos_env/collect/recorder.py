@@ -133,7 +133,8 @@ def record(config: RecordConfig, make_env: MakeEnv = make_simulator, progress: b
         progress: show a bar with rate and time left.
 
     Raises:
-        ValueError: unknown tasks or states, or the folder holds a recording of another configuration.
+        ValueError: unknown tasks or states, tasks that the layout cannot hold, or the folder holds a recording of
+            another configuration.
         NoSimulator: a simulator does not start (the message says why).
         RuntimeError: another process is recording into the folder, a worker died, or episodes failed.
             What was recorded is kept; the same call goes on from there.
@@ -143,11 +144,13 @@ def record(config: RecordConfig, make_env: MakeEnv = make_simulator, progress: b
     out = Path(config.out)
     env = _started(make_env, config)
     try:
-        plans = plan_episodes(config, env)
+        plans, layout = plan_episodes(config, env), make_layout(config, env)
+        for plan in plans:
+            layout.file_of(plan)  # says what it cannot hold, before anything is written
         (out / "parts").mkdir(parents=True, exist_ok=True)
         with WriteLock(out, "recording into"), single_threaded_workers():
             open_run(out, *config.split())
-            folder = RecordingFolder(out, plans, make_layout(config, env))
+            folder = RecordingFolder(out, plans, layout)
             missing = [folder.plans[number] for number in folder.missing]
             bar = tqdm(total=len(plans), initial=len(plans) - len(missing), unit="episode", disable=not progress)
             with bar:
@@ -246,6 +249,8 @@ def _survived(env: Any, plan: EpisodePlan, config: RecordConfig) -> Episode:
 def _started(make_env: MakeEnv, config: RecordConfig) -> Any:
     try:
         return make_env(config)
+    except FileNotFoundError:  # a model or an installation: the message says which
+        raise
     except (OSError, RuntimeError, ImportError) as error:
         raise NoSimulator(f"the simulator does not start; {type(error).__name__}: {error}") from error
 

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from libero_table import BUTTER, MILK, Table
 
-from kairos_env.collect.folder import RecordingFolder, ShardLayout, write_part
-from kairos_env.collect.plans import EpisodePlan
+from kairos_env.collect.folder import LiberoLayout, RecordingFolder, ShardLayout, write_part
+from kairos_env.collect.plans import EpisodePlan, RecordConfig
+from kairos_env.collect.recorder import record_episode
+from kairos_env.datasets.hdf5.libero import LiberoFile
 from kairos_env.datasets.hdf5.recorded import EpisodeFile
 from kairos_env.records import Camera, Episode, Field, RobotSpec
 
@@ -69,3 +72,28 @@ def test_a_damaged_shard_counts_as_missing(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="shard_0001"):
         assert folder_of(tmp_path, 2, per_file=1).missing == [1]
+
+
+def test_what_was_recorded_for_libero_before_a_kill_is_found_again(tmp_path: Path) -> None:
+    layout = LiberoLayout(Table(), {})
+    plans = [EpisodePlan(i, i, (MILK, BUTTER)[i % 2], "expert", i) for i in range(6)]
+
+    def write(number: int) -> None:
+        config = RecordConfig("", layout="libero", decisions=3)
+        write_part(tmp_path, layout, number, record_episode(Table(), plans[number], config))
+
+    folder = RecordingFolder(tmp_path, plans, layout)
+    for number in (0, 2, 4, 1):  # all of one task, and one of the other, which was killed before it was noted
+        write(number)
+        if number != 1:
+            folder.add(number, KEPT)
+    assert [path.name for path in (tmp_path / "libero_object").iterdir()] == [f"{MILK.split('/')[2]}_demo.hdf5"]
+    again = RecordingFolder(tmp_path, plans, layout)
+    assert again.missing == [3, 5] and again.kept == [0, 1, 2, 4]
+    more = RecordingFolder(tmp_path, [*plans, EpisodePlan(6, 6, MILK, "expert", 6)], layout)
+    plans.append(more.plans[6])
+    write(6)
+    more.add(6, KEPT)
+    assert [e.initial_state for e in LiberoFile(tmp_path / "libero_object")] == [0, 2, 4, 6]
+    with pytest.raises(ValueError, match="tasks named benchmark/suite/name, got 'push'"):
+        layout.file_of(EpisodePlan(0, 0, "push", "expert", 0))
