@@ -123,10 +123,9 @@ def _statistics(data: LeRobotData, found: Mapping[str, DatasetStatistics]) -> st
     from kairos_env.datasets.lerobot.mapping import table
 
     rows = []
-    for what, statistics in data.robot_statistics(found).items():
-        scalars = data.mapping.proprio if what == "proprio" else data.mapping.action
-        for i, scalar in enumerate(scalars):
-            assert statistics is not None, "there are scalars"
+    for what, scalars in (("proprio", data.mapping.proprio), ("action", data.mapping.action)):
+        for scalar in scalars:
+            statistics, i = found[scalar.feature], scalar.index
             q = statistics.quantiles
             values = [statistics.min, q["q01"], statistics.mean, statistics.std, q["q99"], statistics.max]
             rows.append((what, scalar.name, *(f"{value[i]:.4g}" for value in values)))

@@ -84,24 +84,6 @@ class DatasetStatistics:
         return {name: value[at] for name, value in self.quantiles.items()}
 
 
-def join(parts: Sequence[DatasetStatistics]) -> DatasetStatistics:
-    """Statistics of scalars that stand side by side in the same rows.
-
-    Raises:
-        ValueError: nothing given, or counts that differ.
-    """
-    counts = {part.count for part in parts}
-    if len(counts) != 1:
-        raise ValueError(f"only statistics of the same rows stand side by side; these have counts {sorted(counts)}")
-    names = [name for name in QUANTILES if all(name in part.quantiles for part in parts)]
-    return DatasetStatistics(
-        counts.pop(),
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _MOMENTS},
-        quantiles={name: np.concatenate([part.quantiles[name] for part in parts]) for name in names},
-        rank_error=max(part.rank_error for part in parts),
-    )
-
-
 def of_all_rows(parts: Sequence[DatasetStatistics]) -> DatasetStatistics:
     """Statistics of the same scalars over the rows of all parts; quantiles of several parts cannot be known."""
     if len(parts) == 1:

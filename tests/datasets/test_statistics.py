@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kairos_env.datasets.statistics import QUANTILES, DatasetStatistics, RunningStatistics, join
+from kairos_env.datasets.statistics import QUANTILES, DatasetStatistics, RunningStatistics
 
 
 def running(parts: list[np.ndarray], exact_rows: int = 2**17) -> RunningStatistics:
@@ -104,7 +104,6 @@ def test_json_and_back_and_parts() -> None:
     assert len(picked) == 2
     assert_is(picked, rows[:, [2, 0]])
     np.testing.assert_allclose(picked.quantiles["q50"], np.median(rows, axis=0)[[2, 0]], rtol=1e-12)
-    assert_is(join([read.take([1]), picked]), rows[:, [1, 2, 0]])
 
 
 def test_bad_input_is_refused() -> None:
@@ -123,5 +122,3 @@ def test_bad_input_is_refused() -> None:
         DatasetStatistics.from_dict({"min": [0], "max": [1, 2], "mean": [0], "std": [1]})
     with pytest.raises(ValueError, match="not finite in max"):
         DatasetStatistics.from_dict({"min": [0], "max": [float("inf")], "mean": [0], "std": [1]})
-    with pytest.raises(ValueError, match="counts \\[2, 3\\]"):
-        join([running([np.zeros((n, 1))]).result() for n in (2, 3)])

@@ -22,7 +22,7 @@ from kairos_env.datasets.lerobot.mapping import CameraMap, FeatureMap, ScalarMap
 from kairos_env.datasets.lerobot.meta import LABEL, DatasetError, StoredEpisode, read_meta
 from kairos_env.datasets.lerobot.parquet import EpisodeRows
 from kairos_env.datasets.recording import BrokenEpisode, Recording
-from kairos_env.datasets.statistics import DatasetStatistics, RunningStatistics, join
+from kairos_env.datasets.statistics import DatasetStatistics, RunningStatistics
 from kairos_env.datasets.video.reader import BrokenVideo, VideoFrames
 from kairos_env.records import Array, Episode, RobotSpec, stored_initial_state
 
@@ -168,10 +168,6 @@ class LeRobotData(Recording):
         except ValueError:
             reasons = "".join(f"\n  {name}: {why}" for name, why in list(self.broken.items())[:3])
             raise DatasetError(f"{self._given[0]}: no episode could be read{reasons}") from None
-
-    def robot_statistics(self, found: Mapping[str, DatasetStatistics]) -> dict[str, DatasetStatistics | None]:
-        """``"proprio"`` and ``"action"`` as the map orders them, from statistics of the map's features."""
-        return {"proprio": _arranged(self.mapping.proprio, found), "action": _arranged(self.mapping.action, found)}
 
     def _collect(self) -> None:
         videos = [c.feature for c in self.mapping.cameras if self.meta.features[c.feature].dtype == "video"]
@@ -324,10 +320,6 @@ def _picked(scalars: Sequence[ScalarMap], rows: Mapping[str, Array], part: slice
     """float32 (rows of ``part``, scalars)."""
     columns = [rows[s.feature].reshape(len(rows[s.feature]), -1)[part, s.index] for s in scalars]
     return np.stack(columns, 1).astype(np.float32) if columns else np.zeros((part.stop - part.start, 0), np.float32)
-
-
-def _arranged(scalars: Sequence[ScalarMap], found: Mapping[str, DatasetStatistics]) -> DatasetStatistics | None:
-    return join([found[s.feature].take([s.index]) for s in scalars]) if scalars else None
 
 
 def _decoded(image: bytes | None, key: str) -> Array:
