@@ -163,7 +163,7 @@ def robot_of(name: str, model: str) -> RobotSpec | None:
     base = parse_name(name)[0]
     if base == "4b" and _config(model).get("kind") != "world-action":
         raise ValueError(f"4b(...) acts by published weights, {model!r} holds a small model: take policy")
-    return read_robot(resolve(model)) if base in _ADAPTED else None
+    return read_robot(resolve(model), imagined=base in PLANNERS) if base in _ADAPTED else None
 
 
 def known_instructions(name: str, model: str, state_model: str) -> list[str]:
@@ -287,7 +287,9 @@ def _make_base(base: str, options: dict[str, Any], env: Any, model: str, device:
         loaded = load_released(model, device, str(options.pop("statistics")))
     else:
         loaded = load_model(model, device)
-    loaded.spec.require_same(spec, "model", "environment")
+    # a planner decides once for each imagined frame, which of published weights is several actions of the robot
+    robot = loaded.imagined_spec if base in PLANNERS else loaded.spec
+    robot.require_same(spec, "model", "environment")
     return maker(loaded, *planner, **options)
 
 

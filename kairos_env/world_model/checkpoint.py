@@ -76,15 +76,18 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: cannot read the configuration: {error!r}") from None
 
 
-def read_robot(folder: str | os.PathLike[str]) -> RobotSpec:
+def read_robot(folder: str | os.PathLike[str], imagined: bool = False) -> RobotSpec:
     """The robot of a model folder of either kind.
+
+    Args:
+        imagined: with one decision for each imagined frame; see `WorldModel.imagined_spec`.
 
     Raises:
         CheckpointError: unreadable, or weights that know no robot.
     """
     data = read_config(folder)
     try:
-        return RobotSpec.from_dict(data["robot"])
+        return RobotSpec.from_dict(data.get("imagined_robot", data["robot"]) if imagined else data["robot"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} names no robot ({error!r}): a policy needs weights with an action expert"

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from released_models import see, statistics
+from released_models import released_model, see, statistics
 from torch import Tensor
 
+from kairos_env.env import WorldModelEnv
 from kairos_env.policies import WorldModelPolicy, check_policy
-from kairos_env.records import Array, SpecMismatch
+from kairos_env.policies.make import make_policy, robot_of
+from kairos_env.records import Array, Observation, SpecMismatch
 from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.normalisation import Normaliser
 from kairos_env.world_model.published.releases import miniature
@@ -240,3 +245,22 @@ def test_parts_that_do_not_belong_together() -> None:
     ):
         with pytest.raises(ValueError, match=says):
             WorldModelPolicy(model, **options)  # type: ignore[arg-type]
+
+
+def test_made_by_name_for_the_robot_and_for_its_imagination(tmp_path: Path) -> None:
+    model = released_model(LIBERO)
+    model.save_pretrained(tmp_path / "m")
+    folder, spec = str(tmp_path / "m"), model.spec
+    assert robot_of("policy", folder) == spec and robot_of("cem", folder) == model.imagined_spec
+    (tmp_path / "stats.json").write_text(json.dumps(statistics(LIBERO)))
+    robot: Any = SimpleNamespace(robot_spec=spec)
+    robot.unwrapped = robot
+    for name in ("policy(steps=1)", f"4b(statistics={tmp_path / 'stats.json'};steps=1)"):
+        action = make_policy(name, robot, folder).act(see(model.interface.settings))  # type: ignore[attr-defined]
+        assert action.shape == (7,) and np.abs(action).max() <= 1
+    env = WorldModelEnv(model, steps=1, task="bowl")
+    with pytest.raises(SpecMismatch, match="control"):
+        make_policy("policy", env, folder)
+    planner = make_policy("random_shooting(population=2;horizon=1;samples=1)", env, folder)
+    observation, _ = env.reset(seed=0)
+    assert env.step(planner.act(Observation.from_gym(observation, "pick up the bowl")))[0] in env.observation_space

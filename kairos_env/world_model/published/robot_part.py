@@ -81,6 +81,7 @@ class RobotPart:
             write_tensors(folder / ADDITIONS, self.additions, {"format": "pt"})
         return {
             "robot": self.settings.spec.to_dict(),
+            "imagined_robot": self.settings.imagined_spec.to_dict(),
             "settings": self.settings.to_dict(),
             "normalisation": self.normaliser and self.normaliser.to_dict(),
             "tasks": dict(self.tasks),
