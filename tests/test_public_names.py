@@ -25,6 +25,18 @@ def test_lerobot_reader_and_writer_are_names_of_their_package(name: str) -> None
     assert getattr(lerobot, name).__name__ == name
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("from kairos_env.policies import WorldActionPolicy", "WorldModelPolicy"),
+        ("from kairos_env.world_model.deploy import compiled", "kairos_env.world_model.deploy.compile.compiled"),
+    ],
+)
+def test_name_of_an_older_version_says_the_new_one(old: str, new: str) -> None:
+    with pytest.raises(ImportError, match=new):
+        exec(old)
+
+
 @pytest.mark.parametrize("old", kairos_env._MOVED)
 def test_moved_module_says_where_it_is(old: str) -> None:
     new = kairos_env._MOVED[old]

@@ -230,6 +230,15 @@ def test_links_of_the_documents_lead_somewhere() -> None:
     assert broken == []
 
 
+def test_code_that_documents_name_is_there() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]
+    path = re.compile(r"`([\w./]+/\w+\.(?:py|sh))`")
+    named = {(page.name, name) for page in pages for name in path.findall(page.read_text(encoding="utf-8"))}
+    assert len(named) > 20
+    missing = [place for place in sorted(named) if not any((root / place[1]).exists() for root in (ROOT, PACKAGE))]
+    assert missing == []
+
+
 def test_both_commands_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in ("demo", "test"):
