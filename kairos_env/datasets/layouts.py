@@ -102,7 +102,7 @@ def _hdf5_reader(path: Path) -> Callable[[Path], Recording]:
                 LiberoFile if any("agentview_rgb" in demo.get("obs", ()) for demo in data.values()) else RobomimicFile
             )
         found = ", ".join(file) or "nothing"
-    raise ValueError(
+    raise BrokenEpisode(
         f"{path} is no recording: it has neither 'data' (robomimic, LIBERO, `kairos record`) nor 'joint_action' or "
         f"'vision' (RoboTwin), but {found}"
     )

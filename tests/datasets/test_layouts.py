@@ -13,6 +13,14 @@ from kairos_env.datasets.layouts import open_recording
 from kairos_env.datasets.recording import BrokenEpisode
 
 
+def test_a_file_of_something_else_does_not_hide_the_others(tmp_path: Path) -> None:
+    write_recording(tmp_path)
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["mean"] = 1
+    with pytest.warns(UserWarning, match="a.hdf5 is not of the robomimic layout"):
+        assert len(open_recording(tmp_path)) == 5
+
+
 @pytest.mark.parametrize("name", ["a.hdf5", "z.hdf5"])
 def test_a_broken_file_does_not_hide_the_others(name: str, tmp_path: Path) -> None:
     write_recording(tmp_path)
