@@ -99,10 +99,9 @@ def run_imagination(config: ImaginationConfig, progress: bool = False) -> Imagin
     settings = dataclasses.asdict(config)
     identity = {k: v for k, v in settings.items() if k not in ("output", "episodes", "batch", "films", "device")}
     identity |= {"model_digest": model_digest(config.model)}
-    given = open_recording(config.data) if config.data else None  # before a folder is begun
-    folder = open_run(config.output, identity, {"config": settings})
-    recording = open_recording(_record(config, progress)) if given is None else given
+    recording = open_recording(config.data or _record(config, progress))
     model.spec.require_same(recording.spec, "model", "data")
+    folder = open_run(config.output, identity, {"config": settings})  # once nothing else can be wrong
     episodes = [recording[i] for i in range(min(config.episodes, len(recording)))]
     if not all(episode.images for episode in episodes):
         raise ValueError(
