@@ -93,8 +93,8 @@ class Imagination:
         self.spec = self.model.imagined_spec
         if not self.model.follows_actions:
             logger.warning(
-                "%s has published weights: what they imagine does not follow actions until they are fine-tuned "
-                "(kairos train init=FOLDER); info['follows_actions'] says so too",
+                "%s has published weights: what they imagine does not follow actions until they are fine-tuned, "
+                "which kairos train cannot do yet; info['follows_actions'] says so too",
                 self.model.config.preset,
             )
         self.task = self._check_task(task)

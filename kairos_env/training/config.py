@@ -7,6 +7,7 @@ from typing import Literal
 
 from kairos_env.training.loop import LoopConfig
 from kairos_env.training.losses import LossConfig
+from kairos_env.world_model.config import get_preset
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,5 @@ class TrainConfig:
         for name in ("validation", "starts"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is a number of episodes, got {getattr(self, name)}")
+        if not self.init:
+            get_preset(self.preset)

@@ -20,6 +20,7 @@ from released_models import released_model
 
 from kairos_env.runs import ConfigMismatch, FolderInUse, WriteLock
 from kairos_env.sims.tabletop.env import TASKS
+from kairos_env.training.config import TrainConfig
 from kairos_env.training.losses import LossConfig
 from kairos_env.training.run import train
 from kairos_env.training.validation import rollout_metrics
@@ -107,3 +108,8 @@ def test_published_weights_are_not_fine_tuned_in_silence(tmp_path: Path) -> None
     wanted = dataclasses.replace(config(tmp_path / "run", 2), init=str(tmp_path / "published"))
     with pytest.raises(ValueError, match="published weights, which can be run but not yet fine-tuned"):
         train(wanted, [moving_square(i) for i in range(8)], SPEC, {"push": TASKS["push"]})
+
+
+def test_a_mistyped_preset_is_named_before_data_are_read() -> None:
+    with pytest.raises(ValueError, match="unknown preset 'tny'; did you mean 'tiny'"):
+        TrainConfig(preset="tny")

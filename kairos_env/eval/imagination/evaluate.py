@@ -84,6 +84,9 @@ class ImaginationConfig:
     films: int = 6
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _check_horizons(self.context, self.horizons)
+
 
 def run_imagination(config: ImaginationConfig, progress: bool = False) -> ImaginationReport:
     """Records or reads held-out episodes, compares imagination with them, and writes numbers, page and films."""
@@ -126,6 +129,11 @@ def run_imagination(config: ImaginationConfig, progress: bool = False) -> Imagin
         )
     report.save(folder)
     return report
+
+
+def _check_horizons(context: int, horizons: Sequence[int]) -> None:
+    if context < 1 or not horizons or min(horizons) < 1:
+        raise ValueError(f"context and horizons must be >= 1, got {context} and {list(horizons)}")
 
 
 def _record(config: ImaginationConfig, progress: bool) -> Path:
@@ -182,8 +190,7 @@ def evaluate_imagination(
         SpecMismatch: episodes of another robot.
         ValueError: no moving episode, or an illegal horizon or context.
     """
-    if context < 1 or not horizons or min(horizons) < 1:
-        raise ValueError(f"context and horizons must be >= 1, got {context} and {list(horizons)}")
+    _check_horizons(context, horizons)
     first = context - 1
     moving = moving_episodes(episodes, model.spec, first)
     if not moving:

@@ -13,6 +13,12 @@ from kairos_env.policies.planners.planning import ActionPlan, PlanningModel, opt
 from kairos_env.records import Array, RobotSpec
 from kairos_env.sims.simulator import check_names
 
+# whole numbers among the options of planners, checked before an episode begins
+_COUNTS = (
+    *("horizon", "population", "iterations", "elites", "n", "commit"),
+    *("batch_size", "samples", "steps", "act_steps"),
+)
+
 
 class PlannerPolicy(RememberingPolicy):
     """Model-predictive control with any planner of `kairos_env.policies.planners`.
@@ -31,7 +37,7 @@ class PlannerPolicy(RememberingPolicy):
         options: further arguments of the planner.
 
     Raises:
-        ValueError: an option that the planner does not have.
+        ValueError: an option that the planner does not have, or a count below 1.
     """
 
     def __init__(
@@ -48,7 +54,11 @@ class PlannerPolicy(RememberingPolicy):
     ) -> None:
         legal = option_names(planner)
         if legal is not None:
-            check_names(options, legal, f"option of {getattr(planner, '__name__', planner)}")
+            whose = getattr(planner, "__name__", planner)
+            check_names(options, legal, f"option of {whose}")
+            low = [f"{name}={options[name]}" for name in _COUNTS if options.get(name) is not None and options[name] < 1]
+            if low:
+                raise ValueError(f"{whose} needs at least 1: {', '.join(low)}")
         super().__init__(model, task, instruction, execute, seed)
         self.planner = planner
         self.deadline = deadline

@@ -11,7 +11,7 @@ import torch
 
 from kairos_env.datasets.hdf5.recorded import EpisodeWriter
 from kairos_env.embodiments import libero_panda
-from kairos_env.eval.imagination.evaluate import evaluate_imagination, moving_episodes, path_cm
+from kairos_env.eval.imagination.evaluate import ImaginationConfig, evaluate_imagination, moving_episodes, path_cm
 from kairos_env.eval.imagination.probe import Probe, ProbeConfig, Reading, measure, red_pixels, train_probe
 from kairos_env.eval.imagination.report import CONDITIONS
 from kairos_env.records import Camera, Episode, Field, Observation, RobotSpec, SpecMismatch
@@ -239,6 +239,8 @@ def test_only_moving_episodes_count_and_context_shifts_the_start(probe: Any) -> 
     assert path_cm(np.array([[0, 0, 0], [0.03, 0.04, 0], [0, 0, 0]])) == pytest.approx(10)
     with pytest.raises(ValueError, match="none of the 1 episodes moves"):
         evaluate_imagination(model, [episodes[-1]], (1,))
+    with pytest.raises(ValueError, match="context and horizons"):  # before anything is recorded
+        ImaginationConfig(horizons=(0,))
     with pytest.raises(ValueError, match="context and horizons"):
         evaluate_imagination(model, episodes, (0,))
 

@@ -66,3 +66,5 @@ def test_a_mistyped_option_is_named_before_anything_is_planned() -> None:
         PlannerPolicy(PointWorld(), cem, horizn=3)
     with pytest.raises(ValueError, match="unknown option of best_of_n 'elites'"):
         PlannerPolicy(PointWorld(), best_of_n, elites=3)
+    with pytest.raises(ValueError, match="cem needs at least 1: horizon=0, samples=-2"):
+        PlannerPolicy(PointWorld(), cem, horizon=0, samples=-2)
