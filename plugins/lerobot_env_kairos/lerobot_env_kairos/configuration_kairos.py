@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
@@ -17,6 +15,7 @@ from kairos_env.env.imagination import load_model
 from kairos_env.env.vector_env import WorldModelVectorEnv
 from kairos_env.records import RobotSpec
 from kairos_env.sims.tabletop.env import RobosuiteEnv, make_spec
+from kairos_env.sims.vector import SimulatorVectorEnv
 from kairos_env.world_model.checkpoint import CONFIG, resolve
 from kairos_env.world_model.model import WorldModel
 from lerobot_env_kairos.environment import IMAGINED, SIMULATED, LeRobotVectorEnv
@@ -168,13 +167,6 @@ class KairosRobosuiteEnv(KairosTasks):
         return {task: {0: self._simulate(n_envs, task, use_async_envs and n_envs > 1)} for task in self.tasks}
 
     def _simulate(self, n_envs: int, task: str, processes: bool) -> LeRobotVectorEnv:
-        # By its name, so that worker processes import the simulator and neither LeRobot nor torch.
-        make = partial(RobosuiteEnv, max_episode_steps=self.episode_length, **self.settings(task))
-        env: gym.vector.VectorEnv[Any, Any, Any]
-        if processes:
-            env = gym.vector.AsyncVectorEnv(
-                [make] * n_envs, context="forkserver", autoreset_mode=AutoresetMode.SAME_STEP
-            )
-        else:
-            env = gym.vector.SyncVectorEnv([make] * n_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        settings = self.settings(task) | {"max_episode_steps": self.episode_length, "processes": processes}
+        env = SimulatorVectorEnv(RobosuiteEnv, n_envs, autoreset_mode=AutoresetMode.SAME_STEP, **settings)
         return LeRobotVectorEnv(env, self.episode_length)
