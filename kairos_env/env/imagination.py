@@ -170,6 +170,9 @@ class Imagination:
         else:
             if options.get("start") is not None or options.get("initial_state") is not None:
                 raise ValueError("reset got both an observation and a start; pass one of them")
+            needed = [camera.key for camera in self.spec.cameras] + ["proprio"]
+            if not isinstance(given, Observation) and not (isinstance(given, Mapping) and set(needed) <= set(given)):
+                raise ValueError(f"the observation must be an Observation, or a dict with {', '.join(needed)}")
             observation = given if isinstance(given, Observation) else Observation.from_gym(given)
             observation.check(self.spec)
         tasks = self.model.tasks
@@ -302,6 +305,9 @@ def load_model(model: str | os.PathLike[str] | WorldModel, device: str = "auto")
         ValueError: a loaded model that lives on another device than ``device``.
     """
     if not isinstance(model, str | os.PathLike):
+        if not hasattr(model, "imagined_spec"):
+            kind = type(model).__name__
+            raise TypeError(f"model is of type {kind}; use a bundled name, a folder, a hub id, or a WorldModel")
         if device != "auto" and torch.device(device) != torch.device(model.device):
             raise ValueError(
                 f"device is {device!r}, but the given model is on {str(model.device)!r}; "
@@ -322,6 +328,7 @@ def share_imagination(
     model: str | os.PathLike[str] | WorldModel | Imagination, settings: ImaginationOptions
 ) -> tuple[Imagination, bool]:
     """The imagination to use, and whether it was made here (and is to be closed by its maker)."""
+    check_names(settings, ImaginationOptions.__annotations__, "setting")
     if not isinstance(model, Imagination):
         return Imagination(model, **settings), True
     if set(settings) - {"max_episode_steps"}:

@@ -287,6 +287,7 @@ def test_a_window_is_gymnasiums_and_says_what_it_needs() -> None:
     ("settings", "says"),
     [
         ({"task": "cuont"}, "did you mean 'count'"),
+        ({"rewrad": "learned"}, "unknown setting 'rewrad'; did you mean 'reward'"),
         ({"observation": "image"}, "'pixels' or 'latent'"),
         ({"steps": 0}, "steps is 0"),
         ({"max_episode_steps": 0}, "max_episode_steps is 0"),
