@@ -210,6 +210,14 @@ class Observation:
 
     @classmethod
     def from_gym(cls, observation: Mapping[str, Array], instruction: str = "") -> Observation:
+        """The observation that a Gymnasium environment of a robot returned.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if not isinstance(observation, Mapping) or "proprio" not in observation:
+            have = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
+            raise ValueError(f"an observation is a dict with 'proprio' and an 'image_<camera>' for each, got {have}")
         images = {k.removeprefix("image_"): v for k, v in observation.items() if k.startswith("image_")}
         return cls(images, np.asarray(observation["proprio"], np.float32), instruction)
 

@@ -70,13 +70,19 @@ def open_run(
 
     Raises:
         ConfigMismatch: the folder was started under another config; the message lists every difference.
+        ValueError: its ``config.json`` is damaged.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
     new = json.loads(json.dumps(config))
     if path.exists():
-        old = json.loads(path.read_text())
+        try:
+            old = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); choose another output folder or delete this one") from None
+        if not isinstance(old, dict):
+            raise ValueError(f"{path} is damaged ({old!r}); choose another output folder or delete this one")
         lines = [
             f"{key}: {json.dumps(old.get(key))} there, {json.dumps(new.get(key))} now"
             for key in sorted(old | new)

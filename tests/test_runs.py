@@ -49,6 +49,13 @@ def test_a_run_is_continued_only_under_its_configuration(tmp_path: Path) -> None
     assert len(read_jsonl(folder / "launches.jsonl")) == 2
 
 
+@pytest.mark.parametrize("text", ["[1]", "{", "3", ""])
+def test_a_damaged_configuration_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is damaged .*choose another output folder"):
+        open_run(tmp_path, {"seed": 1})
+
+
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_a_folder_or_file_has_one_writer_and_the_refusal_names_it(tmp_path: Path, kind: str) -> None:
     place = tmp_path / "place"

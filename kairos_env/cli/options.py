@@ -221,7 +221,7 @@ def _from_file(path: str, flags: Container[str]) -> list[str]:
 
     def words(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
         for key, value in values.items():
-            flag = prefix + _dashed(key)
+            flag = prefix + _dashed(str(key))
             if isinstance(value, Mapping) and flag not in flags:
                 yield from words(value, f"{flag}.")
             else:

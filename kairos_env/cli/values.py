@@ -43,9 +43,12 @@ def convert(hint: Any, text: str) -> Any:
             raise ValueError(f"{text!r}; expected true or false")
         return text.lower() == "true"
     try:
-        return hint(text)
+        value = hint(text)
     except ValueError:
         raise ValueError(f"{text!r}; expected a {'whole ' if hint is int else ''}number") from None
+    if hint is int and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{text!r}; expected a whole number of at most 64 bits")
+    return value
 
 
 def _entry(part: str, kind: Any) -> tuple[str, Any]:
@@ -60,7 +63,7 @@ def _entry(part: str, kind: Any) -> tuple[str, Any]:
         raise ValueError(f"{part!r}; expected name=value")
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):  # TypeError: a list as the key of a dict
         return name, value
 
 
@@ -126,10 +129,10 @@ def _composed(path: Path) -> Any:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import MarkedYAMLError
+    from yaml import YAMLError
 
     try:
         with initialize_config_dir(str(path.parent.absolute()), version_base="1.3"):
             return OmegaConf.to_container(compose(path.stem), resolve=True)
-    except (HydraException, OmegaConfBaseException, MarkedYAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ValueError(str(error)) from None

@@ -164,6 +164,8 @@ class Imagination:
         """The observation from which an episode starts, with its instruction, and the task's name."""
         check_names(options, RESET_OPTIONS, "reset option")
         task = self._check_task(options.get("task")) or self.task
+        if not isinstance(options.get("instruction") or "", str):
+            raise ValueError(f"the reset option 'instruction' takes words, got {options['instruction']!r}")
         given = options.get("observation")
         if given is None:
             observation = self.initial_observations.draw(seed, task, options)

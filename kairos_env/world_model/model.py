@@ -207,6 +207,11 @@ class WorldModel(StreamingPasses):
         """
         batch = [observation] if isinstance(observation, Observation) else list(observation)
         for item in batch:
+            if not isinstance(item, Observation):
+                raise ValueError(
+                    f"a model observes an Observation, got {type(item).__name__}; Observation.from_gym makes one of "
+                    "what an environment returns"
+                )
             item.check(self.spec)
         if (state is None) != (action is None):
             raise ValueError("observe needs the action that led to the frame exactly when a state is given")

@@ -229,6 +229,8 @@ def test_a_file_gives_options_and_words_beside_it_count(tmp_path: Path) -> None:
         ("a.json", "[1]", "must hold options by name, found a list"),
         ("a.json", '{"loww": 1}', "unknown option --loww; did you mean '--low'"),
         ("a.yaml", "low: [", "a.yaml"),
+        ("a.yaml", "low: \0", "a.yaml: unacceptable character"),
+        ("a.yaml", "1: 2", "unknown option --1"),
         ("a.yaml", "defaults: [nowhere]", "nowhere"),
     ],
 )

@@ -38,7 +38,14 @@ def test_a_value_is_shown_as_it_is_typed(hint: Any, text: str, value: Any, place
         (float | None, "null", None),
         (dict[str, float], "push", {"push": 1.0}),
         (dict[str, Any], "cameras=['scene','wrist'],size=64", {"cameras": ["scene", "wrist"], "size": 64}),
+        (dict[str, Any], "a={[]:1}", {"a": "{[]:1}"}),
     ],
 )
 def test_other_spellings_mean_the_same(hint: Any, text: str, value: Any) -> None:
     assert convert(hint, text) == value
+
+
+def test_whole_numbers_have_at_most_64_bits() -> None:
+    assert convert(int, str(2**63 - 1)) == 2**63 - 1
+    with pytest.raises(ValueError, match="at most 64 bits"):
+        convert(int, str(2**63))

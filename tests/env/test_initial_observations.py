@@ -220,6 +220,9 @@ def test_starts_that_are_none(start: Any) -> None:
         ({"initial_state": 10}, "start 10 does not exist; there are 10"),
         ({"initial_state_id": 3}, "'initial_state_id' is called 'initial_state' now"),
         ({"start": 1, "observation": observation()}, "pass one of them"),
+        ({"instruction": 3}, "'instruction' takes words, got 3"),
+        ({"observation": 3}, "an observation is a dict with 'proprio' .* got int"),
+        ({"observation": {"image_scene": 0}}, r"got \['image_scene'\]"),
     ],
 )
 def test_reset_options_that_are_not_legal(options: dict[str, Any], says: str) -> None:

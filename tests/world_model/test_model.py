@@ -270,6 +270,8 @@ def test_observation_of_another_robot_is_refused(model: WorldModel) -> None:
         model.observe(dataclasses.replace(good, images={"scene": good.images["scene"].astype(np.float32)}))
     with pytest.raises(ValueError, match="exactly when a state"):
         model.observe(good, state=model.observe(good))
+    with pytest.raises(ValueError, match="got dict; Observation.from_gym makes one"):
+        model.observe([good.to_gym()])
 
 
 def test_two_cameras_side_by_side() -> None:

@@ -50,9 +50,11 @@ class StateTrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("updates", 3), ("batch", 1), ("unroll", 1)):
+        for name, least in (("updates", 3), ("batch", 1), ("unroll", 1), ("near_weight", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out must be in 0 ... 1 without 1, got {self.held_out}")
 
 
 @dataclass(frozen=True)

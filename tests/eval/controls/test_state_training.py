@@ -52,6 +52,10 @@ def test_a_recording_becomes_a_model_with_its_tasks_and_errors(tmp_path: Path) -
     assert report["train_episodes"] == 11 and report["5"]["object_still_cm"] == 0
 
 
-def test_too_few_updates_are_named() -> None:
+def test_settings_out_of_range_are_named() -> None:
+    with pytest.raises(ValueError, match="held_out must be in 0 ... 1 without 1, got inf"):
+        StateTrainingConfig(held_out=float("inf"))
+    with pytest.raises(ValueError, match="near_weight must be at least 1, got 0"):
+        StateTrainingConfig(near_weight=0)
     with pytest.raises(ValueError, match="updates must be at least 3, got 2"):
         StateTrainingConfig(updates=2)
