@@ -22,12 +22,13 @@ def camera_key(name: str) -> str:
     return f"observation.images.{name}"
 
 
-def features_of_robot(spec: RobotSpec, video: Mapping[str, Any] | None) -> dict[str, FeatureEntry]:
+def features_of_robot(spec: RobotSpec, video: Mapping[str, Any] | None, outcome: bool) -> dict[str, FeatureEntry]:
     """The features that every episode of a robot has, without LeRobot's own bookkeeping.
 
     Args:
         spec: the robot.
         video: what is true of all its films; None where pictures are stored in the rows.
+        outcome: reward and success were recorded.
     """
     features: dict[str, FeatureEntry] = {}
     for camera in spec.cameras:
@@ -42,7 +43,9 @@ def features_of_robot(spec: RobotSpec, video: Mapping[str, Any] | None) -> dict[
     if spec.proprio:
         features["observation.state"] = _numbers("float32", [f.name for f in spec.proprio])
     features["action"] = _numbers("float32", [f.name for f in spec.action])
-    features |= {"next.reward": _numbers("float32"), "next.success": _numbers("bool"), "next.done": _numbers("bool")}
+    if outcome:
+        features |= {"next.reward": _numbers("float32"), "next.success": _numbers("bool")}
+    features["next.done"] = _numbers("bool")
     return features
 
 
@@ -77,8 +80,9 @@ def columns_of(spec: RobotSpec, episode: Episode) -> dict[str, Array]:
     if spec.proprio:
         columns["observation.state"] = np.asarray(episode.proprio, np.float32)
     columns["action"] = _extended(np.asarray(episode.actions, np.float32))
-    columns["next.reward"] = np.append(np.asarray(episode.rewards, np.float32), np.float32(0))
-    columns["next.success"] = _extended(np.asarray(episode.success, np.bool_))
+    if episode.outcome_known:
+        columns["next.reward"] = np.append(np.asarray(episode.rewards, np.float32), np.float32(0))
+        columns["next.success"] = _extended(np.asarray(episode.success, np.bool_))
     columns["next.done"] = np.arange(steps + 1) >= steps - 1
     for name, label in episode.labels.items():
         array = np.asarray(label)

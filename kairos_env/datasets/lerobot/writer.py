@@ -6,7 +6,8 @@ What is stored of an episode of T decisions::
                                      repeats the last decision's action, success and labels, with reward 0
     observation.images.<camera>      mp4, or PNG inside of the rows
     observation.state, action        float32, physical units, named as in the robot's description
-    next.reward, next.success, next.done    what came after the row's action; done from the last decision on
+    next.reward, next.success, next.done    what came after the row's action; done from the last decision on;
+                                     reward and success only where they were recorded (`Episode.outcome_known`)
     kairos.<label>                   what the episode has as ``labels``
 
 and beside LeRobot's own ``meta`` files::
@@ -114,9 +115,10 @@ class LeRobotWriter:
         self.episodes = self.frames = 0
         self.tasks: dict[str, int] = {}
         self.models: set[tuple[str, str]] = set()
-        self._labels: dict[str, FeatureEntry] | None = None  # these three are those of the first episode
+        self._labels: dict[str, FeatureEntry] | None = None  # these four are those of the first episode
         self._label_tasks: tuple[str, ...] | None = ()
         self._own_types: dict[str, pa.DataType] = {}
+        self._outcome = True
         self._numbers: dict[str, RunningStatistics] = {}
         self._pixels: dict[str, Array] = {}
         self._rows: list[dict[str, Any]] = []
@@ -154,7 +156,7 @@ class LeRobotWriter:
             raise BrokenEpisode(f"cannot write episode {self.episodes} to {self.folder}: {problem}")
         if self._labels is None:
             self._labels, self._label_tasks = features_of_labels(episode), _label_tasks(episode)
-            self._own_types = _types(own)
+            self._own_types, self._outcome = _types(own), episode.outcome_known
         self._state = "failed"  # until all of it is written
         self._write(episode, own)
         self._state = "open"
@@ -231,6 +233,9 @@ class LeRobotWriter:
         if self._labels is not None and labels != self._labels:
             wrong = sorted(k for k in labels | self._labels if labels.get(k) != self._labels.get(k))
             return f"its labels are not those of the episodes before: {', '.join(wrong)}"
+        if self._labels is not None and episode.outcome_known != self._outcome:
+            here, there = ("recorded" if known else "not recorded" for known in (episode.outcome_known, self._outcome))
+            return f"its outcome is {here}, that of those before is {there}"
         if self._labels is not None and _label_tasks(episode) != self._label_tasks:
             before = "its own" if self._label_tasks is None else list(self._label_tasks)
             return f"its labels are of the tasks {list(episode.label_tasks)}, those before of {before}"
@@ -301,10 +306,11 @@ class LeRobotWriter:
             video = {"video.codec": "h264", "video.pix_fmt": self._coding.pixels, "video.fps": self.fps}
             video |= {"video.channels": 3, "has_audio": False, "video.g": KEYFRAMES, "video.crf": self._coding.crf}
             video |= {"is_depth_map": False}
+        own_features = features_of_robot(self.spec, video, self._outcome) | (self._labels or {})
         info = {
             "codebase_version": files.VERSION,
             "fps": self.fps,
-            "features": features_of_robot(self.spec, video) | (self._labels or {}) | bookkeeping_features(),
+            "features": own_features | bookkeeping_features(),
             "total_episodes": self.episodes,
             "total_frames": self.frames,
             "total_tasks": len(self.tasks),

@@ -117,6 +117,16 @@ def test_png_comes_back_bit_for_bit(tmp_path: Path) -> None:
             assert np.array_equal(before.images[camera.name], after.images[camera.name])
 
 
+def test_outcome_that_nobody_recorded_stays_unknown(tmp_path: Path) -> None:
+    nothing = {"rewards": np.zeros(5, np.float32), "success": np.zeros(5, np.bool_), "outcome_known": False}
+    with LeRobotWriter(tmp_path / "data", SPEC, images="png") as writer:
+        writer.add(episode(**nothing))
+    found = LeRobotData(tmp_path / "data")
+    assert not found[0].outcome_known
+    assert found.mapping.reward is None and found.mapping.success is None
+    assert not {"next.reward", "next.success"} & set(found.meta.features)
+
+
 @pytest.mark.parametrize(("images", "least"), [("h264", 34.0), ("h264_444", 42.0)])
 def test_film_comes_back_within_the_codecs_error(tmp_path: Path, images: str, least: float) -> None:
     episodes = written(tmp_path / "data", images=images)
@@ -329,6 +339,7 @@ BAD = {
     "no labels": (lambda: episode(labels={}), "labels are not those of the episodes before: kairos.column"),
     "label type": (lambda: episode(labels={"a": np.zeros(5, np.float16)}), "'kairos.a' is float16"),
     "label name": (lambda: episode(labels={"a/b": np.zeros(5)}), "named without '/'"),
+    "outcome": (lambda: episode(outcome_known=False), "outcome is not recorded, that of those before is recorded"),
     "label tasks": (lambda: episode(label_tasks=("push",)), r"labels are of the tasks \['push'\]"),
 }
 
