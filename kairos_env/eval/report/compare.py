@@ -86,10 +86,10 @@ def compare(first: Iterable[Row], second: Iterable[Row]) -> Comparison:
     """
     sides = [unique_rows(first), unique_rows(second)]
     names = []
-    for which, rows in zip(("first", "second"), sides, strict=True):
+    for which, option, rows in zip(("first", "second"), ("--policy-a", "--policy-b"), sides, strict=True):
         policies = sorted({row.job.policy for row in rows})
         if len(policies) != 1:
-            listed = f"policies {', '.join(policies)}; say which one" if policies else "no results"
+            listed = f"policies {', '.join(policies)}; say which one with {option}" if policies else "no results"
             raise ValueError(f"the {which} run has {listed}")
         names.append(policies[0])
     ended = [{_place(row): row for row in rows if row.status != "error"} for rows in sides]

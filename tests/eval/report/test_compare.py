@@ -46,7 +46,7 @@ def test_comparison_keeps_scenes_of_ours_apart() -> None:
 
 
 def test_comparison_refuses_what_cannot_be_paired() -> None:
-    with pytest.raises(ValueError, match="the first run has policies a, b; say which one"):
+    with pytest.raises(ValueError, match="the first run has policies a, b; say which one with --policy-a"):
         compare([row(policy="a"), row(policy="b")], [row(policy="c")])
     with pytest.raises(ValueError, match="no job in common"):
         compare([row(state=1)], [row(state=2)])
