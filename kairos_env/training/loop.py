@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,10 @@ class Progress:
 
     def restore(self, checkpoint: Path) -> None:
         """Goes on from a checkpoint."""
-        saved = torch.load(checkpoint, weights_only=True)
+        try:
+            saved = torch.load(checkpoint, weights_only=True)
+        except (RuntimeError, EOFError, IndexError, UnpicklingError) as error:
+            raise ValueError(f"{checkpoint} is damaged; delete it, and this stage begins anew ({error!r})") from None
         self.step = saved["step"]
         for key, value in saved["parameters"].items():
             self._parameters[key].data.copy_(value)

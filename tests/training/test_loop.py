@@ -30,6 +30,13 @@ def test_a_step_that_is_not_finite_is_not_taken(broken: str, tmp_path: Path) -> 
     assert (tmp_path / "it.jsonl").read_text().count("\n") == 3  # of the steps that were taken
 
 
+@pytest.mark.parametrize("content", [b"", b"abc", b"PK\x03\x04 torn"])
+def test_a_damaged_checkpoint_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "it.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"it\.pt is damaged; delete it"):
+        optimise("it", nn.Linear(2, 1), lambda step, generator: (torch.zeros(()), {}), CONFIG, tmp_path, 0, "fp32")
+
+
 def test_rows_that_come_again_and_a_torn_one_are_dropped(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"step": 0, "loss": 1.5}\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo')

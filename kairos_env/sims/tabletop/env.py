@@ -144,6 +144,7 @@ class RobosuiteEnv(Simulator):
         """The true state."""
         from kairos_env.sims.tabletop.scene import ORIGIN
 
+        self.require_open()
         data, scene = self._data, self._scene
         left, right = scene.finger_qpos
         return TaskState(
@@ -155,6 +156,7 @@ class RobosuiteEnv(Simulator):
 
     def get_state(self) -> dict[str, Array]:
         """The exact state: ``physics`` float64 and ``episode`` int64 (step, seed, initial state, task)."""
+        self.require_open()
         kind = self._mujoco.mjtState.mjSTATE_INTEGRATION.value
         physics = np.empty(self._mujoco.mj_stateSize(self._scene.model, kind))
         self._mujoco.mj_getState(self._scene.model, self._data, physics, kind)
@@ -163,6 +165,7 @@ class RobosuiteEnv(Simulator):
 
     def set_state(self, state: Mapping[str, Array]) -> None:
         """Restores a state of `get_state`; the same actions then give bit-identical trajectories."""
+        self.require_open()
         mujoco, model, data = self._mujoco, self._scene.model, self._data
         kind = mujoco.mjtState.mjSTATE_INTEGRATION.value
         physics = np.asarray(state["physics"], np.float64)

@@ -285,10 +285,13 @@ def test_misuse_is_reported(blind: RobosuiteEnv) -> None:
     fresh = RobosuiteEnv(observe_images=False)
     with pytest.raises(gym.error.ResetNeeded):
         fresh.step(np.zeros(4, np.float32))
+    fresh.reset(seed=0)
+    state = fresh.get_state()
     fresh.close()
     fresh.close()
-    with pytest.raises(gym.error.ClosedEnvironmentError):
-        fresh.reset()
+    for use in (fresh.reset, fresh.get_state, fresh.expert_action, lambda: fresh.set_state(state)):
+        with pytest.raises(gym.error.ClosedEnvironmentError):
+            use()
 
 
 # -- pictures --------------------------------------------------------------------------------------------------
