@@ -281,7 +281,8 @@ class _Findings:
                 self.values[condition]["own_gripper_cm"][index, columns] = _distance_cm(own, truth.gripper)
         end = min(len(films["imagined"]), len(episode) - first)
         sure = float(rollouts["imagined"].success[place, :end].max())
-        self.own_success[index] = sure, bool(episode.success[first : first + end].any())
+        real = bool(episode.success[first : first + end].any()) if episode.outcome_known else math.nan
+        self.own_success[index] = sure, real
         if keep:
             begin = episode.images[camera][[first]]
             self.films[index] = {name: np.concatenate([begin, film[:end]]) for name, film in films.items()}

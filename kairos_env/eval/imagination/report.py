@@ -48,7 +48,7 @@ class ImaginationReport:
         floor: the probe's errors on held-out real frames, in millimetres.
         films: episode name -> condition -> uint8 (T, H, W, 3), from the last observed frame on.
         own_success: (episodes, 2): the model's greatest success probability, and whether the real episode
-            succeeded, within the steps that were imagined.
+            succeeded, within the steps that were imagined; nan where nobody recorded it.
     """
 
     horizons: tuple[int, ...]
@@ -129,12 +129,14 @@ class ImaginationReport:
             if f"{name}_median_mm" in self.floor
         )
         lines = [f"{used}. Means over episodes with 95 % bootstrap intervals."]
-        sure, real = self.own_success[:, 0] >= 0.5, self.own_success[:, 1] > 0.5
-        same = wilson(int((sure == real).sum()), len(real))
-        lines.append(
-            f"Success, by the model's own judgement (probability ≥ 0.5 at any step) under the true actions: "
-            f"{sure.mean():.0%}, really {real.mean():.0%}; the same in {same.format(0, 100)} % of the episodes."
-        )
+        known = self.own_success[~np.isnan(self.own_success[:, 1])]
+        sure, real = known[:, 0] >= 0.5, known[:, 1] > 0.5
+        if len(known):
+            same = wilson(int((sure == real).sum()), len(real))
+            lines.append(
+                f"Success, by the model's own judgement (probability ≥ 0.5 at any step) under the true actions: "
+                f"{sure.mean():.0%}, really {real.mean():.0%}; the same in {same.format(0, 100)} % of the episodes."
+            )
         if floor:
             lines.append(f"Floor of the position reader on held-out real frames: {floor}.")
         return lines

@@ -218,6 +218,13 @@ def test_a_perfect_model_is_perfect_and_shuffled_actions_are_not(probe: Any) -> 
     assert np.isnan(report.summary("imagined", "psnr", 20).value)
 
 
+def test_nothing_is_said_of_an_outcome_that_nobody_recorded(probe: Any) -> None:
+    episodes = [dataclasses.replace(episode(seed), outcome_known=False) for seed in range(3)]
+    report = evaluate_imagination(TrueModel(episodes), episodes, (1, 4), probe=probe)  # type: ignore[arg-type]
+    assert np.isnan(report.own_success[:, 1]).all()
+    assert not any("really" in note for note in report.notes())
+
+
 def test_a_model_that_ignores_actions_is_found_out(probe: Any) -> None:
     episodes = [episode(seed) for seed in range(12)]
     report = evaluate_imagination(TrueModel(episodes, deaf=True), episodes, (4, 8), probe=probe)  # type: ignore[arg-type]
