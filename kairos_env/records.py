@@ -242,6 +242,16 @@ class Observation:
         return self
 
 
+def check_observation(observation: object, spec: RobotSpec) -> None:
+    """Raises ValueError unless it is an `Observation` of this robot, see `Observation.check`."""
+    if not isinstance(observation, Observation):
+        raise ValueError(
+            f"a model observes an Observation, got {type(observation).__name__}; Observation.from_gym makes one of what "
+            "an environment returns"
+        )
+    observation.check(spec)
+
+
 @dataclass(frozen=True)
 class ActionChunk:
     """N consecutive actions proposed at one decision: float32 (N, A), physical units."""

@@ -27,10 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
-_VERSIONS = (
-    *("kairos-env", "torch", "numpy", "gymnasium", "mujoco", "robosuite", "h5py", "zarr", "av"),
-    *("transformers", "diffusers"),
-)
+_VERSIONS = "kairos-env torch numpy gymnasium mujoco robosuite h5py zarr av transformers diffusers".split()
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 INITIAL_STATES: Mapping[str, range] = {
@@ -79,19 +76,20 @@ def open_run(
     if path.exists():
         try:
             old = json.loads(path.read_text())
+            if not isinstance(old, dict):
+                raise ValueError(f"{old!r} is no mapping")
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}); choose another output folder or delete this one") from None
-        if not isinstance(old, dict):
-            raise ValueError(f"{path} is damaged ({old!r}); choose another output folder or delete this one")
         lines = [
             f"{key}: {json.dumps(old.get(key))} there, {json.dumps(new.get(key))} now"
             for key in sorted(old | new)
             if old.get(key) != new.get(key)
         ]
         if lines:
+            other = " or another version of Kairos" if set(old) != set(new) else ""
             raise ConfigMismatch(
-                f"{folder} holds results of another configuration; choose another output folder or delete it:\n  "
-                + "\n  ".join(lines)
+                f"{folder} holds results of another configuration{other}, which can be read but not continued; choose "
+                "another output folder:\n  " + "\n  ".join(lines)
             )
     else:
         write_json(path, new)
@@ -378,12 +376,11 @@ def _alive(process: int) -> bool:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def _commit() -> str:

@@ -46,6 +46,8 @@ def test_a_run_is_continued_only_under_its_configuration(tmp_path: Path) -> None
     assert json.loads((folder / "config.json").read_text()) == {"seed": 1, "tasks": ["push"]}
     with pytest.raises(ConfigMismatch, match=r"(?s)seed: 1 there, 2 now.*tasks: \[\"push\"\] there, null now"):
         open_run(folder, {"seed": 2})
+    with pytest.raises(ConfigMismatch, match="another configuration or another version of Kairos, which can be read"):
+        open_run(folder, {"seed": 1, "tasks": ["push"], "batch": 2})
     assert len(read_jsonl(folder / "launches.jsonl")) == 2
 
 

@@ -38,6 +38,8 @@ def check_simulator(name: str, vector: bool = True, **options: Any) -> list[Find
         env = make_simulator(name, **options)
     except Exception as error:  # noqa: BLE001 (the finding says what it was)
         return [Finding("construction", "problem", f"{type(error).__name__}: {error}")]
+    if not isinstance(env, gym.Env):
+        return [Finding("construction", "problem", f"{name} makes a {type(env).__name__}, which is no gymnasium.Env")]
     findings = []
     try:
         for title, check in _CHECKS.items():

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kairos_env.records import Array, Observation, RobotSpec
+from kairos_env.records import Array, Observation, RobotSpec, check_observation
 from kairos_env.world_model import checkpoint
 from kairos_env.world_model.action_expert import ActionDiT
 from kairos_env.world_model.config import WorldModelConfig, get_preset
@@ -207,12 +207,7 @@ class WorldModel(StreamingPasses):
         """
         batch = [observation] if isinstance(observation, Observation) else list(observation)
         for item in batch:
-            if not isinstance(item, Observation):
-                raise ValueError(
-                    f"a model observes an Observation, got {type(item).__name__}; Observation.from_gym makes one of "
-                    "what an environment returns"
-                )
-            item.check(self.spec)
+            check_observation(item, self.spec)
         if (state is None) != (action is None):
             raise ValueError("observe needs the action that led to the frame exactly when a state is given")
         if state is not None and state.batch_size != len(batch):

@@ -74,3 +74,8 @@ def test_what_cannot_be_built_is_a_finding() -> None:
     assert found.status == "problem" and "unknown simulator" in found.text
     (found,) = check_simulator("Kairos-Robosuite-v0", imagesize=3)
     assert "did you mean 'image_size'" in found.text
+
+
+def test_what_is_no_environment_is_one_finding() -> None:
+    (finding,) = check_simulator("os:getcwd")
+    assert (finding.name, finding.status) == ("construction", "problem") and "no gymnasium.Env" in finding.text
