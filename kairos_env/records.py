@@ -246,8 +246,8 @@ def check_observation(observation: object, spec: RobotSpec) -> None:
     """Raises ValueError unless it is an `Observation` of this robot, see `Observation.check`."""
     if not isinstance(observation, Observation):
         raise ValueError(
-            f"a model observes an Observation, got {type(observation).__name__}; Observation.from_gym makes one of what "
-            "an environment returns"
+            f"a model observes an Observation, got {type(observation).__name__}; Observation.from_gym makes one of "
+            "what an environment returns"
         )
     observation.check(spec)
 

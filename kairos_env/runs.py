@@ -87,10 +87,8 @@ def open_run(
         ]
         if lines:
             other = " or another version of Kairos" if set(old) != set(new) else ""
-            raise ConfigMismatch(
-                f"{folder} holds results of another configuration{other}, which can be read but not continued; choose "
-                "another output folder:\n  " + "\n  ".join(lines)
-            )
+            problem = f"{folder} holds results of another configuration{other}, which can be read but not continued"
+            raise ConfigMismatch(f"{problem}; choose another output folder:\n  " + "\n  ".join(lines))
     else:
         write_json(path, new)
     append_jsonl(folder / "launches.jsonl", describe_machine() | dict(launch or {}))
