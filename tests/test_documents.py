@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +73,9 @@ def test_block_runs(block: str, folder_with_recording: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-# A shell in which `kairos` writes down its words and everything else does nothing.
+# A shell in which `kairos` writes down its words and everything else does nothing: it is restricted, has no path and
+# stands in an empty folder, so that no program is found by its name and none may be named with a slash.
 RECORDING_SHELL = """
-PATH=
 kairos() { printf '%s\\0' "$@"; printf '\\n'; }
 command_not_found_handle() { :; }
 """
@@ -82,7 +83,9 @@ command_not_found_handle() { :; }
 
 def commands_of_shell(script: str) -> list[list[str]]:
     """The words of every `kairos` command of a shell script, variables and continued lines resolved."""
-    done = subprocess.run(["/bin/bash", "-c", RECORDING_SHELL + script], capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as empty:
+        command = ["/bin/bash", "--restricted", "-c", RECORDING_SHELL + script]
+        done = subprocess.run(command, cwd=empty, env={"PATH": ""}, capture_output=True, text=True, check=False)
     return [line.split("\0")[:-1] for line in done.stdout.split("\n") if "\0" in line]
 
 
