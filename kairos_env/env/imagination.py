@@ -172,9 +172,6 @@ class Imagination:
         else:
             if options.get("start") is not None or options.get("initial_state") is not None:
                 raise ValueError("reset got both an observation and a start; pass one of them")
-            needed = [camera.key for camera in self.spec.cameras] + ["proprio"]
-            if not isinstance(given, Observation) and not (isinstance(given, Mapping) and set(needed) <= set(given)):
-                raise ValueError(f"the observation must be an Observation, or a dict with {', '.join(needed)}")
             observation = given if isinstance(given, Observation) else Observation.from_gym(given)
             observation.check(self.spec)
         tasks = self.model.tasks
