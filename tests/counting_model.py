@@ -111,7 +111,8 @@ class CountingModel:
         new = CountingState(state.past + 1, state.seed, state.moved + torch.as_tensor(SPEC.check_action(action))[:, 0])
         broken = new.past >= (self.breaks_at or 10**9)
         latent = new.latent.masked_fill(broken[:, None, None, None], torch.nan)
-        return StepOutput(new, latent, new.proprio, new.reward, new.success, new.past / 10)  # type: ignore[arg-type]
+        objects = new.proprio[:, None, :1].expand(-1, 1, 3)
+        return StepOutput(new, latent, new.proprio, new.reward, new.success, new.past / 10, objects)  # type: ignore[arg-type]
 
     def decode(self, latent: Tensor, before: None = None) -> dict[str, np.ndarray]:
         self.calls["decode"] += 1

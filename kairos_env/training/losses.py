@@ -324,5 +324,13 @@ def _state_after(model: WorldModel, history: Frames, done: Pass, context: Tensor
     none = torch.zeros(size, dtype=torch.int64, device=history.sigma.device)
     proprio = model.physical_proprio(history.proprio[:, -1])
     return WorldState(
-        done.memory, none + frames, history.latents[:, -1], proprio, context, none, none.float(), none.float()
+        done.memory,
+        none + frames,
+        history.latents[:, -1],
+        proprio,
+        context,
+        none,
+        none.float(),
+        none.float(),
+        history.latents.new_zeros(size, len(model.objects), 3),
     )

@@ -234,7 +234,8 @@ class WorldModel(StreamingPasses):
         proprio = self.physical_proprio(torch.zeros(batch, self.spec.proprio_dim, device=self.device))
         layers = self.mixture.empty_memory(batch, self.frame_tokens, lead=self._clips[0] is None)
         latent = torch.zeros(batch, *self.latent_shape, device=self.device)
-        return WorldState(layers, seed.new_zeros(batch), latent, proprio, context, seed, zeros, zeros, mask)
+        objects = torch.zeros(batch, len(self.objects), 3, device=self.device)
+        return WorldState(layers, seed.new_zeros(batch), latent, proprio, context, seed, zeros, zeros, objects, mask)
 
     @_verb
     def step(self, state: WorldState, action: Array | Tensor, steps: int | None = None) -> StepOutput:
@@ -272,7 +273,8 @@ class WorldModel(StreamingPasses):
         new = self.remember(
             state, latent[:, None], physical[:, None], lead[:, None], self.config.imagined_level, contexts
         )
-        return StepOutput(new, latent, physical, new.reward, new.success, (0.5 * log_error).exp())
+        uncertainty = (0.5 * log_error).exp()
+        return StepOutput(new, latent, physical, new.reward, new.success, uncertainty, new.objects)
 
     @_verb
     def imagine(self, state: WorldState, actions: Array | Tensor, steps: int | None = None) -> Rollout:
@@ -284,7 +286,7 @@ class WorldModel(StreamingPasses):
             outputs.append(out)
         stacked = {
             name: torch.stack([getattr(out, name) for out in outputs], 1)
-            for name in ("proprio", "reward", "success", "uncertainty")
+            for name in ("proprio", "reward", "success", "uncertainty", "objects")
         }
         return Rollout(latents=torch.stack([out.latent for out in outputs], 1), state=state, **stacked)
 

@@ -29,6 +29,7 @@ class WorldState:
         context: (B, S, text) instruction tokens.
         seed: (B,) int64; with ``past`` it fixes all noise, whatever stands beside an element in the batch.
         reward, success: (B,) read-outs of the newest frame (success as a probability).
+        objects: (B, O, 3) positions read in the newest frame, metres, in the frame of the hand's position.
         mask: (B, S) bool, which instruction tokens count; None if all do.
         before: (B, C, h, w) the latent frame before it, where a frame is decoded from both; None elsewhere.
     """
@@ -41,6 +42,7 @@ class WorldState:
     seed: Tensor
     reward: Tensor
     success: Tensor
+    objects: Tensor
     mask: Tensor | None = None
     before: Tensor | None = None
 
@@ -140,6 +142,7 @@ class StepOutput:
         reward: (B,) predicted reward of the task.
         success: (B,) probability that the task is solved in this frame.
         uncertainty: (B,) predicted root mean squared error of the latent frame, in standard deviations.
+        objects: (B, O, 3) positions in the imagined frame, metres, in the frame of the hand's position.
     """
 
     state: WorldState
@@ -148,6 +151,7 @@ class StepOutput:
     reward: Tensor
     success: Tensor
     uncertainty: Tensor
+    objects: Tensor
 
 
 @dataclass(frozen=True)
@@ -159,4 +163,5 @@ class Rollout:
     reward: Tensor
     success: Tensor
     uncertainty: Tensor
+    objects: Tensor
     state: WorldState

@@ -12,6 +12,7 @@ from kairos_env.records import Array, Observation, RobotSpec
 from kairos_env.world_model.action_expert import StreamingActionDiT
 from kairos_env.world_model.config import WorldModelConfig
 from kairos_env.world_model.dit import StreamingVideoDiT
+from kairos_env.world_model.features import feature_names, measured_features
 from kairos_env.world_model.flow import to_sample
 from kairos_env.world_model.heads import FrameHeads, Readout
 from kairos_env.world_model.interface import Interface, ModelStatistics, SmallInterface
@@ -113,6 +114,23 @@ class StreamingPasses(nn.Module):
         if self._clips[0] is None:
             raise ValueError(f"{self.config.preset!r} is a small model; only published weights make whole clips")
         return self._clips[0]
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """Names of the objects whose positions are read in every frame; () if no data taught them."""
+        return ("object",) if self._clips[0] is None else ()
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the K `features`."""
+        return feature_names(self.spec, self.objects)
+
+    def features(self, proprio: Tensor, objects: Tensor) -> Tensor:
+        """Proprioception (..., P) in physical units and object positions (..., O, 3) in metres -> (..., K).
+
+        See `measured_features`.
+        """
+        return measured_features(self.spec, self.normalise_proprio(proprio), proprio, objects)
 
     @property
     def statistics(self) -> ModelStatistics:
@@ -349,6 +367,7 @@ class StreamingPasses(nn.Module):
             state.seed,
             read.reward[:, 0],
             read.success[:, 0].sigmoid(),
+            0.1 * read.object_position if self.objects else read.object_position[:, :0],
             state.mask,
             None if self._clips[0] is None else last[:, -1],
         )
