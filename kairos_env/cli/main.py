@@ -189,6 +189,11 @@ COMMANDS: Mapping[str, Command | Group] = {
                 + _CONTINUED,
                 "imagination:correlation",
             ),
+            "rewards": Command(
+                "what solving and not solving a task earn, by each form of the reward",
+                "kairos eval rewards\nkairos eval rewards --tasks reach,push --episodes 100 --discount 0.9",
+                "rewards:rewards",
+            ),
             "probe": Command(
                 "train the independent reader of positions that imagined frames are measured with",
                 "kairos eval probe --data runs/record --out runs/probe",

@@ -130,7 +130,7 @@ def imagined_episodes(config: ExportConfig) -> Exported:
     model: WorldModel = load_model(config.model, config.device)
     start, where = _starts(config, model)
     steps = config.steps or model.config.denoising_steps
-    env = WorldModelEnv(model, start=start, steps=steps, max_episode_steps=config.decisions)
+    env = WorldModelEnv(model, start=start, reward="dense", steps=steps, max_episode_steps=config.decisions)
     try:
         policy = make_policy(config.policy, env, config.model, config.device)
         fixed = {

@@ -19,9 +19,10 @@ import torch
 
 from kairos_env.env.episodes import EpisodeState, Outcome
 from kairos_env.env.initial_observations import InitialObservations, Start
-from kairos_env.env.reward import RewardChoice, make_reward
+from kairos_env.env.reward import RewardChoice, make_reward, reward_form
 from kairos_env.records import Array, Observation
 from kairos_env.runs import did_you_mean
+from kairos_env.sims.reward import step_reward
 from kairos_env.sims.simulator import check_names
 from kairos_env.world_model.model import LATENT_LIMIT, WorldModel
 
@@ -53,7 +54,9 @@ class Imagination:
         task: one of the model's tasks; None takes the start's own instruction, else the model's default.
         start: where episodes begin, see `InitialObservations`: ``"dataset"``, the id of a simulator or the simulator
             itself, an `Observation` or several.
-        reward: ``"learned"``, a function ``StepOutput -> (B,)``, or a goal image; see `make_reward`.
+        reward: what a decision earns: ``"shaped"``, ``"sparse"`` or ``"dense"`` by the model's own reward and
+            imagined success (see `kairos_env.sims.reward`); a function ``StepOutput -> (B,)`` or a goal image, which
+            are taken as they are.
         steps: denoising steps of one imagined decision; None is the model's default.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         max_episode_steps: decisions until an episode is truncated; None never truncates by time.
@@ -74,7 +77,7 @@ class Imagination:
         *,
         task: str | None = None,
         start: Start = "dataset",
-        reward: RewardChoice = "learned",
+        reward: RewardChoice = "shaped",
         steps: int | None = None,
         device: str = "auto",
         max_episode_steps: int | None = None,
@@ -99,7 +102,7 @@ class Imagination:
             )
         self.task = self._check_task(task)
         self.initial_observations = InitialObservations(start, self.model)
-        self.reward = make_reward(reward, self.model)
+        self.reward, self.reward_form = make_reward(reward, self.model), reward_form(reward)
         self.steps = steps
         self.limit_episodes(max_episode_steps)
         self.success_threshold = success_threshold
@@ -218,6 +221,7 @@ class Imagination:
 
         steps = episodes.steps + 1
         terminated, reason = self._judge(steps, success, uncertainty, broken)
+        rewards = step_reward(rewards, terminated, self.reward_form)
         truncated = reason != ""
         finished = episodes.finished | terminated | truncated
         after = EpisodeState(out.state, steps, episodes.seeds, episodes.tasks, episodes.instructions, finished)

@@ -1,7 +1,7 @@
 """Rewards of imagined steps.
 
-A reward is a function of what the model imagined: ``StepOutput -> (B,)``. `make_reward` turns what users
-write (``"learned"``, a function, a goal image) into one. Planners and environments share it.
+A reward is a function of what the model imagined: ``StepOutput -> (B,)``. `make_reward` turns what users write (a
+form of the model's own reward, a function, a goal image) into one; `reward_form` says what a decision earns by it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kairos_env.records import Array, Observation, RobotSpec
+from kairos_env.sims.reward import RewardForm, check_reward_form
 
 if TYPE_CHECKING:
     import torch
@@ -29,31 +30,46 @@ def make_reward(reward: RewardChoice, model: WorldModel) -> RewardFunction:
     """The reward function that ``reward`` means.
 
     Args:
-        reward: ``"learned"`` (the model's reward head, for the instruction that the state carries), a
+        reward: a `RewardForm` (all mean the model's reward head, for the instruction that the state carries), a
             function ``StepOutput -> (B,)``, or a goal image: uint8 (H, W, 3) of the only camera, a
             mapping camera -> image, or an `Observation`.
-        model: gives the learned reward, and encodes a goal image.
+        model: encodes a goal image.
 
     Raises:
         ValueError: another string, or a goal image that is not the model's camera image.
         TypeError: anything else.
     """
     if isinstance(reward, str):
-        if reward != "learned":
-            raise ValueError(f"reward {reward!r} is unknown; use 'learned', a function, or a goal image")
-        return learned_reward
+        reward_form(reward)
+        return dense_reward
     if isinstance(reward, np.ndarray | Mapping | Observation):
         return GoalImageReward(model, reward)
     if callable(reward):
         return reward
     raise TypeError(
-        f"reward is a {type(reward).__name__}; use 'learned', a function StepOutput -> (B,), or a goal image "
-        "(uint8 array, mapping camera -> image, or Observation)"
+        f"reward is a {type(reward).__name__}; use 'shaped', 'sparse' or 'dense', a function StepOutput -> (B,), or a "
+        "goal image (uint8 array, mapping camera -> image, or Observation)"
     )
 
 
-def learned_reward(out: StepOutput) -> torch.Tensor:
-    """The model's own reward head, (B,)."""
+def reward_form(reward: RewardChoice) -> RewardForm:
+    """What a decision earns by ``reward``: one of one's own is taken as it is.
+
+    Raises:
+        ValueError: a string that names no form.
+    """
+    if not isinstance(reward, str):
+        return "dense"
+    if reward == "learned":
+        raise ValueError("the reward 'learned' is called 'dense' now; the default, 'shaped', pays for success")
+    try:
+        return check_reward_form(reward)
+    except ValueError as error:
+        raise ValueError(f"{error}; or give a function, or a goal image") from None
+
+
+def dense_reward(out: StepOutput) -> torch.Tensor:
+    """The model's own reward head, (B,), nominally 0 ... 1."""
     return out.reward
 
 

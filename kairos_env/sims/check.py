@@ -12,6 +12,7 @@ import numpy as np
 from kairos_env.records import Array, RobotSpec, SpecMismatch
 from kairos_env.sims.findings import Finding
 from kairos_env.sims.make import make_simulator
+from kairos_env.sims.reward import REWARD_FORMS, step_reward
 from kairos_env.sims.simulator import INFO_KEYS
 from kairos_env.sims.vector import SimulatorVectorEnv
 
@@ -158,6 +159,23 @@ def _check_determinism(env: Any) -> str:
     return "seed, task and initial state decide an episode, whatever came before"
 
 
+def _check_reward(env: Any) -> str:
+    form, earned = env.reward_form, {}
+    try:
+        for env.reward_form in REWARD_FORMS:
+            _, *steps = _episode(env, {})
+            earned[env.reward_form] = [step[1] for step in steps]
+    finally:
+        env.reward_form = form
+    success = [step[4]["success"] for step in steps]
+    dense = earned["dense"]
+    _expect(all(0 <= reward <= 1 for reward in dense), f"dense rewards are {dense}, expected 0 ... 1")
+    for name in REWARD_FORMS:
+        wanted = [step_reward(float(reward), solved, name) for reward, solved in zip(dense, success, strict=True)]
+        _expect(earned[name] == wanted, f"{name} rewards are {earned[name]}, expected {wanted}")
+    return f"{form}; success is absorbing"
+
+
 def _check_options(env: Any) -> str:
     env.reset(seed=SEED)
     env.step(next(_actions(env)))
@@ -255,6 +273,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "tasks": _check_tasks,
     "info": _check_info,
     "determinism": _check_determinism,
+    "reward": _check_reward,
     "reset options": _check_options,
     "actions": _check_actions,
     "state": _check_state,

@@ -51,7 +51,8 @@ class IsolatedSimulator(ProcessSimulator):
         except SimulatorError as error:
             self.close()
             raise _as_raised(error, ("ValueError", "ImportError", "SpecMismatch", "FileNotFoundError")) from error
-        super().__init__(RobotSpec.from_dict(known["robot_spec"]), known["render_mode"], known["images"])
+        spec, mode = RobotSpec.from_dict(known["robot_spec"]), known["render_mode"]
+        super().__init__(spec, mode, known["images"], known["reward"])
         self.reset_options = tuple(known["reset_options"])  # type: ignore[misc]
         return self
 
@@ -177,6 +178,7 @@ class _Worker:
                 "robot_spec": self._env.robot_spec.to_dict(),
                 "render_mode": getattr(self._env, "render_mode", None),
                 "images": any(key.startswith("image_") for key in spaces),
+                "reward": getattr(self._env, "reward_form", "dense"),
                 "reset_options": list(getattr(self._env, "reset_options", ("task", "initial_state"))),
             }
         )

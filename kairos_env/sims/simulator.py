@@ -21,6 +21,7 @@ import numpy as np
 
 from kairos_env.records import Array, RobotSpec
 from kairos_env.runs import did_you_mean
+from kairos_env.sims.reward import RewardForm, check_reward_form
 
 StepResult = tuple[dict[str, Array], float, bool, bool, dict[str, Any]]
 
@@ -42,15 +43,21 @@ class Simulator(gym.Env[dict[str, Array], Array]):
             ``position`` (3,) [m] and ``rotation`` (3, 3); and ``interest``: names of the objects that the task is
             about, the one to be moved first. A simulator adds what else it knows; what a real robot cannot know is NaN,
             or not among the objects.
-    A simulator that judges all its tasks in every state adds ``task_rewards`` and ``task_success``: task -> value.
+    A simulator that judges all its tasks in every state adds ``task_rewards`` (dense, whatever a decision earns) and
+    ``task_success``: task -> value.
+
+    The reward of `step` is `reward.step_reward` of a dense reward, 0 ... 1, and success, in the form that was asked
+    for. Where there is no dense reward, it is 1 on success and 0 else.
 
     Args:
         spec: the robot.
         render_mode: None or ``"rgb_array"``.
         observe_images: False leaves the images out of the observation.
+        reward: what a decision earns: ``"shaped"``, ``"sparse"`` or ``"dense"``, see `reward.RewardForm`.
 
     Attributes:
         robot_spec: the robot; spaces follow from it.
+        reward_form: what a decision earns.
         task: name of the present task.
         max_episode_steps: decisions until an episode is truncated.
         reset_options: names that ``reset(options=...)`` takes.
@@ -64,10 +71,17 @@ class Simulator(gym.Env[dict[str, Array], Array]):
     max_episode_steps: int
     task: str
 
-    def __init__(self, spec: RobotSpec, render_mode: str | None = None, observe_images: bool = True) -> None:
+    def __init__(
+        self,
+        spec: RobotSpec,
+        render_mode: str | None = None,
+        observe_images: bool = True,
+        reward: RewardForm = "shaped",
+    ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode={render_mode!r}: give None or 'rgb_array'")
         self.robot_spec, self.render_mode, self.observe_images = spec, render_mode, observe_images
+        self.reward_form = check_reward_form(reward)
         self.metadata = {**self.metadata, "render_fps": spec.control_rate_hz}
         self.action_space = spec.action_space
         spaces = spec.observation_space.spaces

@@ -21,6 +21,7 @@ from kairos_env.sims.isolated import IsolatedSimulator
 from kairos_env.sims.make import find_simulator, make_simulator
 from kairos_env.sims.process import SimulatorCrashed, SimulatorError, SimulatorTimeout
 from kairos_env.sims.process_simulator import ProcessSimulator
+from kairos_env.sims.reward import step_reward
 from kairos_env.sims.simulator import AnswersAtOnce, AsyncSimulator, Simulator
 
 _FAILURES = (SimulatorError, SimulatorCrashed, SimulatorTimeout)
@@ -46,8 +47,9 @@ class SimulatorVectorEnv(AutoresetVectorEnv):
     Gymnasium's ``_key`` masks.
 
     A simulator that raises, dies or does not answer in time takes nothing else down. Its episode is truncated with
-    reward 0 and the last observation, ``info["error"]`` says what happened, and its next reset starts a new process. If
-    even the reset fails, its ``info`` has the ``error``, and the episode is truncated in its first step.
+    the last observation and the reward of a decision that came to nothing, ``info["error"]`` says what happened, and
+    its next reset starts a new process. If even the reset fails, its ``info`` has the ``error``, and the episode is
+    truncated in its first step.
 
     Args:
         simulator: Gymnasium id, ``module:factory``, or a class that is importable by its name.
@@ -215,7 +217,8 @@ class SimulatorVectorEnv(AutoresetVectorEnv):
         if start:
             self._lost[row] = error
         now = {"success": False} | getattr(self.envs[row], "labels", {}) | {"error": f"{type(error).__name__}: {error}"}
-        return _Outcome(self._infos[row] | now, truncated=not start)
+        earned = 0.0 if start else step_reward(0.0, False, getattr(self.envs[row], "reward_form", "dense"))
+        return _Outcome(self._infos[row] | now, earned, truncated=not start)
 
     def _frame(self, row: int) -> Array | None:
         try:

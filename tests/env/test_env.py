@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 import warnings
@@ -9,13 +10,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from counting_model import CountingModel, shaken_model
+from counting_model import CountingModel, CountingState, shaken_model
 from gymnasium.utils.env_checker import check_env
 
 import kairos_env  # noqa: F401  (registers the environments)
 from kairos_env.env.env import WorldModelEnv
 from kairos_env.env.imagination import Imagination
-from kairos_env.world_model.model import WorldModel
+from kairos_env.world_model.model import StepOutput, WorldModel
 
 WORLD = "Kairos-WorldModel-v0"
 
@@ -197,10 +198,31 @@ def test_a_reward_that_is_not_finite_truncates() -> None:
 
 
 def test_rewards_of_a_function_and_of_the_head() -> None:
-    for reward, expected in (("learned", 2.25 + 4), (lambda out: out.proprio[:, 0].numpy() * 10, 20.0)):
+    for reward, expected in (("dense", 2.25 + 4), (lambda out: out.proprio[:, 0].numpy() * 10, 20.0)):
         env = counting_env(reward=reward)
         env.reset(options={"start": 4})
         assert env.step(np.array([0.25, 0]))[1] == pytest.approx(expected)
+
+
+class QuarterModel(CountingModel):
+    """Its own reward is always a quarter."""
+
+    def step(self, state: CountingState, action: Any, steps: int | None = None) -> StepOutput:
+        out = super().step(state, action, steps)
+        return dataclasses.replace(out, reward=torch.full_like(out.reward, 0.25))
+
+
+def test_every_imagined_decision_costs_until_success() -> None:
+    for reward, expected in (("shaped", [-0.75, 0.0]), ("sparse", [-1.0, 0.0]), ("dense", [0.25, 0.25])):
+        env = WorldModelEnv(QuarterModel(), reward=reward)
+        env.reset(seed=0)  # succeeds after 2 decisions
+        steps = [env.step(np.zeros(2)) for _ in range(2)]
+        assert [step[1] for step in steps] == expected
+        assert [step[2] for step in steps] == [False, True]
+    doubtful = WorldModelEnv(QuarterModel(), uncertainty_limit=0.25)
+    doubtful.reset(seed=0)
+    doubtful.step(np.zeros(2))
+    assert doubtful.step(np.zeros(2))[1] == -0.75, "a success that cannot be trusted stops no cost"
 
 
 # State
@@ -240,7 +262,7 @@ def test_branches_start_equal_and_differ_by_their_actions() -> None:
 
 
 def test_a_branch_that_has_finished_stays_finished() -> None:
-    env = counting_env()
+    env = counting_env(reward="dense")
     env.reset(seed=0)  # two decisions
     branches = env.fork(2)
     ends = [branches.step(np.zeros((2, 2))) for _ in range(4)]
@@ -287,7 +309,7 @@ def test_a_window_is_gymnasiums_and_says_what_it_needs() -> None:
     ("settings", "says"),
     [
         ({"task": "cuont"}, "did you mean 'count'"),
-        ({"rewrad": "learned"}, "unknown setting 'rewrad'; did you mean 'reward'"),
+        ({"rewrad": "dense"}, "unknown setting 'rewrad'; did you mean 'reward'"),
         ({"observation": "image"}, "'pixels' or 'latent'"),
         ({"steps": 0}, "steps is 0"),
         ({"max_episode_steps": 0}, "max_episode_steps is 0"),

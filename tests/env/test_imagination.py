@@ -39,7 +39,7 @@ def test_gym_make_runs_a_folder_of_published_weights(folder: Path, caplog: pytes
     for _ in range(2):
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
         assert observation in env.observation_space
-        assert (reward, terminated, truncated, info["success"]) == (0.0, False, False, False)
+        assert (reward, terminated, truncated, info["success"]) == (-1.0, False, False, False)
     picture = env.render()
     assert isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.max() > picture.min()
 

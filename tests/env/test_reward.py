@@ -7,8 +7,9 @@ import pytest
 import torch
 from counting_model import SPEC, CountingModel, observation
 
-from kairos_env.env.reward import make_reward
+from kairos_env.env.reward import make_reward, reward_form
 from kairos_env.records import Camera, SpecMismatch
+from kairos_env.sims.reward import REWARD_FORMS, RewardForm
 from kairos_env.sims.tabletop.env import TASKS, make_spec
 from kairos_env.world_model.model import StepOutput, WorldModel
 
@@ -18,10 +19,16 @@ def step_output(model: CountingModel, count: int = 3) -> StepOutput:
     return model.step(state, np.zeros((count, 2), np.float32))
 
 
-def test_learned_reward_is_the_models_own() -> None:
+@pytest.mark.parametrize("form", REWARD_FORMS)
+def test_every_form_begins_with_the_models_own_reward(form: RewardForm) -> None:
     model = CountingModel()
     out = step_output(model)
-    assert torch.equal(make_reward("learned", model)(out), out.reward)
+    assert torch.equal(make_reward(form, model)(out), out.reward)
+    assert reward_form(form) == form
+
+
+def test_rewards_of_ones_own_are_taken_as_they_are() -> None:
+    assert reward_form(lambda out: out.reward) == "dense"
 
 
 def test_a_function_is_taken_as_it_is() -> None:
@@ -47,7 +54,8 @@ def test_goal_image_rewards_being_there_and_ranks_by_distance() -> None:
 @pytest.mark.parametrize(
     ("reward", "error", "says"),
     [
-        ("sparse", ValueError, "'learned', a function, or a goal image"),
+        ("sparce", ValueError, "did you mean 'sparse'.*or give a function, or a goal image"),
+        ("learned", ValueError, "'learned' is called 'dense' now; the default, 'shaped', pays for success"),
         (3, TypeError, "is a int"),
         (np.zeros((8, 8, 3), np.uint8), SpecMismatch, r"\(36, 36, 3\)"),
         (np.zeros((36, 36, 3), np.float32), ValueError, "float32, expected uint8"),

@@ -142,7 +142,7 @@ def test_next_step_shows_the_last_observation_then_the_new_start() -> None:
 
 
 def test_same_step_keeps_what_the_episode_ended_with() -> None:
-    envs = counting_envs(2, autoreset_mode="SameStep")
+    envs = counting_envs(2, autoreset_mode="SameStep", reward="dense")
     envs.reset(seed=[0, 1])  # these last 2 and 3 decisions
     envs.step(np.zeros((2, 2)))
     observed, reward, terminated, _, info = envs.step(np.zeros((2, 2)))

@@ -390,7 +390,7 @@ def test_a_killed_simulator_does_not_stop_the_others(real: SimulatorVectorEnv) -
     os.kill(victim.pid, signal.SIGKILL)
     actions = np.stack([actions_of(row, 3) for row in range(2)], 1)
     observed, reward, _, truncated, info = real.step(actions[0])
-    assert truncated.tolist() == [False, True] and reward[1] == 0
+    assert truncated.tolist() == [False, True] and reward[1] == -1
     assert info["error"][0] is None and "SIGKILL" in info["error"][1]
     np.testing.assert_array_equal(observed["image_agentview"][1], start["image_agentview"][1])
     assert (observed["image_agentview"][0] != start["image_agentview"][0]).any()

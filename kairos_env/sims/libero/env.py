@@ -21,6 +21,7 @@ from kairos_env.records import Array, RobotSpec
 from kairos_env.sims.libero.tasks import Catalogue, LiberoTask, Prompt
 from kairos_env.sims.process import Reply, SimulatorProcess
 from kairos_env.sims.process_simulator import ProcessSimulator
+from kairos_env.sims.reward import RewardForm, step_reward
 from kairos_env.sims.simulator import StepResult, as_initial_state
 from kairos_env.sims.vector import SimulatorVectorEnv
 
@@ -53,6 +54,8 @@ class LiberoEnv(ProcessSimulator):
         max_episode_steps: decisions until truncation; None is the suite's published limit, in simulator steps.
         render_mode: None or ``"rgb_array"``.
         observe_images: False leaves the pictures out and draws nothing.
+        reward: what a decision earns, see `kairos_env.sims.reward`. LIBERO's own reward is 1 on success and 0 else
+            (``"dense"``), so that ``"shaped"`` and ``"sparse"`` are the same here: -1 until success.
         home: folder of the installation, or its catalogue to share; None is the default folder.
         time_limit_s: for one answer of the simulator.
 
@@ -79,6 +82,7 @@ class LiberoEnv(ProcessSimulator):
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
         observe_images: bool = True,
+        reward: RewardForm = "shaped",
         home: str | Path | Catalogue | None = None,
         time_limit_s: float = 300.0,
     ) -> None:
@@ -93,7 +97,7 @@ class LiberoEnv(ProcessSimulator):
                 f"action_repeat={action_repeat}, wait_steps={wait_steps}, max_episode_steps={max_episode_steps}: "
                 "the first and last must be at least 1, the other at least 0"
             )
-        super().__init__(libero_panda(camera_size, action_repeat), render_mode, observe_images)
+        super().__init__(libero_panda(camera_size, action_repeat), render_mode, observe_images, reward)
         self.catalogue = home if isinstance(home, Catalogue) else Catalogue.open(None if home is None else Path(home))
         self.camera_size, self.action_repeat, self.wait_steps = camera_size, action_repeat, wait_steps
         self.prompt: Prompt = prompt
@@ -203,7 +207,7 @@ class LiberoEnv(ProcessSimulator):
         self._expert = None
 
     def send_step(self, action: Array) -> None:
-        """The first half of `step`; the reward is 1 on success, else 0."""
+        """The first half of `step`."""
         self._require_begun()
         wanted = self.check_action(action)
         self._send("step", action=wanted.tolist(), repeat=self.action_repeat, observe=self.observe_images)
@@ -231,7 +235,8 @@ class LiberoEnv(ProcessSimulator):
         if start:
             return observation, 0.0, False, False, info
         truncated = not success and self._steps >= self.max_episode_steps
-        return observation, float(success), success, truncated, info
+        earned = step_reward(float(success), success, self.reward_form)
+        return observation, earned, success, truncated, info
 
     @property
     def labels(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from kairos_env.records import Array, Camera, Field, RobotSpec
 from kairos_env.runs import did_you_mean
+from kairos_env.sims.reward import RewardForm, step_reward
 from kairos_env.sims.simulator import Simulator, StepResult, as_initial_state
 from kairos_env.sims.tabletop.tasks import CUBE_REST_HEIGHT, INTEREST, TASKS, TaskState, measure
 from kairos_env.sims.vector import SimulatorVectorEnv
@@ -83,6 +84,7 @@ class RobosuiteEnv(Simulator):
         render_mode: None or ``"rgb_array"``.
         observe_images: False leaves the images out of the observation and draws nothing.
         render_size: height and width of the frames of `render` [pixels].
+        reward: what a decision earns, see `kairos_env.sims.reward`; ``task_rewards`` are dense whatever it is.
     """
 
     task_mixture = {"reach": 0.2, "push": 0.5, "lift": 0.3}  # noqa: RUF012 - read only
@@ -96,8 +98,9 @@ class RobosuiteEnv(Simulator):
         render_mode: str | None = None,
         observe_images: bool = True,
         render_size: int = 256,
+        reward: RewardForm = "shaped",
     ) -> None:
-        super().__init__(make_spec(cameras, image_size), render_mode, observe_images)
+        super().__init__(make_spec(cameras, image_size), render_mode, observe_images, reward)
         if max_episode_steps < 1:
             raise ValueError(f"max_episode_steps={max_episode_steps}: give at least 1")
         self.task = check_task(task)
@@ -235,7 +238,8 @@ class RobosuiteEnv(Simulator):
         rewards, success = measure(self.state)
         terminated = success[self.task]
         truncated = not terminated and self._steps >= self.max_episode_steps
-        return self.observe(), rewards[self.task], terminated, truncated, self._info(rewards, success)
+        earned = step_reward(rewards[self.task], terminated, self.reward_form)
+        return self.observe(), earned, terminated, truncated, self._info(rewards, success)
 
     def observe(self) -> dict[str, Array]:
         """The observation of the present state."""

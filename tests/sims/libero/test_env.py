@@ -177,7 +177,7 @@ def test_an_episode_says_everything_about_itself(env: LiberoEnv, catalogue: Cata
         "simulator_steps": 0,
     }
     observation, reward, terminated, truncated, info = env.step(STILL)
-    assert (reward, terminated, truncated, info["steps"]) == (0.0, False, False, 1)
+    assert (reward, terminated, truncated, info["steps"]) == (-1.0, False, False, 1)
     true = info["privileged"]
     assert {"alphabet_soup_1", "basket_1"} == set(true["interest"]) < set(true["objects"])
     for thing in true["objects"].values():
@@ -305,7 +305,7 @@ def test_a_demonstration_succeeds_again_and_moves_alike(blind: LiberoEnv, suite:
         np.testing.assert_allclose(felt[6:], eef[step, 7:], atol=1e-3)
         np.testing.assert_allclose(true["eef_rotation"], of_quaternion(eef[step, 3:7]), atol=1e-2)
         observation, reward, terminated, truncated, info = blind.step(action)
-        assert terminated == info["success"] == (reward == 1.0) == (step == len(recorded) - 1) and not truncated
+        assert terminated == info["success"] == (reward == 0.0) == (step == len(recorded) - 1) and not truncated
 
 
 def of_quaternion(xyzw: Array) -> Array:
