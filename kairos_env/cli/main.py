@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kairos_env.runs import did_you_mean
 
@@ -22,14 +22,18 @@ class Command:
         summary: a line for the list.
         examples: for its own help.
         home: ``module:function`` in this folder; the function's parameters are the options, see `options`.
+        environment: variables that must be set before torch is imported; what the user set stays.
     """
 
     summary: str
     examples: str
     home: str
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def load(self) -> Callable[..., int]:
         """Imports the command's function."""
+        for name, value in self.environment.items():
+            os.environ.setdefault(name, value)
         module, _, name = self.home.partition(":")
         function: Callable[..., int] = getattr(importlib.import_module(f"kairos_env.cli.{module}"), name)
         return function
@@ -117,8 +121,14 @@ COMMANDS: Mapping[str, Command | Group] = {
         "kairos train --data.path runs/record --out runs/tiny\n"
         "kairos train --preset debug --model.steps 200 --tokenizer.steps 200 --data.path runs/record --out runs/debug\n"
         "kairos train --device cuda --preset small --data.path runs/record --data.more runs/push --out runs/small\n"
-        "kairos train --config runs/tiny/config.json --seed 1 --out runs/again\n" + _CONTINUED,
+        "kairos train --config runs/tiny/config.json --seed 1 --out runs/again\n"
+        "kairos train --data.path runs/record --out runs/long --model.steps 20000 --snapshot-every 1000 "
+        "--log tensorboard\n"
+        "kairos train --data.path runs/record --out runs/long --model.steps 20000 --model.lr 7e-4 --change\n"
+        + _CONTINUED,
         "train:run",
+        # threads that wait sleep: spinning on a busy machine was measured to cost four times the processor time
+        {"OMP_WAIT_POLICY": "PASSIVE"},
     ),
     "generate": Command(
         "generate video clips with a 4B model from a prompt, an image or a file of jobs",
@@ -293,8 +303,8 @@ def _run(name: str, command: Command, words: Sequence[str], traceback: bool) -> 
         return bind(command.load(), words, name, command.about())()
     except SystemExit as stop:  # the help was printed
         return stop.code if isinstance(stop.code, int) else 0
-    except KeyboardInterrupt:
-        print("\nstopped; what was written is kept", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or 'stopped; what was written is kept'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader (head, less) went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from kairos_env.cli.options import Fields
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import DataConfig, instructions, load_mixture
+from kairos_env.training.launch import LaunchConfig
 from kairos_env.training.run import train
 
 
@@ -19,7 +20,7 @@ class TrainRun(TrainConfig):
     data: DataConfig = field(default_factory=DataConfig)
 
 
-def run(config: Fields[TrainRun], show: bool = False) -> int:
+def run(config: Fields[TrainRun], launch: Fields[LaunchConfig], show: bool = False) -> int:
     """Trains, or resumes, the run that the options describe.
 
     Args:
@@ -30,7 +31,7 @@ def run(config: Fields[TrainRun], show: bool = False) -> int:
         return 0
     data = load_mixture(config.data)
     tasks = instructions(data.episodes)
-    folder = train(config, data.episodes, data.spec, tasks, data.odds, say=print, pictures=data.pictures)
+    folder = train(config, data.episodes, data.spec, tasks, data.odds, print, data.pictures, launch)
     minutes = time.process_time() / 60
     print(f"finished: {folder} ({minutes:.0f} minutes of processor time)\ntry it:   kairos demo --model {folder}")
     return 0

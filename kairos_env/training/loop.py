@@ -1,25 +1,33 @@
-"""The optimisation loop of every stage: AdamW, EMA, metrics, atomic checkpoints, exact resumption."""
+"""The optimisation loop of every stage: AdamW, EMA, metrics, atomic checkpoints, exact resumption, a clean stop."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from types import FrameType
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from kairos_env.runs import append_jsonl, atomic_write, read_jsonl, write_text
+from kairos_env.runs import atomic_write
+from kairos_env.training.log import TrainingLog
 
 Metrics = Mapping[str, Tensor | float]
 LossFunction = Callable[[int, torch.Generator], tuple[Tensor, Metrics]]
+Averaged = dict[str, Tensor]
+Hook = tuple[int, Callable[[int, Averaged], Mapping[str, float]]]
+"""(interval, callback): after every so many steps it is called with (step, averaged parameters); what it returns is
+logged."""
 FLOOR = 0.05  # share of the peak learning rate that a stage ends with
+PACE = (4, 20)  # steps of a launch between which its pace is measured
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,10 @@ class LoopConfig:
             raise ValueError(f"lr must be above 0, got {self.lr}")
 
 
+class TrainingStopped(KeyboardInterrupt):
+    """A training was asked to stop, and has written a checkpoint from which the same command goes on."""
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
     """All randomness of one step, a pure function of (seed, step)."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
@@ -68,7 +80,7 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 
 
 class Progress:
-    """All that a checkpoint holds: parameters, their moving average, the optimiser and the number of steps taken.
+    """All that a checkpoint holds: parameters, their moving average, the optimiser, steps taken, time spent.
 
     Attributes:
         step: taken so far.
@@ -77,6 +89,7 @@ class Progress:
 
     def __init__(self, modules: nn.Module, config: LoopConfig) -> None:
         self.step, self._config = 0, config
+        self._began, self._cpu_began = time.monotonic(), time.process_time()
         self._parameters = {k: p for k, p in modules.named_parameters() if p.requires_grad}
         matrices = [p for p in self._parameters.values() if p.ndim >= 2]
         others = [p for p in self._parameters.values() if p.ndim < 2]
@@ -91,6 +104,16 @@ class Progress:
     def device(self) -> torch.device:
         return next(iter(self._parameters.values())).device
 
+    @property
+    def seconds(self) -> float:
+        """Wall time of this stage, of all launches together; what was done again after a kill counts once."""
+        return time.monotonic() - self._began
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of this stage, like `seconds`."""
+        return time.process_time() - self._cpu_began
+
     def restore(self, checkpoint: Path) -> None:
         """Goes on from a checkpoint."""
         try:
@@ -98,16 +121,23 @@ class Progress:
         except (RuntimeError, EOFError, IndexError, UnpicklingError) as error:
             raise ValueError(f"{checkpoint} is damaged; delete it, and this stage begins anew ({error!r})") from None
         self.step = saved["step"]
+        self._began -= saved["seconds"]
+        self._cpu_began -= saved["cpu_seconds"]
         for key, value in saved["parameters"].items():
             self._parameters[key].data.copy_(value)
         for key, value in saved["ema"].items():
             self.ema[key].copy_(value)
+        decays = [group["weight_decay"] for group in self._optimiser.param_groups]
         self._optimiser.load_state_dict(saved["optimiser"])
+        for group, decay in zip(self._optimiser.param_groups, decays, strict=True):
+            group["weight_decay"] = decay  # the configuration's, which may have changed
 
     def save(self, checkpoint: Path) -> None:
         """Writes a checkpoint, whole or not at all."""
         value = {
             "step": self.step,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "parameters": {k: p.detach() for k, p in self._parameters.items()},
             "ema": self.ema,
             "optimiser": self._optimiser.state_dict(),
@@ -137,36 +167,76 @@ class Progress:
         return norm
 
 
+class Pace:
+    """How fast a launch goes.
+
+    Args:
+        progress: of the stage.
+        steps: of the whole stage.
+    """
+
+    def __init__(self, progress: Progress, steps: int) -> None:
+        self._progress, self._steps, self._first = progress, steps, progress.step
+        self._marks: dict[int, tuple[float, float]] = {}
+        self._last = (progress.step, progress.seconds)
+
+    def times(self) -> dict[str, float]:
+        """Seconds of the stage, and steps a second since the last call."""
+        step, seconds = self._progress.step, self._progress.seconds
+        rate = (step - self._last[0]) / max(1e-9, seconds - self._last[1])
+        self._last = (step, seconds)
+        spent = {"seconds": seconds, "cpu_seconds": self._progress.cpu_seconds}
+        return {name: round(value, 1) for name, value in spent.items()} | {"steps_per_second": round(rate, 3)}
+
+    def estimate(self) -> str:
+        """After the first steps of a launch, once, a sentence on how long the rest will take; otherwise empty."""
+        taken, left = self._progress.step - self._first, self._steps - self._progress.step
+        if taken in PACE:
+            self._marks[taken] = (self._progress.seconds, self._progress.cpu_seconds)
+        if taken != PACE[-1] or not left:
+            return ""
+        wall, cpu = ((b - a) / (PACE[1] - PACE[0]) for a, b in zip(*(self._marks[mark] for mark in PACE), strict=True))
+        done = time.strftime("%a %H:%M", time.localtime(time.time() + left * wall))
+        return (
+            f"{wall:.2f} s and {cpu:.2f} CPU-seconds a step; {left} steps are left, without validation "
+            f"{left * wall / 60:.0f} minutes ({left * cpu / 3600:.1f} CPU-hours), until {done}"
+        )
+
+
 def optimise(
     name: str,
     modules: nn.Module,
     loss: LossFunction,
     config: LoopConfig,
-    folder: Path,
+    log: TrainingLog,
     seed: int,
     precision: str,
-    every: tuple[int, Callable[[int, dict[str, Tensor]], dict[str, float]]] | None = None,
-) -> dict[str, Tensor]:
+    hooks: Sequence[Hook] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> Averaged:
     """Trains the parameters of ``modules``; returns their exponential moving average.
 
-    A checkpoint ``<name>.pt`` in ``folder`` is written atomically every ``checkpoint_every`` steps and at the
-    end; if one exists, training continues from it and repeats exactly what an uninterrupted run would have
-    done (same clips, same noise, same curve on the same CPU and thread count).
+    A checkpoint ``<name>.pt`` in the log's folder is written atomically every ``checkpoint_every`` steps, at the end,
+    and when SIGTERM or Ctrl-C asks to stop; if one exists, training continues from it and repeats exactly what an
+    uninterrupted run would have done (same clips, same noise, same curve on the same CPU and thread count).
 
     Args:
         loss: (step, generator) -> loss and metrics.
         precision: ``"bf16"`` (autocast) or ``"fp32"``.
-        every: (interval, callback(step, ema) -> metrics to log), for validation and sample strips.
+        hooks: called at their intervals and after the last step, in this order, for validation, film strips, snapshots.
+        say: is told once how long the stage will take.
 
     Raises:
         FloatingPointError: a loss or gradient is not finite; that step is not taken.
+        TrainingStopped: by a signal, after a checkpoint.
     """
-    progress, checkpoint, rows = Progress(modules, config), folder / f"{name}.pt", folder / f"{name}.jsonl"
+    progress, checkpoint = Progress(modules, config), log.folder / f"{name}.pt"
     if checkpoint.exists():
         progress.restore(checkpoint)
-    drop_rows_from(rows, progress.step)
-    began = time.monotonic()
-    with tqdm(total=config.steps, initial=progress.step, desc=name, unit="step", mininterval=2) as bar:
+    log.resume(name, progress.step)
+    pace = Pace(progress, config.steps)
+    bar = tqdm(total=config.steps, initial=progress.step, desc=name, unit="step", mininterval=2)
+    with stop_signals() as stopped, bar:
         while (step := progress.step) < config.steps:
             modules.train()
             with torch.autocast(progress.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -174,29 +244,54 @@ def optimise(
             try:
                 norm = progress.descend(value)
             except FloatingPointError as error:
-                raise FloatingPointError(
-                    f"{name}: {error}; the last checkpoint in {folder} is intact. Lower the learning rate (now "
-                    f"{config.lr}) and resume."
-                ) from None
+                raise FloatingPointError(_advice(name, error, config.lr, checkpoint)) from None
             bar.update()
             last = progress.step == config.steps
             if step % config.log_every == 0 or last:
                 shown = {k: float(v) for k, v in parts.items()}
                 row = {"step": step, "loss": float(value.detach()), "grad_norm": norm, **shown}
-                row |= {"lr": learning_rate(config, step), "seconds": round(time.monotonic() - began, 1)}
-                append_jsonl(rows, row)
+                log.add(name, row | {"lr": learning_rate(config, step)} | pace.times())
                 bar.set_postfix({k: f"{v:.3g}" for k, v in list(shown.items())[:4]}, refresh=False)
-            if progress.step % config.checkpoint_every == 0 or last:
+            for interval, call in hooks:
+                if (progress.step % interval == 0 or last) and (found := call(progress.step, progress.ema)):
+                    log.add(name, {"step": step, **found})
+            if progress.step % config.checkpoint_every == 0 or last or stopped():
                 progress.save(checkpoint)
-            if every is not None and (progress.step % every[0] == 0 or last):
-                append_jsonl(rows, {"step": step} | every[1](progress.step, progress.ema))
+            if stopped():
+                raise TrainingStopped(f"stopped at step {progress.step} of {name}; the same command goes on from there")
+            if sentence := pace.estimate():
+                say(f"{name}: {sentence}")
     return progress.ema
 
 
-def drop_rows_from(rows: Path, step: int) -> None:
-    """Removes rows that will be written again, those at or after ``step``, and a torn last line."""
-    if rows.exists():
-        write_text(rows, "".join(json.dumps(row) + "\n" for row in read_jsonl(rows) if row["step"] < step))
+def _advice(name: str, error: FloatingPointError, lr: float, checkpoint: Path) -> str:
+    kept = f"the last checkpoint {checkpoint} is intact" if checkpoint.exists() else "there is no checkpoint yet"
+    if name == "tokenizer":
+        return f"{name}: {error}; {kept}. Begin again in another folder with a learning rate below {lr:g}."
+    return f"{name}: {error}; {kept}. Go on from it with a learning rate below {lr:g}: --{name}.lr {lr / 2:g} --change"
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """While it is open, SIGTERM and Ctrl-C only ask to stop, and the function that it gives says whether they did.
+
+    A second Ctrl-C interrupts at once. Outside of the main thread nothing is caught.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @torch.no_grad()

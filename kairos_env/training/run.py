@@ -10,15 +10,17 @@ from pathlib import Path
 
 import torch
 
-from kairos_env.records import Episode, RobotSpec
-from kairos_env.runs import ConfigMismatch, WriteLock, open_run, write_json
+from kairos_env.records import Episode, Observation, RobotSpec
+from kairos_env.runs import ConfigMismatch, WriteLock, atomic_write, write_json
 from kairos_env.training.batches import Clips, check_encoder
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import split
+from kairos_env.training.launch import LaunchConfig, open_training
+from kairos_env.training.log import TrainingLog, open_trackers
 from kairos_env.training.tokenizer import train_tokenizer
 from kairos_env.training.transfer import initialise_from
 from kairos_env.training.validation import Validation
-from kairos_env.training.world_action import train_world_action
+from kairos_env.training.world_action import ModelHook, train_world_action
 from kairos_env.world_model.config import get_preset
 from kairos_env.world_model.interface import SmallInterface
 from kairos_env.world_model.model import WorldModel
@@ -32,6 +34,7 @@ def train(
     weights: Sequence[float] | None = None,
     say: Callable[[str], None] = lambda text: None,
     pictures: Callable[[int], Episode] | None = None,
+    launch: LaunchConfig | None = None,
 ) -> Path:
     """Runs both stages and writes the finished model to ``<out>/model``.
 
@@ -43,20 +46,25 @@ def train(
         say: is told what a model that goes on from another took over (also in ``<out>/transfer.json``), and what the
             data do not teach.
         pictures: number of a held-out episode -> the same with pictures, for ``episodes`` that have latents instead.
+        launch: options of this launch alone.
 
     Raises:
         ValueError: too few episodes, a folder of another run, or latents of another model.
+        ImportError: a tracker of the launch is not installed.
         FolderInUse: another process trains into the same folder.
         FloatingPointError: the training diverged; the last checkpoint is intact.
+        TrainingStopped: SIGTERM or Ctrl-C asked to stop; a checkpoint was written.
 
     Returns:
         the folder of the finished model, for `WorldModel.from_pretrained`.
     """
-    parts = split(len(episodes), config.validation, config.starts)
+    parts, launch = split(len(episodes), config.validation, config.starts), launch or LaunchConfig()
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     with WriteLock(folder, "training into"):
-        open_run(folder, dataclasses.asdict(config), {"threads": torch.get_num_threads()})
+        values = dataclasses.asdict(config)
+        trackers = open_trackers(launch.log, folder, values)
+        open_training(folder, values, launch, {"threads": torch.get_num_threads()})
         _require_same_data(folder, episodes)
         chosen = [episodes[i] for i in parts.training]
         with_pictures = pictures or episodes.__getitem__
@@ -65,16 +73,39 @@ def train(
         if not (all(e.images for e in validation) and all(o.images for o in starts)):
             raise ValueError("held-out episodes need pictures, for film strips and as starts: pass `pictures`")
 
-        model = _encoding_model(config, chosen, spec, tasks, folder, say)
-        clips = Clips(model, chosen, weights and [weights[i] for i in parts.training])  # all latents once
-        for missing in clips.untrained_readouts():
-            say(missing)
-        train_world_action(model, clips, Validation(model, validation, config, folder / "strips"), config, folder)
-        whole = [start for start in starts if len(start.images) == len(spec.cameras)]
-        finished = WorldModel(model.config, spec, tasks, model.statistics, whole)
-        finished.load_state_dict(model.state_dict())
-        finished.save_pretrained(folder / "model", getattr(torch, config.weights))
+        with TrainingLog(folder, trackers) as log:
+            model = _encoding_model(config, chosen, spec, tasks, log, say)
+            clips = Clips(model, chosen, weights and [weights[i] for i in parts.training])  # all latents once
+            for missing in clips.untrained_readouts():
+                say(missing)
+            checks = Validation(model, validation, config, folder / "strips")
+            hooks: list[ModelHook] = [(config.sample_every, checks.measure)]
+            if launch.snapshot_every:
+                hooks.append((launch.snapshot_every, _snapshots(folder / "snapshots", starts, config)))
+            train_world_action(model, clips, config, log, hooks, say)
+        _write_model(model, starts, config, folder / "model")
     return folder / "model"
+
+
+def _snapshots(
+    folder: Path, starts: Sequence[Observation], config: TrainConfig
+) -> Callable[[WorldModel, int], Mapping[str, float]]:
+    """A hook that keeps the model as it is as a whole folder ``step_<number>``."""
+
+    def snapshot(model: WorldModel, step: int) -> Mapping[str, float]:
+        with atomic_write(folder / f"step_{step:06d}") as part:
+            _write_model(model, starts, config, part)
+        return {}
+
+    return snapshot
+
+
+def _write_model(model: WorldModel, starts: Sequence[Observation], config: TrainConfig, folder: Path) -> None:
+    """Writes a model folder with those of the starts that have every camera."""
+    whole = [start for start in starts if len(start.images) == len(model.spec.cameras)]
+    finished = WorldModel(model.config, model.spec, model.tasks, model.statistics, whole)
+    finished.load_state_dict(model.state_dict())
+    finished.save_pretrained(folder, getattr(torch, config.weights))
 
 
 def _encoding_model(
@@ -82,7 +113,7 @@ def _encoding_model(
     episodes: Sequence[Episode],
     spec: RobotSpec,
     tasks: Mapping[str, str],
-    folder: Path,
+    log: TrainingLog,
     say: Callable[[str], None],
 ) -> WorldModel:
     """A new model whose tokenizer and statistics are final: trained here, or those of ``config.init``."""
@@ -100,10 +131,10 @@ def _encoding_model(
         random.seed(config.seed)
         model = WorldModel(source.config if source else get_preset(config.preset), spec, tasks).to(config.device)
     if source is None:
-        train_tokenizer(model, episodes, config, folder)
+        train_tokenizer(model, episodes, config, log, say)
     else:
         transfer = initialise_from(source, model, episodes, config.init)
-        write_json(folder / "transfer.json", dataclasses.asdict(transfer))
+        write_json(log.folder / "transfer.json", dataclasses.asdict(transfer))
         say(str(transfer))
     model.tokenizer.requires_grad_(False)
     return model

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from kairos_env.records import Array, Episode
 from kairos_env.training.batches import camera_latents
 from kairos_env.training.config import PixelWeights, TrainConfig
+from kairos_env.training.log import TrainingLog
 from kairos_env.training.loop import Metrics, load_values, optimise
 from kairos_env.world_model.interface import ModelStatistics
 from kairos_env.world_model.model import WorldModel
@@ -21,7 +21,9 @@ LATENT_NOISE = 0.1  # makes the decoder forgive the errors that a predicted late
 UNUSUAL, COLOURED = 40, 80  # grey levels, see `PixelWeights`
 
 
-def train_tokenizer(model: WorldModel, episodes: Sequence[Episode], config: TrainConfig, folder: Path) -> None:
+def train_tokenizer(
+    model: WorldModel, episodes: Sequence[Episode], config: TrainConfig, log: TrainingLog, say: Callable[[str], None]
+) -> None:
     """Trains the model's tokenizer on the pictures of all episodes, then sets the model's statistics."""
     cameras = [camera.name for camera in model.spec.cameras]
     views = [[e.images[name] for e in episodes if name in e.images] for name in cameras]
@@ -38,7 +40,9 @@ def train_tokenizer(model: WorldModel, episodes: Sequence[Episode], config: Trai
         device = model.device
         return model.tokenizer.loss(to_unit(images).to(device), weights.to(device), noise.to(device))
 
-    averaged = optimise("tokenizer", model.tokenizer, loss, config.tokenizer, folder, config.seed, config.precision)
+    averaged = optimise(
+        "tokenizer", model.tokenizer, loss, config.tokenizer, log, config.seed, config.precision, say=say
+    )
     load_values(model.tokenizer, averaged)
     model.set_statistics(ModelStatistics.identity(model.latent_shape[0], model.spec.proprio_dim))
     latents = torch.cat([torch.cat(camera_latents(model, e), -1) for e in episodes])

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from kairos_env.training.batches import Clips
 from kairos_env.training.config import TrainConfig
-from kairos_env.training.loop import Metrics, load_values, optimise, swapped
+from kairos_env.training.log import TrainingLog
+from kairos_env.training.loop import Averaged, Hook, Metrics, load_values, optimise, swapped
 from kairos_env.training.losses import world_model_loss
-from kairos_env.training.validation import Validation
 from kairos_env.world_model.model import WorldModel
+
+ModelHook = tuple[int, Callable[[WorldModel, int], Mapping[str, float]]]
+"""(interval, callback): after every so many steps it is called with (model as averaged so far, step), see `Hook`."""
 
 
 def train_world_action(
-    model: WorldModel, clips: Clips, validation: Validation, config: TrainConfig, folder: Path
+    model: WorldModel,
+    clips: Clips,
+    config: TrainConfig,
+    log: TrainingLog,
+    hooks: Sequence[ModelHook] = (),
+    say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Trains text encoder, both experts and the heads; the model is left with the average of its parameters."""
     trained = nn.ModuleDict({"text": model.text, "mixture": model.mixture, "heads": model.heads})
@@ -28,10 +36,13 @@ def train_world_action(
         imagined = step >= config.imagined_from * config.model.steps and turn % 3 == 0 and rest == 0
         return world_model_loss(model, batch, config.loss, generator, imagined, rest == 0)
 
-    def check(step: int, averaged: dict[str, Tensor]) -> dict[str, float]:
-        with swapped(trained, averaged):
-            return validation.measure(model.eval(), step)
+    def averaged_first(interval: int, call: Callable[[WorldModel, int], Mapping[str, float]]) -> Hook:
+        def hook(step: int, averaged: Averaged) -> Mapping[str, float]:
+            with swapped(trained, averaged):
+                return call(model.eval(), step)
 
-    every = (config.sample_every, check)
-    averaged = optimise("model", trained, loss, config.model, folder, config.seed, config.precision, every)
+        return interval, hook
+
+    wrapped = [averaged_first(*hook) for hook in hooks]
+    averaged = optimise("model", trained, loss, config.model, log, config.seed, config.precision, wrapped, say)
     load_values(trained, averaged)

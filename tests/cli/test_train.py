@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 from two_robots import OTHER, write_other_recording, write_recording
 
 from kairos_env.cli import main as cli
@@ -72,6 +78,23 @@ def test_a_runs_configuration_is_a_file_of_options(
     written = json.loads((out / "config.json").read_text())
     assert cli.main(["train", "--config", str(out / "config.json"), "--seed", "7", "--show"]) == 0
     assert json.loads(capsys.readouterr().out) == written | {"seed": 7}
+
+
+def test_sigterm_stops_with_a_checkpoint_and_the_same_command_goes_on(recording: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = [f"data.path={recording}", f"out={out}", *TINY, *SHORT, "tokenizer.steps=2000", "tokenizer.log_every=1"]
+    command = [sys.executable, "-m", "kairos_env.cli", "train", *words]
+    # the OpenMP library says when it is loaded what it was set to
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "true"}
+    process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    rows = out / "tokenizer.jsonl"
+    while process.poll() is None and not (rows.exists() and rows.read_text().count("\n") >= 3):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "the same command goes on from there" in said
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in said
+    assert (out / "tokenizer.pt").exists()
 
 
 def test_show_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:

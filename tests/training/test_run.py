@@ -21,15 +21,20 @@ from released_models import released_model
 from kairos_env.runs import ConfigMismatch, FolderInUse, WriteLock
 from kairos_env.sims.tabletop.env import TASKS
 from kairos_env.training.config import TrainConfig
+from kairos_env.training.launch import FIXED, LaunchConfig
+from kairos_env.training.log import TIMES
 from kairos_env.training.losses import LossConfig
 from kairos_env.training.run import train
 from kairos_env.training.validation import rollout_metrics
 from kairos_env.world_model.model import WorldModel
 
+TASK = {"push": TASKS["push"]}
+EPISODES = [moving_square(i) for i in range(12)]
+
 
 def curve(folder: Path, stage: str) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (folder / f"{stage}.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 @pytest.mark.slow
@@ -77,10 +82,42 @@ def test_learns_what_actions_do(tmp_path: Path) -> None:
     assert metrics["position_error_last"] < 0.6 * moved
 
 
-def test_same_folder_other_configuration_is_refused(tmp_path: Path) -> None:
+def test_same_folder_other_configuration_is_refused_unless_the_change_is_asked_for(tmp_path: Path) -> None:
     run(tmp_path, steps=2)
-    with pytest.raises(ValueError, match="another configuration"):
-        run(tmp_path, steps=3)
+    before = config(tmp_path, 2)
+    longer = dataclasses.replace(before, model=dataclasses.replace(before.model, steps=4, lr=1e-3))
+    with pytest.raises(ConfigMismatch, match="(?s)another configuration.*or go on under the new one: --change"):
+        train(longer, EPISODES, SPEC, TASK)
+    train(longer, EPISODES, SPEC, TASK, launch=LaunchConfig(change=True))
+    assert [row["step"] for row in curve(tmp_path, "model") if "lr" in row] == [0, 1, 2, 3]
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["lr"] == 1e-3
+    last = json.loads((tmp_path / "launches.jsonl").read_text().splitlines()[-1])
+    assert [values["steps"] for values in last["changed"]["model"]] == [2, 4]
+    assert curve(tmp_path, "tokenizer")[-1]["step"] == 1  # nothing of stage 1 came again
+
+
+def test_what_was_learned_before_cannot_change(tmp_path: Path) -> None:
+    assert set(FIXED) <= {field.name for field in dataclasses.fields(TrainConfig)}
+    run(tmp_path, steps=2)
+    other = dataclasses.replace(config(tmp_path, 2), validation=3)
+    with pytest.raises(ConfigMismatch, match="cannot change validation while it goes on; begin another"):
+        train(other, EPISODES, SPEC, TASK, launch=LaunchConfig(change=True))
+    assert json.loads((tmp_path / "config.json").read_text())["validation"] == 2
+
+
+def test_snapshots_are_whole_model_folders_and_can_be_gone_on_from(tmp_path: Path) -> None:
+    launch = LaunchConfig(snapshot_every=2, log=("tensorboard",))
+    train(config(tmp_path / "a", 3), EPISODES, SPEC, TASK, launch=launch)
+    folders = sorted((tmp_path / "a" / "snapshots").iterdir())
+    assert [folder.name for folder in folders] == ["step_000002", "step_000003"]
+    early, last, finished = (WorldModel.from_pretrained(f) for f in (*folders, tmp_path / "a" / "model"))
+    for a, b in zip(last.parameters(), finished.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)
+    assert len(early.starts) == 3
+    assert {path.name for path in (tmp_path / "a" / "tensorboard").iterdir()} == {"tokenizer", "model"}
+    gone_on = dataclasses.replace(config(tmp_path / "b", 1), init=str(folders[0]))
+    train(gone_on, EPISODES, SPEC, TASK)
+    assert json.loads((tmp_path / "b" / "transfer.json").read_text())["fresh"] == []
 
 
 def test_a_second_training_in_one_folder_is_refused(tmp_path: Path) -> None:
