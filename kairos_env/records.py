@@ -274,7 +274,7 @@ class Episode:
         success: bool (T,), the simulator's own predicate after each action.
         task, instruction: what the robot was asked to do.
         source: who acted (``"expert"``, ``"random"``, ``"noisy_expert"``, a policy's name).
-        seed, initial_state: reproduce the start.
+        seed, initial_state, condition: reproduce the start; ``condition`` is empty where the simulator has none.
         labels: privileged or hindsight arrays with leading T or T + 1, absent in most datasets. The
             simulator recorder writes ``object_position`` (T + 1, 3), ``goal_position`` (T + 1, 3) and, for
             every task of ``label_tasks``, ``task_rewards`` (T, tasks), ``task_success`` (T, tasks) and
@@ -298,6 +298,7 @@ class Episode:
     source: str = ""
     seed: int = -1
     initial_state: int = -1
+    condition: str = ""
     labels: Mapping[str, Array] = field(default_factory=dict)
     label_tasks: Sequence[str] = ()
     proprio_mask: Array | None = None

@@ -10,8 +10,10 @@ out=${1:-runs/tiny}
 # glibc otherwise returns large buffers to the system at every step: worth about 8 % of training.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 
-# 1,600 episodes of the table top by experts, disturbed experts and random play. About 3 minutes.
-kairos record --out "$out/record" --episodes 1600 --workers 2
+# 1,600 episodes of the table top by experts, disturbed experts, random play and stillness, a quarter of them plain, the
+# others under varied light, colours and camera, a quarter from the wide square. About 20 minutes.
+kairos record --out "$out/record" --episodes 1600 --decisions 48 --workers 2 \
+  --conditions plain=0.25,varied=0.5,wide=0.25
 
 # Tokenizer (what is coloured counts most: the cube is small), then world-action model: 2,000 and 2,400 steps. 70 minutes.
 kairos train --data.path "$out/record" --out "$out/train" --pixels.coloured 10

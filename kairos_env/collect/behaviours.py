@@ -143,6 +143,132 @@ class NoisyExpert(Expert):
         return spec.check_action(action)
 
 
+class Beside(Wander):
+    """Random play in contact: through the cube from any side, onto it, to and fro beside it, mostly closed.
+
+    These are the places in which policies stall.
+    """
+
+    def _choose(self, privileged: Mapping[str, Any]) -> None:
+        super()._choose(privileged)
+        assert self.workspace is not None, "set by the first act"
+        wanted = np.asarray(privileged["objects"][privileged["interest"][0]]["position"], float)
+        eef = np.asarray(privileged["eef_position"], float)
+        angle, radius = self.rng.uniform(-np.pi, np.pi), self.rng.uniform(0.03, 0.06)
+        place = wanted + np.append(radius * np.array([np.cos(angle), np.sin(angle)]), self.rng.uniform(0.0, 0.01))
+        kind = self.rng.random()
+        if kind < 0.4:  # straight through, from wherever the hand is
+            through = (wanted - eef)[:2]
+            place[:2] = wanted[:2] + 0.06 * through / max(float(np.linalg.norm(through)), 1e-6)
+        elif kind < 0.6:  # on top
+            place = wanted + np.append(self.rng.normal(0, 0.012, 2), 0.03)
+        self.waypoint = np.clip(place, *self.workspace)
+        if self.rng.random() < 0.6 and self.gripper_index is not None:
+            self.gripper = self.spec.action[self.gripper_index].high
+
+
+class Hold(_Forgetful):
+    """The hand stays where it is; the gripper keeps its command for a while, then opens or closes in place.
+
+    Args:
+        env, task, rng: as of every behaviour.
+        gripper: the first command; None: drawn, as the later ones are.
+    """
+
+    def __init__(self, env: Any, task: str, rng: np.random.Generator, gripper: float | None = None) -> None:
+        self.spec, self.rng = env.robot_spec, rng
+        self.gripper_index = _hand(self.spec)[2]
+        self.gripper, self.left = gripper, int(rng.integers(6, 25))
+
+    def act(self, observation: Observation, info: Mapping[str, Any]) -> Array:
+        action = np.zeros(self.spec.action_dim, np.float32)
+        if self.gripper_index is not None:
+            if self.left == 0 or self.gripper is None:
+                field = self.spec.action[self.gripper_index]
+                middle = (field.low + field.high) / 2
+                self.gripper = float(
+                    self.rng.choice([field.low, field.high, middle, self.rng.uniform(field.low, field.high)])
+                )
+                self.left = int(self.rng.integers(3, 25))
+            self.left -= 1
+            action[self.gripper_index] = self.gripper
+        return self.spec.check_action(action)
+
+
+class _Stretches(_Forgetful):
+    """One behaviour after another, each for some decisions; what comes next is drawn by `choose`."""
+
+    def __init__(self, env: Any, task: str, rng: np.random.Generator) -> None:
+        self.env, self.task, self.rng = env, task, rng
+        self.gripper_index = _hand(env.robot_spec)[2]
+        self.now: Behaviour = Hold(env, task, rng)
+        self.left, self.count = 0, 0
+        self.gripper: float | None = None
+
+    def act(self, observation: Observation, info: Mapping[str, Any]) -> Array:
+        if self.left == 0:
+            self.now, self.left = self.choose(self.count, list(info.get("task_success", (self.task,))))
+            self.count += 1
+        self.left -= 1
+        action = self.now.act(observation, info)
+        if self.gripper_index is not None:
+            self.gripper = float(action[self.gripper_index])
+        return action
+
+    def choose(self, number: int, tasks: list[str]) -> tuple[Behaviour, int]:
+        """The stretch of that number and its decisions; ``tasks`` are those of the scene."""
+        raise NotImplementedError
+
+    def some_expert(self, tasks: list[str]) -> Behaviour:
+        """The expert of one of the tasks, at times with noise."""
+        kind = Expert if self.rng.random() < 0.5 else NoisyExpert
+        return kind(self.env, str(self.rng.choice(tasks)), self.rng)
+
+
+class Still(_Stretches):
+    """Nothing is done: in half of the episodes all the time, in the others for stretches amid other behaviour."""
+
+    def __init__(self, env: Any, task: str, rng: np.random.Generator) -> None:
+        super().__init__(env, task, rng)
+        self.always = rng.random() < 0.5
+
+    def choose(self, number: int, tasks: list[str]) -> tuple[Behaviour, int]:
+        if self.always or number % 2 == 1:
+            return Hold(self.env, self.task, self.rng, self.gripper), int(self.rng.integers(8, 25))
+        kind = self.rng.choice(["expert", "attracted", "random"], p=[0.6, 0.25, 0.15])
+        other = self.some_expert(tasks) if kind == "expert" else BEHAVIOURS[kind](self.env, self.task, self.rng)
+        return other, int(self.rng.integers(3, 15))
+
+
+class Recovery(_Stretches):
+    """The expert from the states in which policies stall, again and again.
+
+    The trouble before it: the cube pushed from a wrong side, the fingers beside or on top of it, let fall, or what the
+    expert of another task has left behind.
+    """
+
+    def choose(self, number: int, tasks: list[str]) -> tuple[Behaviour, int]:
+        if number % 2 == 1:
+            kind = Expert if self.rng.random() < 0.7 else NoisyExpert
+            return kind(self.env, self.task, self.rng), int(self.rng.integers(10, 22))
+        trouble = self.rng.random()
+        if trouble < 0.5:
+            return Beside(self.env, self.task, self.rng), int(self.rng.integers(4, 12))
+        if trouble < 0.8:
+            return self.some_expert(tasks), int(self.rng.integers(3, 14))
+        if trouble < 0.9 and self.gripper_index is not None:  # lets go wherever it is
+            opened = self.env.robot_spec.action[self.gripper_index].low
+            return Hold(self.env, self.task, self.rng, opened), int(self.rng.integers(2, 4))
+        return Wander(self.env, self.task, self.rng), int(self.rng.integers(3, 8))
+
+
+class Mixed(_Stretches):
+    """The experts of all tasks in turn, each for a while."""
+
+    def choose(self, number: int, tasks: list[str]) -> tuple[Behaviour, int]:
+        return self.some_expert(tasks), int(self.rng.integers(6, 18))
+
+
 class PolicyBehaviour:
     """A policy, which sees observations only."""
 
@@ -187,6 +313,9 @@ BEHAVIOURS: dict[str, Callable[[Any, str, np.random.Generator], Behaviour]] = {
     "noisy_expert": NoisyExpert,
     "attracted": Attracted,
     "random": Wander,
+    "recovery": Recovery,
+    "mixed": Mixed,
+    "still": Still,
 }
 
 

@@ -34,8 +34,9 @@ class RecordConfig:
         after_success: decisions recorded after success; -1: all of them.
         tasks: task name -> weight; names may have wildcards (libero_object/*). Empty: those that the simulator names
             for this, or all of them.
-        behaviours: who acts -> weight: expert, noisy_expert, attracted, random or a policy as in kairos eval; with
-            disturbed_ before it, its motion is disturbed.
+        conditions: condition of the simulator -> weight, one being drawn for each episode; empty: its usual one.
+        behaviours: who acts -> weight: expert, noisy_expert, recovery, mixed, attracted, random, still, or a policy as
+            in kairos eval; with disturbed_ before it, its motion is disturbed.
         noise: the largest disturbance, as a standard deviation in units of the largest action.
         keep: all episodes, or the successes only: a failure is tried again from the same initial state, disturbed.
         attempts: after which an episode without success is given up.
@@ -59,8 +60,17 @@ class RecordConfig:
     decisions: int = 0
     after_success: int = -1
     tasks: dict[str, float] = field(default_factory=dict)
+    conditions: dict[str, float] = field(default_factory=dict)
     behaviours: dict[str, float] = field(
-        default_factory=lambda: {"expert": 0.15, "noisy_expert": 0.5, "attracted": 0.2, "random": 0.15}
+        default_factory=lambda: {
+            "expert": 0.1,
+            "noisy_expert": 0.3,
+            "recovery": 0.25,
+            "mixed": 0.1,
+            "attracted": 0.1,
+            "random": 0.05,
+            "still": 0.1,
+        }
     )
     noise: float = 0.2
     keep: Literal["all", "successes"] = "all"
@@ -81,7 +91,7 @@ class RecordConfig:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         check_initial_states(self.first_initial_state, self.episodes)
         _numbers(self.initial_states)
-        for name in ("tasks", "behaviours"):
+        for name in ("tasks", "conditions", "behaviours"):
             weights = getattr(self, name)
             if weights and (min(weights.values()) < 0 or not 0 < sum(weights.values()) < float("inf")):
                 raise ValueError(f"{name} needs weights >= 0 with a positive sum, got {dict(weights)}")
@@ -105,6 +115,13 @@ class EpisodePlan:
     task: str
     behaviour: str
     initial_state: int
+    condition: str = ""
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """Options of the simulator's reset."""
+        named = {"condition": self.condition} if self.condition else {}
+        return {"initial_state": self.initial_state, "task": self.task, **named}
 
     def again(self, attempt: int) -> EpisodePlan:
         """The plan of the attempt of that number, 0 being the first; later ones are disturbed."""
@@ -122,8 +139,12 @@ def plan_episodes(config: RecordConfig, env: Any) -> list[EpisodePlan]:
         env: the simulator, for its tasks and their initial states.
 
     Raises:
-        ValueError: unknown tasks, or initial states that a task does not have.
+        ValueError: unknown tasks or conditions, or initial states that a task does not have.
     """
+    known_conditions = getattr(env, "conditions", {})
+    for name in config.conditions:
+        if name not in known_conditions:
+            raise ValueError(f"{config.simulator} has no condition {name!r}; {did_you_mean(name, known_conditions)}")
     tasks = _tasks(config.tasks or getattr(env, "task_mixture", {}), env.tasks())
     states = {task: _states(config, env, task) for task in tasks}
     names, plans = list(tasks), []
@@ -133,7 +154,8 @@ def plan_episodes(config: RecordConfig, env: Any) -> list[EpisodePlan]:
         behaviour, seed = _draw(rng, config.behaviours), int(rng.integers(2**31))
         turn, known = number // len(names) if config.per_task else number, states[task]
         state = config.first_initial_state + number if known is None else known[turn % len(known)]
-        plans.append(EpisodePlan(number, seed, task, behaviour, state))
+        condition = _draw(rng, config.conditions) if config.conditions else ""
+        plans.append(EpisodePlan(number, seed, task, behaviour, state, condition))
     return plans
 
 

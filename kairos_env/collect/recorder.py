@@ -49,7 +49,7 @@ def record_episode(env: Any, plan: EpisodePlan, config: RecordConfig) -> Episode
         config: its length, and what behaviours need.
     """
     rng = np.random.default_rng([plan.seed, 1])
-    raw, info = env.reset(seed=plan.seed, options={"initial_state": plan.initial_state, "task": plan.task})
+    raw, info = env.reset(seed=plan.seed, options=plan.start)
     tasks = tuple(info.get("task_success", (plan.task,)))
     behaviour = make_behaviour(plan.behaviour, env, plan.task, rng, config.noise, config.model, config.device)
     teaches, has_states = hasattr(env, "expert_action"), config.layout == "libero"
@@ -92,6 +92,7 @@ def record_episode(env: Any, plan: EpisodePlan, config: RecordConfig) -> Episode
         source=plan.behaviour,
         seed=plan.seed,
         initial_state=plan.initial_state,
+        condition=plan.condition,
         labels=labels,
         label_tasks=tasks,
     )
@@ -233,6 +234,8 @@ def _record_part(plan: EpisodePlan) -> dict[str, Any]:
             break
     kept = success or config.keep == "all"
     row = {"task": now.task, "behaviour": now.behaviour, "initial_state": now.initial_state, "seed": now.seed}
+    if now.condition:
+        row["condition"] = now.condition
     return row | {"attempts": attempt + 1, "success": success, "kept": kept, "decisions": len(episode)}
 
 

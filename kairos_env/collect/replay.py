@@ -99,12 +99,13 @@ def read_demonstrations(path: str | Path) -> Iterator[Demonstration]:
                 "recorded: only recordings of `kairos record` can be replayed"
             )
         task = f"{metadata.get('benchmark', 'libero')}/{suite}/{episode.task}" if suite else episode.task
+        named = {"condition": episode.condition} if episode.condition else {}
         yield Demonstration(
             name,
             config.get("simulator", LIBERO),
             config.get("options", {}),
             recording.spec,
-            {"task": task, "initial_state": episode.initial_state},
+            {"task": task, "initial_state": episode.initial_state, **named},
             episode.seed,
             episode.actions,
             episode.proprio[:, hand] if hand else np.zeros((0, 3)),

@@ -61,12 +61,15 @@ class Simulator(gym.Env[dict[str, Array], Array]):
         task: name of the present task.
         max_episode_steps: decisions until an episode is truncated.
         reset_options: names that ``reset(options=...)`` takes.
+        conditions: name of every condition that ``reset(options={"condition": ...})`` takes -> what it is: how
+            episodes look and begin beside their initial state; empty: there is one only, and no such option.
         task_mixture: weights of the tasks, or of patterns of their names, in a recording that names none; empty: all
             tasks alike.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 - Gymnasium declares it so
     reset_options: ClassVar[tuple[str, ...]] = ("task", "initial_state")
+    conditions: ClassVar[Mapping[str, str]] = {}
     task_mixture: ClassVar[Mapping[str, float]] = {}
     max_episode_steps: int
     task: str

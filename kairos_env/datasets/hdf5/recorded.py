@@ -5,7 +5,7 @@ One file::
     data                         attrs: total (decisions in the file), env_args (json), robot_spec (json),
                                         metadata (json), kairos_format
     data/demo_<i>                attrs: num_samples (T), task, instruction, source, seed, initial_state,
-                                        label_tasks (json list)
+                                        condition, label_tasks (json list)
     data/demo_<i>/actions        (T, A) float32, physical units
     data/demo_<i>/rewards        (T,) float32
     data/demo_<i>/dones          (T,) int64, 1 on the last decision only: recording goes on after success
@@ -90,7 +90,7 @@ class EpisodeWriter(NewFile):
             raise BrokenEpisode(f"cannot write {name!r} to {self.path}: {problem}")
         group = data.create_group(name)
         group.attrs["num_samples"] = len(episode)
-        for key in ("task", "instruction", "source", "seed", "initial_state"):
+        for key in ("task", "instruction", "source", "seed", "initial_state", "condition"):
             group.attrs[key] = getattr(episode, key)
         group.attrs["label_tasks"] = json.dumps(list(episode.label_tasks))
         dones = np.zeros(len(episode), np.int64)
@@ -147,6 +147,7 @@ class EpisodeFile(Hdf5Episodes):
             source=str(attrs.get("source", "")),
             seed=int(attrs.get("seed", -1)),
             initial_state=stored_initial_state(attrs),
+            condition=str(attrs.get("condition", "")),
             label_tasks=tuple(json.loads(attrs.get("label_tasks", "[]"))),
         )
 

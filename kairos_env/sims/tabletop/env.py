@@ -15,6 +15,7 @@ from kairos_env.records import Array, Camera, Field, RobotSpec
 from kairos_env.runs import did_you_mean
 from kairos_env.sims.reward import RewardForm, step_reward
 from kairos_env.sims.simulator import Simulator, StepResult, as_initial_state
+from kairos_env.sims.tabletop.conditions import CONDITIONS, PLAIN_SQUARE, Appearance, Condition, check_condition
 from kairos_env.sims.tabletop.tasks import CUBE_REST_HEIGHT, INTEREST, TASKS, TaskState, measure
 from kairos_env.sims.vector import SimulatorVectorEnv
 
@@ -25,7 +26,6 @@ CAMERAS = ("scene", "wrist")
 
 _STEP = 0.05  # largest displacement of one decision along an axis [m]
 _CUBE_CENTRE = np.array([-0.04, 0.0])
-_CUBE_SPREAD = 0.08
 _GOAL_CENTRE = np.array([0.13, 0.0])
 _GOAL_SPREAD = 0.03
 _GOAL_MIN_DISTANCE = 0.08
@@ -70,6 +70,10 @@ def check_task(task: str) -> str:
     return task
 
 
+def _condition(wanted: str | Condition) -> Condition:
+    return wanted if isinstance(wanted, Condition) else CONDITIONS[check_condition(wanted)]
+
+
 class RobosuiteEnv(Simulator):
     """A Panda, a red cube and a green disc on a table; one step is one decision of 0.2 s.
 
@@ -85,9 +89,13 @@ class RobosuiteEnv(Simulator):
         observe_images: False leaves the images out of the observation and draws nothing.
         render_size: height and width of the frames of `render` [pixels].
         reward: what a decision earns, see `kairos_env.sims.reward`; ``task_rewards`` are dense whatever it is.
+        condition: how episodes look and begin: a name of `CONDITIONS`, or a `Condition` such as
+            ``Condition("some variation", variation=0.5)``. The option ``condition`` of `reset` goes before it.
     """
 
-    task_mixture = {"reach": 0.2, "push": 0.5, "lift": 0.3}  # noqa: RUF012 - read only
+    reset_options = (*Simulator.reset_options, "condition")
+    conditions = {name: condition.meaning for name, condition in CONDITIONS.items()}  # noqa: RUF012 - read only
+    task_mixture = {"reach": 0.15, "push": 0.35, "lift": 0.25, "place": 0.25}  # noqa: RUF012 - read only
 
     def __init__(
         self,
@@ -99,6 +107,7 @@ class RobosuiteEnv(Simulator):
         observe_images: bool = True,
         render_size: int = 256,
         reward: RewardForm = "shaped",
+        condition: str | Condition = "plain",
     ) -> None:
         super().__init__(make_spec(cameras, image_size), render_mode, observe_images, reward)
         if max_episode_steps < 1:
@@ -106,6 +115,7 @@ class RobosuiteEnv(Simulator):
         self.task = check_task(task)
         self.max_episode_steps = max_episode_steps
         self.render_size = render_size
+        self.condition = _condition(condition)
 
         from kairos_env.sims.tabletop.scene import build_scene
 
@@ -119,6 +129,7 @@ class RobosuiteEnv(Simulator):
         self._data = mujoco.MjData(scene.model)
         self._arm = Arm(scene, self._data)
         self._renderer: Any = None
+        self._appearance = Appearance()
         self._seed = -1
         self._initial_state = -1
         self._steps = 0
@@ -158,13 +169,13 @@ class RobosuiteEnv(Simulator):
         )
 
     def get_state(self) -> dict[str, Array]:
-        """The exact state: ``physics`` float64 and ``episode`` int64 (step, seed, initial state, task)."""
+        """The exact state: ``physics``, ``appearance``, and ``episode`` (step, seed, initial state, task)."""
         self.require_open()
         kind = self._mujoco.mjtState.mjSTATE_INTEGRATION.value
         physics = np.empty(self._mujoco.mj_stateSize(self._scene.model, kind))
         self._mujoco.mj_getState(self._scene.model, self._data, physics, kind)
         episode = np.array([self._steps, self._seed, self._initial_state, list(TASKS).index(self.task)], np.int64)
-        return {"physics": physics, "episode": episode}
+        return {"physics": physics, "episode": episode, "appearance": self._appearance.to_array()}
 
     def set_state(self, state: Mapping[str, Array]) -> None:
         """Restores a state of `get_state`; the same actions then give bit-identical trajectories."""
@@ -178,22 +189,30 @@ class RobosuiteEnv(Simulator):
             )
         self._steps, self._seed, self._initial_state, task = (int(x) for x in state["episode"])
         self.task = list(TASKS)[task]
+        self._show(Appearance.from_array(state["appearance"]))
         # The forward pass derives positions but overwrites the solver's warm start, which is part of the state.
         mujoco.mj_setState(model, data, physics, kind)
         mujoco.mj_forward(model, data)
         mujoco.mj_setState(model, data, physics, kind)
 
-    def _place(self, initial_state: int) -> None:
-        """Puts cube, disc and arm at the start that the id stands for."""
+    def _show(self, appearance: Appearance) -> None:
+        """The scene looks so from the next forward pass on."""
+        self._appearance = appearance
+        self._scene.paint(appearance)
+
+    def _place(self, initial_state: int, condition: Condition) -> None:
+        """Puts cube, disc and arm at the start that the id stands for, in a scene that looks as it says."""
         from kairos_env.sims.tabletop.scene import ORIGIN
 
+        self._show(condition.appearance(initial_state))
         rng = np.random.default_rng([_STATE_STREAM, initial_state])
-        cube = _CUBE_CENTRE + rng.uniform(-_CUBE_SPREAD, _CUBE_SPREAD, 2)
+        wider = condition.square / PLAIN_SQUARE
+        cube = _CUBE_CENTRE + condition.draw_cube(rng)
         yaw = rng.uniform(-np.pi, np.pi)
-        goal = _GOAL_CENTRE + rng.uniform(-_GOAL_SPREAD, _GOAL_SPREAD, 2)
+        goal = _GOAL_CENTRE + rng.uniform(-_GOAL_SPREAD, _GOAL_SPREAD, 2) * wider
         while np.linalg.norm(goal - cube) < _GOAL_MIN_DISTANCE:
-            cube = _CUBE_CENTRE + rng.uniform(-_CUBE_SPREAD, _CUBE_SPREAD, 2)
-        eef = _EEF_CENTRE + rng.uniform(-_EEF_SPREAD, _EEF_SPREAD)
+            cube = _CUBE_CENTRE + condition.draw_cube(rng)
+        eef = _EEF_CENTRE + rng.uniform(-_EEF_SPREAD, _EEF_SPREAD) * wider
         opening = 0.08 if rng.random() < 0.75 else rng.uniform(0.0, 0.08)
 
         mujoco, scene, data = self._mujoco, self._scene, self._data
@@ -214,7 +233,8 @@ class RobosuiteEnv(Simulator):
 
         Args:
             seed: seeds the draw of the initial state.
-            options: ``initial_state`` (int >= 0; the start is a function of it alone) and ``task``.
+            options: ``initial_state`` (int >= 0), ``task`` and ``condition``. The start is a function of the first and
+                the last alone.
         """
         super().reset(seed=seed)
         self.require_open()
@@ -224,7 +244,7 @@ class RobosuiteEnv(Simulator):
         if seed is not None:
             self._seed = int(seed)
         self.task, self._initial_state, self._steps = task, drawn, 0
-        self._place(drawn)
+        self._place(drawn, _condition(options.get("condition", self.condition)))
         return self.observe(), self._info(*measure(self.state))
 
     def step(self, action: Array) -> StepResult:
@@ -302,7 +322,7 @@ class RobosuiteEnv(Simulator):
             self._renderer = OffscreenRenderer(self._scene.model, largest)
         from kairos_env.sims.tabletop.scene import camera_view
 
-        view = camera_view(self._scene, camera)
+        view = camera_view(self._scene, camera, self._appearance)
         return self._renderer.render(self._data, view, size, size, show_unseen=show_unseen)
 
     def render(self) -> Array | None:  # type: ignore[override]

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from kairos_env.extras import require
+from kairos_env.records import Array
 from kairos_env.sims.rendering import UNSEEN_GROUP, VISIBLE_GROUP
+from kairos_env.sims.tabletop.conditions import Appearance
 from kairos_env.sims.tabletop.tasks import CUBE_REST_HEIGHT, PUSH_RADIUS
 
 TABLE_HEIGHT = 0.8
@@ -27,9 +29,6 @@ FIELD_OF_VIEW = 25.0
 """Vertical opening of the scene camera [degrees]: a long lens keeps the cube's size nearly constant."""
 
 _UNDRAWN_GROUP = 5  # geom group
-_TABLE_RGBA = "0.36 0.42 0.50 1"
-_DISC_RGBA = "0.10 0.62 0.25 1"
-_CUBE_RGBA = (0.85, 0.05, 0.05, 1.0)
 
 # The mount and the foot of the arm stand outside the picture and are left undrawn.
 _UNDRAWN_BODIES = (
@@ -56,6 +55,18 @@ class Scene:
     cube_qpos: int
     finger_qpos: tuple[int, int]
     disc_mocap: int
+    painted: tuple[int, int, int]
+    lights: tuple[Array, Array]
+
+    def paint(self, appearance: Appearance) -> None:
+        """Gives table, cube, disc and light their looks of an episode; the next forward pass turns the lamp."""
+        model, head = self.model, self.model.vis.headlight
+        for geom, colour in zip(self.painted, (appearance.table, appearance.cube, appearance.disc), strict=True):
+            model.geom_rgba[geom, :3] = np.clip(colour, 0.0, 1.0)
+        levels, directions = self.lights
+        head.ambient[:], head.diffuse[:], head.specular[:] = levels[:3] * appearance.light
+        model.light_diffuse[0], model.light_specular[0] = levels[3:] * appearance.light
+        model.light_dir[0] = directions + [*appearance.lamp, 0.0]
 
 
 def _import_parts() -> tuple[Any, ...]:
@@ -95,7 +106,6 @@ def _draw(arena: Any) -> None:
     for geom in arena.worldbody.iter("geom"):
         if geom.get("name") == "table_visual":
             geom.attrib.pop("material", None)
-            geom.set("rgba", _TABLE_RGBA)
             geom.set("size", " ".join(["1", "1", geom.get("size").split()[2]]))  # fills the background
     disc = ElementTree.SubElement(
         arena.worldbody, "body", {"name": "goal_disc", "mocap": "true", "pos": f"0.14 0 {TABLE_HEIGHT}"}
@@ -109,7 +119,6 @@ def _draw(arena: Any) -> None:
             "type": "ellipsoid",
             "size": f"{PUSH_RADIUS / 0.8} {PUSH_RADIUS / 0.8} 0.002",
             "pos": "0 0 -0.0012",
-            "rgba": _DISC_RGBA,
             "contype": "0",
             "conaffinity": "0",
             "group": "1",
@@ -134,7 +143,7 @@ def build_scene() -> Scene:
     arena = table_arena(table_full_size=table_size, table_offset=(0, 0, TABLE_HEIGHT))
     arena.set_origin([0, 0, 0])
     _draw(arena)
-    cube = box_object(name="cube", size=[CUBE_REST_HEIGHT] * 3, rgba=list(_CUBE_RGBA), density=1000.0)
+    cube = box_object(name="cube", size=[CUBE_REST_HEIGHT] * 3, density=1000.0)
     task = manipulation_task(mujoco_arena=arena, mujoco_robots=[robot], mujoco_objects=[cube])
     model = task.get_model(mode="mujoco")
     model.vis.global_.fovy = FIELD_OF_VIEW
@@ -170,10 +179,19 @@ def build_scene() -> Scene:
         cube_qpos=joint_qpos("cube_joint0"),
         finger_qpos=(joint_qpos("gripper0_right_finger_joint1"), joint_qpos("gripper0_right_finger_joint2")),
         disc_mocap=int(model.body_mocapid[index("BODY", "goal_disc")]),
+        painted=(index("GEOM", "table_visual"), index("GEOM", "cube_g0_vis"), index("GEOM", "goal_disc_visual")),
+        lights=_lights(model),
     )
 
 
-def camera_view(scene: Scene, name: str) -> Any:
+def _lights(model: Any) -> tuple[Array, Array]:
+    """Of the plain scene: the levels of all light (5, 3), see `Scene.paint`, and the direction of the lamp (3,)."""
+    head = model.vis.headlight
+    levels = [head.ambient, head.diffuse, head.specular, model.light_diffuse[0], model.light_specular[0]]
+    return np.array(levels), np.array(model.light_dir[0])
+
+
+def camera_view(scene: Scene, name: str, appearance: Appearance) -> Any:
     """The ``mujoco.MjvCamera`` of camera ``"scene"`` (in front, looking at the robot) or ``"wrist"``."""
     import mujoco
 
@@ -183,8 +201,7 @@ def camera_view(scene: Scene, name: str) -> Any:
         camera.fixedcamid = mujoco.mj_name2id(scene.model, mujoco.mjtObj.mjOBJ_CAMERA, "robot0_eye_in_hand")
         return camera
     camera.type = mujoco.mjtCamera.mjCAMERA_FREE
-    camera.lookat[:] = ORIGIN + [0.0, 0.0, 0.095]
-    camera.distance = 1.0
-    camera.azimuth = 180.0
-    camera.elevation = -36.0
+    camera.lookat[:] = ORIGIN + appearance.lookat
+    camera.distance, camera.azimuth = appearance.distance, appearance.azimuth
+    camera.elevation = appearance.elevation
     return camera

@@ -275,7 +275,7 @@ def test_bad_actions_move_nothing(blind: RobosuiteEnv, action: object, message: 
 def test_misuse_is_reported(blind: RobosuiteEnv) -> None:
     for options, message in (
         ({"task": "juggle"}, "juggle"),
-        ({"goal": 1}, "unknown reset option .goal.; legal: task, initial_state"),
+        ({"goal": 1}, "unknown reset option .goal.; legal: task, initial_state, condition"),
         ({"initial_state_id": 1}, "the reset option 'initial_state_id' is called 'initial_state' now"),
         ({"initial_state": 1.5}, "initial_state=1.5: give an integer"),
         ({"initial_state": -3}, ">= 0"),
