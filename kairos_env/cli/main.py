@@ -130,6 +130,16 @@ COMMANDS: Mapping[str, Command | Group] = {
         # threads that wait sleep: spinning on a busy machine was measured to cost four times the processor time
         {"OMP_WAIT_POLICY": "PASSIVE"},
     ),
+    "train-report": Command(
+        "curves, validation and film strips of a training run as one page, also while it runs",
+        "kairos train-report runs/tiny\nkairos train-report runs/tiny/model",
+        "training_report:report",
+    ),
+    "card": Command(
+        "the card of a trained model: data, recipe, time, validation, and what evaluations measured",
+        "kairos card runs/tiny/model\nkairos card runs/tiny/model --measured runs/closed-loop,runs/imagination",
+        "training_report:card",
+    ),
     "generate": Command(
         "generate video clips with a 4B model from a prompt, an image or a file of jobs",
         "kairos generate --model models/4b-robot --prompt 'the robot opens the drawer' --seed 1\n"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict, dataclass, field
 
 from kairos_env.cli.options import Fields
+from kairos_env.eval.report.training import training_text, write_training_page
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import DataConfig, instructions, load_mixture
 from kairos_env.training.launch import LaunchConfig
@@ -31,7 +31,8 @@ def run(config: Fields[TrainRun], launch: Fields[LaunchConfig], show: bool = Fal
         return 0
     data = load_mixture(config.data)
     tasks = instructions(data.episodes)
-    folder = train(config, data.episodes, data.spec, tasks, data.odds, print, data.pictures, launch)
-    minutes = time.process_time() / 60
-    print(f"finished: {folder} ({minutes:.0f} minutes of processor time)\ntry it:   kairos demo --model {folder}")
+    folder = train(
+        config, data.episodes, data.spec, tasks, data.odds, print, data.pictures, launch, write_training_page
+    )
+    print(f"{training_text(config.out)}\n\nfinished: {folder}\ntry it:   kairos demo --model {folder}")
     return 0

@@ -49,20 +49,22 @@ def open_training(folder: Path, config: Mapping[str, Any], launch: LaunchConfig,
             cannot help.
     """
     record = {"launch": dataclasses.asdict(launch), **facts}
-    before, now = stored_config(folder), json.loads(json.dumps(config))
-    different = [key for key in before | now if before.get(key) != now.get(key)] if before else []
+    now = json.loads(json.dumps(config))
+    before, after = _flat(stored_config(folder)), _flat(now)
+    different = sorted(key for key in before | after if before.get(key) != after.get(key)) if before else []
+    fixed = [key for key in different if key.partition(".")[0] in FIXED]
     if different and launch.change:
-        if fixed := sorted(set(different) & set(FIXED)):
+        if fixed:
             raise ConfigMismatch(
                 f"{folder} cannot change {', '.join(fixed)} while it goes on; begin another run with `init`, from "
                 f"{folder}/model or one of {folder}/snapshots"
             )
-        record["changed"] = {key: [before.get(key), now.get(key)] for key in different}
+        record["changed"] = {key: [before.get(key), after.get(key)] for key in different}
         write_json(folder / "config.json", now)
     try:
         open_run(folder, config, record)
     except ConfigMismatch as error:
-        can = "" if set(different) & set(FIXED) else "; or go on under the new one: --change"
+        can = "" if fixed else "\nor go on under the new one: --change"
         raise ConfigMismatch(f"{error}{can}") from None
 
 
@@ -73,3 +75,11 @@ def stored_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import torch
 from kairos_env.records import Episode, Observation, RobotSpec
 from kairos_env.runs import ConfigMismatch, WriteLock, atomic_write, write_json
 from kairos_env.training.batches import Clips, check_encoder
+from kairos_env.training.card import write_card
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import split
 from kairos_env.training.launch import LaunchConfig, open_training
 from kairos_env.training.log import TrainingLog, open_trackers
+from kairos_env.training.summary import read_summary, write_summary
 from kairos_env.training.tokenizer import train_tokenizer
 from kairos_env.training.transfer import initialise_from
 from kairos_env.training.validation import Validation
@@ -35,6 +38,7 @@ def train(
     say: Callable[[str], None] = lambda text: None,
     pictures: Callable[[int], Episode] | None = None,
     launch: LaunchConfig | None = None,
+    report: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
     """Runs both stages and writes the finished model to ``<out>/model``.
 
@@ -47,6 +51,7 @@ def train(
             data do not teach.
         pictures: number of a held-out episode -> the same with pictures, for ``episodes`` that have latents instead.
         launch: options of this launch alone.
+        report: is called with the run's folder after each validation and at the end, to draw it.
 
     Raises:
         ValueError: too few episodes, a folder of another run, or latents of another model.
@@ -81,31 +86,47 @@ def train(
             checks = Validation(model, validation, config, folder / "strips")
             hooks: list[ModelHook] = [(config.sample_every, checks.measure)]
             if launch.snapshot_every:
-                hooks.append((launch.snapshot_every, _snapshots(folder / "snapshots", starts, config)))
+                hooks.append((launch.snapshot_every, _snapshots(folder, starts, config)))
+            hooks.append((config.sample_every, _reports(report, folder)))
             train_world_action(model, clips, config, log, hooks, say)
-        _write_model(model, starts, config, folder / "model")
+        _write_model(model, starts, config, folder, folder / "model")
+        report(folder)
     return folder / "model"
 
 
 def _snapshots(
-    folder: Path, starts: Sequence[Observation], config: TrainConfig
+    run: Path, starts: Sequence[Observation], config: TrainConfig
 ) -> Callable[[WorldModel, int], Mapping[str, float]]:
-    """A hook that keeps the model as it is as a whole folder ``step_<number>``."""
+    """A hook that keeps the model as it is as a whole folder ``snapshots/step_<number>`` of the run."""
 
     def snapshot(model: WorldModel, step: int) -> Mapping[str, float]:
-        with atomic_write(folder / f"step_{step:06d}") as part:
-            _write_model(model, starts, config, part)
+        _write_model(model, starts, config, run, run / "snapshots" / f"step_{step:06d}")
         return {}
 
     return snapshot
 
 
-def _write_model(model: WorldModel, starts: Sequence[Observation], config: TrainConfig, folder: Path) -> None:
-    """Writes a model folder with those of the starts that have every camera."""
+def _reports(report: Callable[[Path], object], run: Path) -> Callable[[WorldModel, int], Mapping[str, float]]:
+    """A hook that draws the run as far as it is."""
+
+    def draw(model: WorldModel, step: int) -> Mapping[str, float]:
+        report(run)
+        return {}
+
+    return draw
+
+
+def _write_model(
+    model: WorldModel, starts: Sequence[Observation], config: TrainConfig, run: Path, folder: Path
+) -> None:
+    """Writes a model folder, whole or not at all: those of the starts that have every camera, log and card with it."""
     whole = [start for start in starts if len(start.images) == len(model.spec.cameras)]
     finished = WorldModel(model.config, model.spec, model.tasks, model.statistics, whole)
     finished.load_state_dict(model.state_dict())
-    finished.save_pretrained(folder, getattr(torch, config.weights))
+    with atomic_write(folder) as part:
+        finished.save_pretrained(part, getattr(torch, config.weights))
+        write_summary(read_summary(run), part)
+        write_card(part, run.resolve().name)
 
 
 def _encoding_model(
@@ -141,8 +162,14 @@ def _encoding_model(
 
 
 def _require_same_data(folder: Path, episodes: Sequence[Episode]) -> None:
-    """Raises `ConfigMismatch` if the run began with other data, by numbers of episodes and decisions."""
-    path, now = folder / "data.json", {"episodes": len(episodes), "decisions": sum(map(len, episodes))}
+    """Raises `ConfigMismatch` if the run began with other data, by numbers of episodes, tasks and behaviours."""
+    path = folder / "data.json"
+    now = {
+        "episodes": len(episodes),
+        "decisions": sum(map(len, episodes)),
+        "behaviours": dict(sorted(Counter(episode.source for episode in episodes).items())),
+        "tasks": dict(sorted(Counter(episode.task for episode in episodes).items())),
+    }
     before = json.loads(path.read_text()) if path.exists() else now
     if before != now:
         raise ConfigMismatch(f"{folder} was trained on {before}, but now there are {now}: choose another `out`")

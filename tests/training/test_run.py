@@ -92,7 +92,7 @@ def test_same_folder_other_configuration_is_refused_unless_the_change_is_asked_f
     assert [row["step"] for row in curve(tmp_path, "model") if "lr" in row] == [0, 1, 2, 3]
     assert json.loads((tmp_path / "config.json").read_text())["model"]["lr"] == 1e-3
     last = json.loads((tmp_path / "launches.jsonl").read_text().splitlines()[-1])
-    assert [values["steps"] for values in last["changed"]["model"]] == [2, 4]
+    assert last["changed"] == {"model.lr": [2e-3, 1e-3], "model.steps": [2, 4]}
     assert curve(tmp_path, "tokenizer")[-1]["step"] == 1  # nothing of stage 1 came again
 
 

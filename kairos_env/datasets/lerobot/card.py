@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kairos_env.datasets.card import field_table, hub_header
 from kairos_env.datasets.lerobot.files import VERSION
 from kairos_env.records import RobotSpec
 
@@ -21,9 +22,9 @@ def dataset_card(
     Args:
         models: names and checksums of the weights of the models that imagined the episodes; None: recorded ones.
     """
-    lines = ["---", "task_categories:", "- robotics", "tags:", "- LeRobot", "- kairos"]
-    lines += ["- imagined"] if models is not None else []
-    lines += ["configs:", "- config_name: default", "  data_files: data/*/*.parquet", "---", ""]
+    tags = ["LeRobot", "kairos", *(["imagined"] if models is not None else [])]
+    files = ["config_name: default\n  data_files: data/*/*.parquet"]
+    lines = hub_header({"task_categories": ["robotics"], "tags": tags, "configs": files})
     lines += [f"# {'Imagined' if models is not None else 'Recorded'} episodes of {spec.name}", ""]
     if models is not None:
         lines += [
@@ -41,12 +42,10 @@ def dataset_card(
         f"{VERSION}. An episode of T decisions has T + 1",
         "frames; the last one only shows where it ended and repeats the last action.",
         "",
-        "| | field | unit | range |",
-        "|---|---|---|---|",
+        *field_table(spec),
+        "",
+        "Tasks:",
+        "",
     ]
-    for part, fields in (("state", spec.proprio), ("action", spec.action)):
-        lines += [f"| {part} | {f.name} | {f.unit} | {f.low:g} to {f.high:g} |" for f in fields]
-    cameras = ", ".join(f"{c.name} ({c.height} x {c.width})" for c in spec.cameras)
-    lines += ["", f"Cameras: {cameras or 'none'}. Tasks:", ""]
     lines += [f"- {task or '(none given)'}" for task in tasks]
     return "\n".join(lines) + "\n"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kairos_env.eval.report.chart import HEIGHT, WIDTH, Chart
 from kairos_env.eval.report.text import format_table
 from kairos_env.eval.statistics import Interval
 from kairos_env.runs import describe_machine
@@ -34,7 +35,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: a heading, then whatever it has of a table, notes and figures.
+    """A part of a page: a heading, then whatever it has of a table, charts, notes and figures.
 
     Args:
         title: text; "" for none.
@@ -44,6 +45,7 @@ class Section:
         bold: numbers of lines that stand out.
         notes: paragraphs.
         figures: pictures.
+        charts: curves, beside each other.
         page_only: left out of texts.
     """
 
@@ -54,12 +56,13 @@ class Section:
     bold: Sequence[int] = ()
     notes: Sequence[str] = ()
     figures: Sequence[Figure] = ()
+    charts: Sequence[Chart] = ()
     page_only: bool = False
 
 
 def render_page(title: str, sections: Sequence[Section], note: str = "") -> str:
     """The page, with a note under its title."""
-    return _template().render(title=title, sections=sections, note=note)
+    return _template().render(title=title, sections=sections, note=note, width=WIDTH, height=HEIGHT)
 
 
 def text_of(sections: Sequence[Section]) -> str:
@@ -94,17 +97,19 @@ def html_page(
         notes: paragraphs below the tables.
         videos: caption of a picture -> address of its film, relative to the page.
     """
-    machine = describe_machine()
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    where = f"{machine['time']} · {machine['processor']}, {machine['cores']} cores · {versions}"
-    if machine["commit"]:
-        where += f" · commit {machine['commit'][:12]}"
     sections = [Section(caption, 2, header=header, lines=lines) for caption, (header, lines) in tables.items()]
     films = videos or {}
     figures = [
         Figure(caption, data_address(png, "png"), films.get(caption, "")) for caption, png in (pictures or {}).items()
     ]
-    return render_page(title, [*sections, Section(notes=notes, figures=figures)], where)
+    return render_page(title, [*sections, Section(notes=notes, figures=figures)], machine_note(describe_machine()))
+
+
+def machine_note(machine: Mapping[str, Any]) -> str:
+    """What `describe_machine` found, in one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    where = f"{machine['time']} · {machine['processor']}, {machine['cores']} cores · {versions}"
+    return f"{where} · commit {machine['commit'][:12]}" if machine["commit"] else where
 
 
 def bar(rate: Interval) -> Cell:

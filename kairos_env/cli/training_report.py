@@ -1,0 +1,37 @@
+"""`kairos train-report` and `kairos card`: what a training did, as a page and as a model's card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kairos_env.cli.options import Positional
+
+
+def report(run: Positional[Path]) -> int:
+    """Writes the page of a training run.
+
+    Args:
+        run: folder of `kairos train`, finished or not, or of a model that brought its log.
+    """
+    from kairos_env.eval.report.training import training_text, write_training_page
+
+    page = write_training_page(run)
+    print(f"{training_text(run)}\n\nwritten to {page}")
+    return 0
+
+
+def card(model: Positional[Path], measured: tuple[Path, ...] = (), name: str = "") -> int:
+    """Writes the card of a trained model anew.
+
+    Args:
+        model: its folder.
+        measured: folders of `kairos eval closed-loop` and `imagination` whose tables it gets.
+        name: of the model; by default that of its folder.
+    """
+    from kairos_env.eval.report.measured import add_to_card
+    from kairos_env.training.card import write_card
+
+    for run in measured:
+        print(f"{run}: {add_to_card(model, run)}")
+    print(f"written to {write_card(model, name)}")
+    return 0

@@ -1,0 +1,98 @@
+"""What evaluations found of a model, as tables for its card."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kairos_env.eval.report.task_rates import HEADER, rate_lines, task_rates
+from kairos_env.eval.rows import read_rows, results_files
+from kairos_env.eval.statistics import Interval
+from kairos_env.policies.make import model_digest
+from kairos_env.runs import read_jsonl
+from kairos_env.training.card import Measurement, add_measurement
+
+_SHOWN = {
+    "PSNR, dB": "imagined/psnr",
+    "… of a copy of the first frame": "copy/psnr",
+    "gripper error, cm": "imagined/gripper_cm",
+    "object error, cm": "imagined/cube_cm",
+    "… if it does not move": "still/cube_cm",
+    "object seen by the reader": "imagined/cube_there",
+}
+
+
+def add_to_card(model: str | Path, run: str | Path) -> str:
+    """Puts the table of an evaluation into a model's ``measured.json``; returns its kind.
+
+    Args:
+        model: folder.
+        run: folder of `kairos eval closed-loop` or `imagination`.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: it evaluated other weights.
+    """
+    run = Path(run)
+    kinds: dict[str, tuple[bool, Callable[[Path, str], Measurement]]] = {
+        "closed_loop": (bool(results_files(run)), _closed_loop),
+        "imagination": ((run / "imagination.json").exists(), _imagination),
+    }
+    for kind, (there, read) in kinds.items():
+        if there:
+            add_measurement(model, kind, read(run, model_digest(str(model))))
+            return kind
+    raise FileNotFoundError(f"{run} is no folder of `kairos eval closed-loop` or `kairos eval imagination`")
+
+
+def _closed_loop(run: Path, digest: str) -> Measurement:
+    rows = read_rows(run)
+    _require(run, digest, {row.extra.get("model", "").split()[-1] for row in rows if row.extra.get("model")})
+    bar = HEADER.index("")
+    lines = [[str(cell) for i, cell in enumerate(line) if i != bar] for line in rate_lines(task_rates(rows))]
+    simulators = ", ".join(sorted({row.job.simulator for row in rows}))
+    header = [name for name in HEADER if name]
+    return Measurement(f"Success in {simulators}", header, lines, ["95 % intervals (Wilson)."], **_origin(run))
+
+
+def _imagination(run: Path, digest: str) -> Measurement:
+    found = json.loads((run / "imagination.json").read_text())
+    _require(run, digest, {json.loads((run / "config.json").read_text())["model_digest"]})
+    lines = []
+    for title, key in _SHOWN.items():
+        cells = [_cell(found["summary"].get(key, {}).get(str(horizon))) for horizon in found["horizons"]]
+        if set(cells) != {"–"}:
+            lines.append([title, *cells])
+    header = ["", *(f"{horizon} decisions" for horizon in found["horizons"])]
+    notes = [f"{len(found['episodes'])} held-out episodes; means with 95 % intervals (bootstrap)."]
+    return Measurement("Imagined beside real, under the same actions", header, lines, notes, **_origin(run))
+
+
+def _cell(interval: dict[str, Any] | None) -> str:
+    values = {key: math.nan if value is None else value for key, value in (interval or {}).items()}
+    return Interval(**values).format(2) if values else "–"
+
+
+def _require(run: Path, digest: str, theirs: set[str]) -> None:
+    """Raises ValueError unless a run evaluated the weights with this digest, and no others."""
+    if theirs and theirs != {digest}:
+        raise ValueError(f"{run} evaluated the weights {', '.join(sorted(theirs))}, but the model's are {digest}")
+
+
+def _origin(run: Path) -> dict[str, str]:
+    """Command, versions and commit of a run's last launch."""
+    launches = read_jsonl(run / "launches.jsonl")
+    if not launches:
+        return {}
+    last = launches[-1]
+    program, *words = last["command"]
+    where = [f"kairos-env {last['versions'].get('kairos-env', '')}", last["time"]]
+    where += [f"commit {last['commit'][:12]}"] if last.get("commit") else []
+    return {
+        "command": shlex.join(["kairos" if program == "__main__.py" else program, *words]),
+        "versions": ", ".join(where),
+    }
