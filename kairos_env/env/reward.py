@@ -2,6 +2,7 @@
 
 A reward is a function of what the model imagined: ``StepOutput -> (B,)``. `make_reward` turns what users write (a
 form of the model's own reward, a function, a goal image) into one; `reward_form` says what a decision earns by it.
+Planners take the same functions, of a whole `Rollout`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from kairos_env.world_model.model import WorldModel
-    from kairos_env.world_model.state import StepOutput
+    from kairos_env.world_model.state import Rollout, StepOutput
 
 RewardFunction = Callable[["StepOutput"], Any]
 """An imagined step -> reward (B,), a tensor or an array."""
@@ -88,9 +89,10 @@ class GoalImageReward:
         observation = _goal_observation(goal, model.spec).check(model.spec)
         self.latent = model.encode([observation])[0]  # (C, h, w)
 
-    def __call__(self, out: StepOutput) -> torch.Tensor:
-        """(B,), 0 at the goal."""
-        return -(out.latent - self.latent).square().flatten(1).mean(1).sqrt()
+    def __call__(self, out: StepOutput | Rollout) -> torch.Tensor:
+        """(B,) of a step, (B, Hor) of a rollout; 0 at the goal."""
+        latent = out.latent if hasattr(out, "latent") else out.latents
+        return -(latent - self.latent).square().flatten(-3).mean(-1).sqrt()
 
 
 def _goal_observation(goal: Array | Mapping[str, Array] | Observation, spec: RobotSpec) -> Observation:

@@ -18,7 +18,7 @@ _HOME = {
     "ChunkExecution": "chunking",
     "TemporalEnsembling": "chunking",
     "ActionPlan": "planners.planning",
-    "Objective": "planners.planning",
+    "Objective": "planners.objective",
     "PLANNERS": "planners",
     "cem": "planners",
     "mppi": "planners",

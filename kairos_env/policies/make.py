@@ -8,7 +8,7 @@
     module:factory                    anybody's own: factory(env=..., model=..., device=...) -> Policy
 
 A name takes options and action noise: ``cem(horizon=10;population=64)``, ``policy+noise=0.5``. The options are the
-arguments of the policy's class, and of the planner.
+arguments of the policy's class, of the planner, and of its `Objective`: ``cem(uncertainty_penalty=0.2)``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from kairos_env.policies.planners import PLANNERS
+from kairos_env.policies.planners.objective import Objective
 from kairos_env.policies.planners.planning import option_names
 from kairos_env.policies.planners.policy import PlannerPolicy
 from kairos_env.policies.policy import Policy, begin, follow
@@ -39,8 +41,8 @@ _CHUNKS = ("policy", "4b")  # decide for several actions at a time
 
 _NAME = re.compile(r"(?P<base>[\w.:\-]+)(\((?P<options>[^()]*)\))?(\+noise=(?P<noise>[\d.]+))?")
 # arguments of policies and planners that `make_policy` and `PlannerPolicy` fill in
-_FILLED = {"spec", "env", "model", "device", "planner", "settings", "normaliser", "state", "initial", "proposals"}
-_FILLED |= {"objective", "rollout"}
+_FILLED = {"spec", "env", "model", "device", "planner", "settings", "normaliser", "state", "initial"}
+_FILLED |= {"objective", "reward", "rollout"}
 _LEGAL_TYPES: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
 
 
@@ -250,15 +252,13 @@ def _config(model: str) -> dict[str, Any]:
 
 
 def _makers(base: str) -> tuple[Any, ...]:
-    """What makes a policy of this name, and for a planner also what plans: their arguments are the name's options."""
+    """What makes a policy of this name, for a planner also what plans and for what: their arguments are options."""
     from kairos_env.policies import replay, scripted, world_model
 
     if ":" in base:
         return (load_factory(base),)
-    if base in PLANNERS:
-        return PlannerPolicy, PLANNERS[base]
-    if base == "state_cem":
-        return PlannerPolicy, PLANNERS["cem"]
+    if base in PLANNERS or base == "state_cem":
+        return PlannerPolicy, PLANNERS.get(base, PLANNERS["cem"]), Objective
     return (
         {
             "random": scripted.RandomPolicy,
@@ -271,8 +271,11 @@ def _makers(base: str) -> tuple[Any, ...]:
 
 
 def _make_base(base: str, options: dict[str, Any], env: Any, model: str, device: str, state_model: str) -> Policy:
-    maker, *planner = _makers(base)
+    maker, *planner = _makers(base)[:2]
     spec = spec_of(env)
+    if planner:
+        wanted = {field.name: options.pop(field.name) for field in fields(Objective) if field.name in options}
+        options["objective"] = Objective(**wanted)
     if ":" in base:
         return maker(env=env, model=model, device=device, **options)
     if base == "expert":

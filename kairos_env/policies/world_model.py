@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kairos_env.policies.chunking import pad_rows
 from kairos_env.policies.memory import RememberingPolicy
-from kairos_env.policies.planners.planning import as_array
+from kairos_env.policies.planners.objective import as_array
 from kairos_env.records import ActionChunk, Array, Observation
 
 if TYPE_CHECKING:

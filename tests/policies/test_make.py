@@ -52,6 +52,7 @@ def test_weights_are_named_where_a_policy_has_them() -> None:
         "policy(steps=2;execute=4;task=push)",
         "best_of_n(n=4;samples=2)",
         "cem(horizon=3;deadline=0.5)",
+        "cem(proposals=8;uncertainty_penalty=0.2;samples=2;risk=1.0)",
         "mppi(temperature=1)",
         "random_shooting(population=9)",
         "state_cem(elites=2)",

@@ -102,6 +102,24 @@ class ActionDistribution:
             )
         return np.clip(actions, spec.action_low, spec.action_high).astype(np.float32)
 
+    def fused(self, prior: ActionDistribution, weight: float = 1.0) -> ActionDistribution:
+        """The normalised product with ``prior``: each counts by its precision, so that the surer one decides.
+
+        A Gaussian's precision is 1 / std^2; for gripper fields log-odds add up. (PRISM, arXiv 2606.07974, fuses a
+        learned prior into the distribution of a planner like this.)
+
+        Args:
+            weight: of the prior's precision and log-odds; 0 leaves the distribution as it is.
+        """
+        own, other = self.std.astype(np.float64) ** -2, weight * prior.std.astype(np.float64) ** -2
+        mean = (own * self.mean + other * prior.mean) / (own + other)
+        gripper = gripper_fields(self.spec)
+        chances = [np.clip(d.mean[:, gripper], self.least_doubt, 1 - self.least_doubt) for d in (self, prior)]
+        odds = (chances[0] / (1 - chances[0])) * (chances[1] / (1 - chances[1])) ** weight
+        mean[:, gripper] = odds / (1 + odds)
+        std = (own + other) ** -0.5
+        return dataclasses.replace(self, mean=mean.astype(np.float32), std=std.astype(np.float32))
+
     def mode(self) -> Array:
         """The mean sequence as actions (Hor, A): gripper fields at their likelier bound."""
         spec, gripper = self.spec, gripper_fields(self.spec)

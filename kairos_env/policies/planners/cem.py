@@ -6,8 +6,9 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from kairos_env.policies.planners.action_sampling import ActionDistribution, continued
-from kairos_env.policies.planners.planning import ActionPlan, Evaluator, PlanningModel, SearchOptions
+from kairos_env.policies.planners.action_sampling import ActionDistribution
+from kairos_env.policies.planners.planning import ActionPlan, Evaluator, PlanningModel, SearchOptions, clearly_better
+from kairos_env.policies.planners.proposals import prior_of, propose
 from kairos_env.records import Array
 
 
@@ -24,11 +25,17 @@ def cem(
     smoothness: float = 0.6,
     stickiness: float = 0.9,
     momentum: float = 0.1,
-    proposals: Array | None = None,
+    tolerance: float = 0.05,
+    proposals: int | Array = 0,
+    prior_weight: float = 1.0,
+    margin: float = 0.02,
     initial: Array | None = None,
     **options: Unpack[SearchOptions],
 ) -> ActionPlan:
     """Cross-entropy method: sample, refit the distribution to the best, repeat; returns the best seen.
+
+    With ``proposals`` the model's own policy takes part: what it would do competes in the first round, narrows the
+    search as a prior, and is executed unless the search finds something clearly better.
 
     Args:
         model, state: where to plan, see `Evaluator`.
@@ -38,7 +45,12 @@ def cem(
         keep: how many of the best compete again in the next round (they are not imagined again).
         spread, smoothness, stickiness: see `ActionDistribution.around`.
         momentum: see `ActionDistribution.fit`.
-        proposals: (K, N, A) further candidates of the first round, for example a policy's chunks.
+        tolerance: the search has converged, and ends early, when the elites' values differ by less than this
+            fraction of the standard deviation of the first round's values.
+        proposals: how many futures of the model's policy, or action sequences (K, N, A), the usual one first; see
+            `propose`.
+        prior_weight: of the proposals' distribution in each round's, see `ActionDistribution.fused`.
+        margin: how much better than the first proposal a plan must be, see `clearly_better`.
         initial: (N, A) a first guess, usually the last plan shifted (warm start).
         options: see `Evaluator`.
     """
@@ -49,22 +61,27 @@ def cem(
         )
     evaluator, spec = Evaluator(model, state, **options), model.spec
     distribution = ActionDistribution.around(spec, horizon, initial, spread, smoothness, stickiness)
-    best = np.empty((0, horizon, spec.action_dim), np.float32)
-    best_values = np.empty(0)
+    own = propose(evaluator, proposals, horizon)
+    prior = prior_of(own, distribution)
+    own_values = evaluator.values(own)
+    kept, kept_values, scale = own, own_values, 0.0
 
     for _ in range(iterations):
+        sampler = distribution if prior is None else distribution.fused(prior, prior_weight)
         # The mean is always a candidate: it is the warm start at first, and the least noisy plan later.
-        fresh = [distribution.mode()[None], distribution.sample(population - 1, evaluator.rng)]
-        if proposals is not None and not len(best):
-            fresh.insert(0, np.stack([continued(spec, p, horizon) for p in proposals]))
-        candidates = np.concatenate(fresh)
-        values = np.concatenate([best_values[:keep], evaluator.values(candidates).mean(1)])
-        candidates = np.concatenate([best[:keep], candidates])
+        fresh = np.concatenate([sampler.mode()[None], sampler.sample(population - 1, evaluator.rng)])
+        candidates = np.concatenate([kept, fresh])
+        values = np.concatenate([kept_values, evaluator.values(fresh)])
+        worth = evaluator.worth(values)
 
-        order = np.argsort(-values, kind="stable")[:elites]
-        order = order[np.isfinite(values[order])]
+        order = np.argsort(-worth, kind="stable")[:elites]
+        order = order[np.isfinite(worth[order])]
         best, best_values = candidates[order], values[order]
+        kept, kept_values = best[:keep], best_values[:keep]
         distribution = distribution.fit(best, momentum=momentum)
-        if not evaluator.clock.allows_another():
+        scale = scale or float(worth[np.isfinite(worth)].std())
+        if worth[order].std() <= tolerance * scale or not evaluator.clock.allows_another():
             break
-    return evaluator.plan(best[0], float(best_values[0]), values)
+    if len(own) and not clearly_better(best_values[0], own_values[0], margin):
+        return evaluator.plan(own[0], float(evaluator.worth(own_values)[0]), worth, chosen=0)
+    return evaluator.plan(best[0], float(worth[order[0]]), worth)

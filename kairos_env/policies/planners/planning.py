@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 
 from kairos_env.policies.memory import ObservingModel
+from kairos_env.policies.planners.objective import Objective, joined
 from kairos_env.records import Array
 
 
@@ -43,7 +44,7 @@ class ActionPlan:
         seconds: wall-clock time that it took.
         values: (K,) values of the last round's candidates; in `best_of_n`, of all proposals in order,
             minus infinity where the deadline came first.
-        chosen: `best_of_n`: index of the executed proposal (0 is the policy's own); else -1.
+        chosen: index of the executed proposal (0 is the policy's own); -1 for a plan that the search found.
         rollout: the plan's imagined future (of ``imagine`` with batch 1) if it was asked for.
     """
 
@@ -54,64 +55,6 @@ class ActionPlan:
     values: Array
     chosen: int = -1
     rollout: Any = None
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The discounted sum of an imagined future's rewards.
-
-    Success is absorbing in the model's own reward: after it, every step counts as reward 1, whatever the model
-    imagines next, because the real episode ends there. A ``reward`` of one's own replaces all of that: only what it
-    says counts, and what `success_value` and `uncertainty_penalty` ask for.
-
-    Args:
-        discount: weight of a reward one step later.
-        success_value: added, discounted, for the probability of having succeeded within the horizon; None is 1 for
-            the model's own reward, 0 for another one.
-        terminal_weight: the last step's reward counts this many times more, standing for all the steps
-            behind the horizon.
-        uncertainty_penalty: subtracted per unit of predicted uncertainty and step: do not trust plans
-            that lead where the model does not know.
-        reward: computes (B, Hor) rewards from the rollout (a cost: minus it) in place of the model's own.
-
-    Example:
-        >>> def near(rollout): return -(rollout.proprio[..., :3] - target).norm(dim=-1)
-        >>> PlannerPolicy(model, cem, objective=Objective(reward=near))  # doctest: +SKIP
-    """
-
-    discount: float = 0.95
-    success_value: float | None = None
-    terminal_weight: float = 0.0
-    uncertainty_penalty: float = 0.0
-    reward: Callable[[Any], Any] | None = None
-
-    def __call__(self, *parts: Any) -> Array:
-        """Values (B,) of rollouts with reward, success and uncertainty (B, Hor).
-
-        Several arguments are one future that was imagined in consecutive parts.
-        """
-        rewards = [part.reward if self.reward is None else self.reward(part) for part in parts]
-        return self.value(
-            np.concatenate([as_array(r) for r in rewards], axis=1),
-            np.concatenate([as_array(part.success) for part in parts], axis=1),
-            np.concatenate([as_array(part.uncertainty) for part in parts], axis=1),
-        )
-
-    def value(self, reward: Array, success: Array, uncertainty: Array) -> Array:
-        """Arrays (K, Hor) -> values (K,)."""
-        earned, success = np.asarray(reward, np.float64), np.clip(np.asarray(success, np.float64), 0, 1)
-        still_open = np.cumprod(1 - success, axis=1)
-        bonus = self.success_value
-        if self.reward is None:
-            earned = still_open * earned + (1 - still_open)
-            bonus = 1.0 if bonus is None else bonus
-        earned = earned - self.uncertainty_penalty * np.asarray(uncertainty, np.float64)
-        weight = self.discount ** np.arange(earned.shape[1])
-        total = earned @ weight + self.terminal_weight * weight[-1] * earned[:, -1]
-        if bonus:
-            newly_succeeded = -np.diff(still_open, axis=1, prepend=1.0)
-            total = total + bonus * (newly_succeeded @ weight)
-        return total
 
 
 class Clock:
@@ -150,6 +93,7 @@ class SearchOptions(TypedDict, total=False):
     deadline: float | None
     batch_size: int
     samples: int
+    risk: float
     steps: int | None
     rollout: bool
     seed: int
@@ -165,12 +109,16 @@ class Evaluator:
         model: imagines.
         state: where all candidates start; batch size 1.
         objective: how imagined futures are scored: an `Objective` (the default one if None), or any function of
-            rollouts that returns values (B,).
-        deadline: seconds; the best plan so far is returned when they are over ("anytime").
+            a rollout that returns values (B,).
+        deadline: seconds; the best plan so far is returned when they are over ("anytime"), within the time of one
+            step of a batch. What was imagined by then is compared as it is if it is the first batch, which is a small
+            one; later batches grow up to ``batch_size`` and count only when complete.
         batch_size: most sequences imagined at once; bounds the memory, does not change the plan.
         samples: noise seeds under which each candidate is imagined.
+        risk: how many standard deviations over the samples a candidate is worth less than its mean.
         steps: denoising steps of the model; None is its default.
-        rollout: also return the imagined future of the plan (``model.decode(plan.rollout.latents)``).
+        rollout: also return the imagined future of the plan (``model.decode(plan.rollout.latents)``), whose time
+            comes on top of the deadline.
         seed: same seed, same state: same plan (without a deadline).
     """
 
@@ -180,6 +128,7 @@ class Evaluator:
     deadline: float | None = None
     batch_size: int = 64
     samples: int = 1
+    risk: float = 0.0
     steps: int | None = None
     rollout: bool = False
     seed: int = 0
@@ -189,8 +138,12 @@ class Evaluator:
             raise ValueError(
                 f"planners plan for one state, got a batch of {self.state.batch_size}; call state.select([i]) for each"
             )
-        if self.samples < 1 or self.batch_size < 1:
-            raise ValueError(f"samples and batch_size must be >= 1, got {self.samples} and {self.batch_size}")
+        if self.samples < 1 or self.batch_size < 1 or self.risk < 0:
+            raise ValueError(
+                f"samples and batch_size must be >= 1 and risk >= 0, got {self.samples}, {self.batch_size}, {self.risk}"
+            )
+        if self.risk and self.samples == 1:
+            raise ValueError(f"risk={self.risk} needs several samples to compare: samples=2 or more")
         self.score = self.objective or Objective()
         self.clock = Clock(self.deadline)
         self.rng = np.random.default_rng(self.seed)
@@ -204,41 +157,76 @@ class Evaluator:
         seeds = np.random.SeedSequence([self.seed, 1]).generate_state(self.samples).tolist()
         return forked.reseed(seeds * count)
 
-    def values(self, actions: Array) -> Array:
-        """Actions (K, Hor, A) -> values (K, samples); minus infinity for what the deadline left out.
+    def imagine(self, state: Any, actions: Array) -> Any:
+        """The rollout of actions (B, Hor, A), or None if the deadline came first and there is something to return.
 
-        The first batch is always evaluated.
+        Before anything has been evaluated it is a shorter rollout instead, of at least one step.
         """
+        if self.deadline is None:
+            return self.model.imagine(state, actions, steps=self.steps)
+        parts: list[Any] = []
+        for t in range(actions.shape[1]):
+            if (parts or self.evaluations) and not self.clock.allows_another():
+                return None if self.evaluations else joined(parts)
+            parts.append(self.model.imagine(state, actions[:, t : t + 1], steps=self.steps))
+            state = parts[-1].state
+            self.clock.lap()
+        return joined(parts)
 
-        def imagine(part: Array) -> Array:
-            roll = self.model.imagine(self.fork(len(part)), np.repeat(part, self.samples, axis=0), steps=self.steps)
-            return self.score(roll)
+    def values(self, actions: Array) -> Array:
+        """Actions (K, Hor, A) -> values (K, samples); minus infinity for what the deadline left out."""
+        return self.in_batches(
+            actions, lambda part: self.imagine(self.fork(len(part)), np.repeat(part, self.samples, axis=0))
+        )
 
-        return self.in_batches(actions, imagine)
-
-    def in_batches(self, candidates: Array, judge: Callable[[Array], Array]) -> Array:
-        """`values` for another way of imagining: ``judge`` maps candidates (k, ...) to values (k * samples,)."""
+    def in_batches(self, candidates: Array, play: Callable[[Array], Any]) -> Array:
+        """`values` for another way of imagining: ``play`` maps candidates (k, ...) to a rollout, or to None."""
         result = np.full((len(candidates), self.samples), -np.inf)
-        size = max(1, self.batch_size // self.samples)
-        for start in range(0, len(candidates), size):
-            if self.evaluations and not self.clock.allows_another():
+        start = 0
+        while start < len(candidates):
+            part = candidates[start : start + self._next_size()]
+            rollout = play(part)
+            if rollout is None:
                 break
-            part = candidates[start : start + size]
-            values = judge(part).reshape(len(part), self.samples)
+            values = self.score(rollout).reshape(len(part), self.samples)
             if not np.isfinite(values).any():
                 raise FloatingPointError(
                     "the model imagined a non-finite reward, success or uncertainty for every candidate plan"
                 )
-            result[start : start + size] = np.where(np.isfinite(values), values, -np.inf)
+            result[start : start + len(part)] = np.where(np.isfinite(values), values, -np.inf)
             self.evaluations += len(part)
-            self.clock.lap()
+            start += len(part)
         return result
+
+    def _next_size(self) -> int:
+        """Candidates of the next batch: with a deadline few at first, so that there is an answer soon."""
+        most = self.batch_size if self.deadline is None else min(self.batch_size, max(8, self.evaluations))
+        return max(1, most // self.samples)
+
+    def worth(self, values: Array) -> Array:
+        """Values (K, samples) -> one each, (K,)."""
+        mean = values.mean(1)
+        return mean - self.risk * np.where(np.isfinite(values), values, 0).std(1) if self.risk else mean
 
     def plan(self, actions: Array, value: float, values: Array, chosen: int = -1) -> ActionPlan:
         """The finished plan: ``actions`` (Hor, A), with its imagined future if that was asked for."""
         future = self.model.imagine(self.state, actions[None], steps=self.steps) if self.rollout else None
         actions = np.ascontiguousarray(actions, np.float32)
         return ActionPlan(actions, value, self.evaluations, self.clock.elapsed, values, chosen, future)
+
+
+def clearly_better(values: Array, own: Array, margin: float, confidence: float = 1.0) -> bool:
+    """Whether values (samples,) exceed the policy's ``own`` by more than a margin and than what noise explains.
+
+    Args:
+        margin: in units of the objective.
+        confidence: how many standard errors of the paired difference must lie beyond the margin.
+    """
+    if not np.isfinite(own).all():
+        return True
+    gain = values - own
+    doubt = confidence * gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else 0.0
+    return bool(gain.mean() > margin + doubt)
 
 
 def option_names(planner: Callable[..., ActionPlan]) -> list[str] | None:
@@ -252,8 +240,3 @@ def option_names(planner: Callable[..., ActionPlan]) -> list[str] | None:
                 return None
             names += SearchOptions.__annotations__
     return names
-
-
-def as_array(values: Any) -> Array:
-    """A tensor of any device, or an array, as a numpy array; torch is not imported for it."""
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)

@@ -41,6 +41,6 @@ def random_shooting(
     candidates = distribution.sample(population, evaluator.rng)
     if initial is not None:
         candidates[0] = continued(spec, initial, horizon)
-    values = evaluator.values(candidates).mean(1)
-    best = int(np.argmax(values))
-    return evaluator.plan(candidates[best], float(values[best]), values)
+    worth = evaluator.worth(evaluator.values(candidates))
+    best = int(np.argmax(worth))
+    return evaluator.plan(candidates[best], float(worth[best]), worth)

@@ -336,9 +336,7 @@ class StateModel(nn.Module):
             folder = Path(__file__).parents[2] / "pretrained" / "state-model"
         path = Path(folder) / FILE_NAME
         if not path.is_file():
-            raise FileNotFoundError(
-                f"no state model at {path}; make one with: kairos eval state-model"
-            )
+            raise FileNotFoundError(f"no state model at {path}; make one with: kairos eval state-model")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

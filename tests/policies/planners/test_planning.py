@@ -1,4 +1,4 @@
-"""The objective, the clock and the options that planners share."""
+"""The evaluator, the clock and the options that planners share."""
 
 from __future__ import annotations
 
@@ -6,27 +6,56 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from point_world import PointWorld, optimum, start
+from point_world import PointRollout, PointState, PointWorld, optimum, start
 
-from kairos_env.env import WorldModelEnv
-from kairos_env.policies import PLANNERS, Objective, PlannerPolicy, best_of_n, cem
-from kairos_env.policies.planners.planning import Clock, option_names
-from kairos_env.records import Observation
-from kairos_env.world_model.model import WorldModel
+from kairos_env.policies import PLANNERS, Objective, best_of_n, cem
+from kairos_env.policies.planners.planning import Clock, Evaluator, clearly_better, option_names
+
+
+class Timed(PointWorld):
+    """Time passes only while the model imagines: 0.1 s a step, whatever the batch."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.time = 0.0
+
+    def imagine(self, state: PointState, actions: Any, steps: Any = None) -> PointRollout:
+        self.time += 0.1 * np.shape(actions)[1]
+        return super().imagine(state, actions, steps)
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Timed:
+    model = Timed(**options)
+    monkeypatch.setattr(Clock.__init__, "__defaults__", (None, lambda: model.time))
+    return model
 
 
 def test_deadline_returns_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter(np.arange(0, 1e6, 0.1))
-    monkeypatch.setattr(Clock.__init__, "__defaults__", (None, lambda: float(next(ticks))))
+    model = timed(monkeypatch)
     guess, best = optimum(8)
-    short = cem(PointWorld(), start(PointWorld()), horizon=8, deadline=0.001, batch_size=16, initial=guess)
-    longer = cem(PointWorld(), start(PointWorld()), horizon=8, deadline=2.0, batch_size=16)
-    full = cem(PointWorld(), start(PointWorld()), horizon=8, batch_size=16)
-    assert short.evaluations == 16 and short.value == pytest.approx(best)  # one batch, the warm start in it
-    assert 16 < longer.evaluations < full.evaluations
-    for name in PLANNERS:
-        assert np.isfinite(PLANNERS[name](PointWorld(aim=1.0), start(PointWorld()), deadline=0.0).value)
+    plans = [cem(model, start(model), horizon=8, deadline=d, initial=guess) for d in (0.85, 2.0, None)]
+    assert [plan.value for plan in plans] == pytest.approx([best] * 3)
+    assert plans[0].evaluations == 8 < plans[1].evaluations < plans[2].evaluations
+    # too little time for one whole future: the candidates are compared as far as they were imagined
+    short = cem(model, start(model), horizon=8, deadline=0.3, initial=guess)
+    assert short.evaluations == 8 and short.seconds == pytest.approx(0.3)
+    assert short.value == pytest.approx(Objective()(PointWorld().imagine(start(model), short.actions[None, :3]))[0])
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("deadline", [0.0, 0.25, 1.0, 2.35])
+def test_deadline_is_kept_within_a_step_of_the_model(
+    name: str, deadline: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = timed(monkeypatch, aim=1.0)
+    plan = PLANNERS[name](model, start(model), deadline=deadline)
+    assert plan.seconds <= max(deadline, 0.1) + 1e-6 and np.isfinite(plan.value)
+    assert plan.evaluations >= 8
+
+
+def test_a_deadline_that_is_never_reached_changes_nothing() -> None:
+    free, late = (cem(PointWorld(), start(PointWorld()), deadline=d) for d in (None, 1e6))
+    assert np.array_equal(free.actions, late.actions) and free.value == late.value
 
 
 def test_a_clock_does_not_start_what_would_end_too_late() -> None:
@@ -38,51 +67,22 @@ def test_a_clock_does_not_start_what_would_end_too_late() -> None:
     assert Clock(None).allows_another()
 
 
-def test_success_ends_the_imagined_episode() -> None:
-    reward = np.array([[0.5, 1.0, 0.0, 0.0], [0.5, 0.9, 0.9, 0.9]])
-    success = np.array([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    values = Objective(discount=1.0, success_value=0.0).value(reward, success, np.zeros_like(reward))
-    assert values.tolist() == pytest.approx([3.5, 3.2])  # what is imagined after success does not count
-    bonus = Objective(discount=0.5, success_value=2.0).value(reward, success, np.zeros_like(reward))
-    assert bonus[0] == pytest.approx(0.5 + 0.5 + 0.25 + 0.125 + 2 * 0.5)
-    cautious = Objective(uncertainty_penalty=1.0).value(reward, success * 0, np.array([[0] * 4, [1] * 4]))
-    assert cautious[1] < cautious[0]
+def test_risk_is_how_much_samples_differ() -> None:
+    model = PointWorld()
+    values = np.array([[1.0, 3.0], [1.8, 2.0], [-np.inf, 1.0]])
+    assert Evaluator(model, start(model), samples=2).worth(values).tolist() == [2.0, pytest.approx(1.9), -np.inf]
+    averse = Evaluator(model, start(model), samples=2, risk=1.0).worth(values)
+    assert averse.tolist() == pytest.approx([1.0, 1.8, -np.inf])
+    with pytest.raises(ValueError, match=r"risk=0\.5 needs several samples"):
+        cem(model, start(model), risk=0.5)
 
 
-def test_an_own_reward_replaces_the_models() -> None:
-    left = Objective(reward=lambda roll: -roll.proprio[..., 0])
-    plan = cem(PointWorld(), start(PointWorld()), horizon=4, objective=left)
-    assert plan.actions[:, 0].max() < -0.08
-    assert np.isfinite(best_of_n(PointWorld(), start(PointWorld()), n=2, objective=left).value)
-
-
-def test_an_own_reward_is_not_paid_for_the_models_success() -> None:
-    """A cost stays a cost after the imagined success, and success earns nothing unless it is asked for."""
-    cost, success, sure = np.array([[-0.5, -0.5, -0.5]]), np.array([[0.0, 1.0, 0.0]]), np.zeros((1, 3))
-    own = Objective(discount=1.0, reward=lambda roll: roll.cost)
-    assert own.value(cost, success, sure)[0] == pytest.approx(-1.5)
-    asked = Objective(discount=0.5, success_value=4.0, reward=lambda roll: roll.cost)
-    assert asked.value(cost, success, sure)[0] == pytest.approx(-0.5 - 0.25 - 0.125 + 4.0 * 0.5)
-
-
-def test_a_cost_as_documented_drives_the_arm_to_its_goal() -> None:
-    """With the bundled model: 15 cm away at first, 4 cm after three decisions (25 cm when success was added)."""
-    model = WorldModel.from_pretrained("kairos-tiny")
-    env = WorldModelEnv(model, task="reach", success_threshold=None)
-    seen, info = env.reset(seed=0)
-    goal = torch.from_numpy(seen["proprio"][:3]) + torch.tensor([0.1, 0.1, 0.05])
-
-    def near(rollout: Any) -> torch.Tensor:
-        return -(rollout.proprio[..., :3] - goal).norm(dim=-1)
-
-    search = {"horizon": 6, "population": 16, "iterations": 2, "elites": 5, "keep": 2}
-    policy = PlannerPolicy(model, cem, task="reach", objective=Objective(reward=near), execute=3, **search)
-    policy.reset(seed=0)
-    distances = [0.15]
-    for _ in range(3):
-        seen, *_ = env.step(policy.act(Observation.from_gym(seen, info["instruction"])))
-        distances.append(float(np.linalg.norm(seen["proprio"][:3] - goal.numpy())))
-    assert (np.diff(distances) < 0).all() and distances[-1] < 0.06
+def test_clearly_better_is_more_than_the_margin_and_than_noise() -> None:
+    own = np.array([1.0, 2.0])
+    assert clearly_better(own + 0.1, own, margin=0.05)
+    assert not clearly_better(own + 0.1, own, margin=0.2)
+    assert not clearly_better(np.array([1.6, 1.6]), own, margin=0.05)  # better once, worse once
+    assert clearly_better(own, np.array([-np.inf, -np.inf]), margin=0.05)
 
 
 def test_options_are_those_of_the_signature() -> None:
