@@ -18,10 +18,21 @@ Prediction = Literal["velocity", "sample"]
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Image autoencoder: 8x spatial down-sampling, one latent frame per image."""
+    """Image autoencoder: 8x spatial down-sampling, one latent frame per image.
+
+    Args:
+        width: of the encoder at half the pixels' resolution; it doubles with each halving.
+        decoder: widths of the light decoder at the latents' resolution, at twice it, and so on; () is the decoder
+            of the first models, the encoder's mirror image, which costs three times as much.
+    """
 
     latent_channels: int = 8
     width: int = 32
+    decoder: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.decoder) > 3:
+            raise ValueError(f"a decoder has at most 3 resolutions below that of the pixels, got {self.decoder}")
 
 
 @dataclass(frozen=True)
@@ -139,24 +150,28 @@ PUBLISHED_VIDEO = VideoConfig(
 )
 PUBLISHED_ACTION = ActionConfig(dim=1024, ffn_dim=4096, chunk=32)
 
+LIGHT = TokenizerConfig(decoder=(96, 48))  # 56 MFLOP for 64x64 pixels, where the wide decoder takes 168
+
 PRESETS: dict[str, WorldModelConfig] = {
     # seconds to train on a CPU; for tests
     "debug": WorldModelConfig(
         preset="debug",
-        tokenizer=TokenizerConfig(latent_channels=4, width=8),
+        tokenizer=TokenizerConfig(latent_channels=4, width=8, decoder=(16, 8)),
         text=TextConfig(dim=16, tokens=2, heads=2),
         video=VideoConfig(dim=32, heads=2, head_dim=16, layers=4, ffn_dim=64, delta_heads=2, delta_head_dim=8),
         action=ActionConfig(dim=16, ffn_dim=32),
         head_dim=16,
     ),
     # the bundled model; two CPU cores
-    "tiny": WorldModelConfig(action_steps=1),
+    "tiny": WorldModelConfig(tokenizer=LIGHT, action_steps=1),
     # the same for many instructions
-    "tiny-words": WorldModelConfig(preset="tiny-words", text=TextConfig(tokens=48, unit="word"), action_steps=1),
+    "tiny-words": WorldModelConfig(
+        preset="tiny-words", tokenizer=LIGHT, text=TextConfig(tokens=48, unit="word"), action_steps=1
+    ),
     # one GPU
     "small": WorldModelConfig(
         preset="small",
-        tokenizer=TokenizerConfig(latent_channels=16, width=64),
+        tokenizer=TokenizerConfig(latent_channels=16, width=64, decoder=(192, 96)),
         text=TextConfig(dim=128, tokens=16, layers=2),
         video=VideoConfig(dim=768, heads=12, layers=12, ffn_dim=3072, delta_heads=6, delta_head_dim=128),
         action=ActionConfig(dim=384, ffn_dim=1536, chunk=8),
@@ -279,9 +294,7 @@ def _from_dict(cls: type[Config], data: Mapping[str, Any], sections: Mapping[str
     for name, kind in sections.items():
         if values[name] is None:
             continue
-        part = dict(values[name])
-        if "pattern" in part:
-            part["pattern"] = tuple(part["pattern"])
+        part = {key: tuple(value) if isinstance(value, list) else value for key, value in values[name].items()}
         try:
             values[name] = kind(**part)
         except TypeError as error:

@@ -6,6 +6,8 @@ published models is `video_vae.VideoVAE`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -39,22 +41,53 @@ class VideoTokenizer(Protocol):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with group normalisation."""
+    """Two 3x3 convolutions with group normalisation.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        light: normalise once; a second time costs a pass over memory and gains nothing in the light decoder.
+    """
+
+    def __init__(self, width: int, light: bool = False) -> None:
         super().__init__()
         groups = max(1, width // 16)
         self.body = nn.Sequential(
             nn.GroupNorm(groups, width),
             nn.SiLU(),
             nn.Conv2d(width, width, 3, padding=1),
-            nn.GroupNorm(groups, width),
+            nn.Identity() if light else nn.GroupNorm(groups, width),
             nn.SiLU(),
             nn.Conv2d(width, width, 3, padding=1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
+
+
+def wide_decoder(channels: int, width: int) -> nn.Sequential:
+    """Decoder of the first models: 168 MFLOP for 64x64 pixels at width 32."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 4 * width, 3, padding=1),
+        ResidualBlock(4 * width),
+        ResidualBlock(4 * width),
+        nn.Conv2d(4 * width, 2 * width * 4, 1),
+        nn.PixelShuffle(2),
+        ResidualBlock(2 * width),
+        nn.Conv2d(2 * width, width * 4, 1),
+        nn.PixelShuffle(2),
+        ResidualBlock(width),
+        nn.SiLU(),
+        nn.Conv2d(width, 12, 3, padding=1),
+        nn.PixelShuffle(2),
+    )
+
+
+def light_decoder(channels: int, widths: Sequence[int]) -> nn.Sequential:
+    """One residual block a resolution, doubled from one of ``widths`` to the next, then a shuffle up to the pixels."""
+    layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1), ResidualBlock(widths[0], light=True)]
+    for before, width in pairwise(widths):
+        layers += [nn.Conv2d(before, 4 * width, 1), nn.PixelShuffle(2), ResidualBlock(width, light=True)]
+    left = DOWNSAMPLING >> (len(widths) - 1)
+    return nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(widths[-1], 3 * left**2, 3, padding=1), nn.PixelShuffle(left))
 
 
 class Tokenizer(nn.Module):
@@ -78,20 +111,7 @@ class Tokenizer(nn.Module):
             nn.SiLU(),
             nn.Conv2d(4 * w, c, 1),
         )
-        self.decoder = nn.Sequential(
-            nn.Conv2d(c, 4 * w, 3, padding=1),
-            ResidualBlock(4 * w),
-            ResidualBlock(4 * w),
-            nn.Conv2d(4 * w, 2 * w * 4, 1),
-            nn.PixelShuffle(2),
-            ResidualBlock(2 * w),
-            nn.Conv2d(2 * w, w * 4, 1),
-            nn.PixelShuffle(2),
-            ResidualBlock(w),
-            nn.SiLU(),
-            nn.Conv2d(w, 12, 3, padding=1),
-            nn.PixelShuffle(2),
-        )
+        self.decoder = light_decoder(c, config.decoder) if config.decoder else wide_decoder(c, w)
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, C, H/8, W/8), bounded to about [-3, 3]."""
