@@ -64,6 +64,10 @@ class CountingState:
         return torch.stack([self.past.float(), self.moved], 1)
 
     @property
+    def objects(self) -> Tensor:
+        return self.proprio[:, None, :1].expand(-1, 1, 3)
+
+    @property
     def reward(self) -> Tensor:
         return self.past.float() + self.moved
 
@@ -96,6 +100,7 @@ class CountingModel:
         self.tasks, self.starts, self.follows_actions = TASKS, tuple(starts), True
         self.device = torch.device("cpu")
         self.latent_shape = (2, 3, 3)
+        self.objects, self.feature_names = ("thing",), ("x", "y", "thing.x", "thing.y", "thing.z")
         self.breaks_at = breaks_at
         self.calls: Counter[str] = Counter()
         self.instructions: list[str] = []
@@ -111,8 +116,11 @@ class CountingModel:
         new = CountingState(state.past + 1, state.seed, state.moved + torch.as_tensor(SPEC.check_action(action))[:, 0])
         broken = new.past >= (self.breaks_at or 10**9)
         latent = new.latent.masked_fill(broken[:, None, None, None], torch.nan)
-        objects = new.proprio[:, None, :1].expand(-1, 1, 3)
-        return StepOutput(new, latent, new.proprio, new.reward, new.success, new.past / 10, objects)  # type: ignore[arg-type]
+        read = new.reward, new.success, new.past / 10, new.objects
+        return StepOutput(new, latent, new.proprio, *read)  # type: ignore[arg-type]
+
+    def features(self, proprio: Tensor, objects: Tensor) -> Tensor:
+        return torch.cat([proprio, objects.flatten(-2)], -1).clamp(-10, 10)
 
     def decode(self, latent: Tensor, before: None = None) -> dict[str, np.ndarray]:
         self.calls["decode"] += 1

@@ -31,7 +31,8 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
 
     ``info`` of reset and step: ``success`` (bool), ``success_probability`` (0 ... 1), ``uncertainty``
     (>= 0, 0 for a real observation), ``imagined_step``, ``task``, ``instruction``, ``seed`` (of the
-    episode: `reset` with it starts the same one again), and, when truncated here, ``truncated_reason``:
+    episode: `reset` with it starts the same one again), of models that read them ``objects`` (float32
+    (O, 3), see `WorldState.objects`), and, when truncated here, ``truncated_reason``:
     ``"time_limit"``, ``"non_finite"`` (the model broke down) or ``"uncertainty"``.
 
     Args:
@@ -172,7 +173,7 @@ def _first(columns: dict[str, Array]) -> dict[str, Array]:
 
 def _first_info(outcome: Outcome) -> dict[str, Any]:
     """Plain Python values, as a single environment's users expect."""
-    info = {key: column.tolist()[0] for key, column in outcome.info.items()}
+    info = {key: column[0] if column.ndim > 1 else column.tolist()[0] for key, column in outcome.info.items()}
     if not info["truncated_reason"]:
         del info["truncated_reason"]
     return info

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import gymnasium as gym
 import numpy as np
@@ -20,11 +20,12 @@ import torch
 from kairos_env.env.episodes import EpisodeState, Outcome
 from kairos_env.env.initial_observations import InitialObservations, Start
 from kairos_env.env.reward import RewardChoice, make_reward, reward_form
+from kairos_env.env.view import ObservationForm, View
 from kairos_env.records import Array, Observation
 from kairos_env.runs import did_you_mean
 from kairos_env.sims.reward import step_reward
 from kairos_env.sims.simulator import check_names
-from kairos_env.world_model.model import LATENT_LIMIT, WorldModel
+from kairos_env.world_model.model import WorldModel
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class ImaginationOptions(TypedDict, total=False):
     steps: int | None
     device: str
     max_episode_steps: int | None
-    observation: Literal["pixels", "latent"]
+    observation: ObservationForm
     success_threshold: float | None
     uncertainty_limit: float | None
 
@@ -60,8 +61,7 @@ class Imagination:
         steps: denoising steps of one imagined decision; None is the model's default.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         max_episode_steps: decisions until an episode is truncated; None never truncates by time.
-        observation: ``"pixels"`` (the robot's own observation space) or ``"latent"`` (``latent`` float32
-            (C, h, w), normalised, and ``proprio``; nothing is decoded).
+        observation: ``"pixels"`` (the robot's own observation space), ``"latent"`` or ``"features"``, see `View`.
         success_threshold: imagined success probability from which an episode terminates; None never.
         uncertainty_limit: imagined uncertainty above which the episode is truncated, because what follows
             is not to be trusted; None never.
@@ -81,12 +81,10 @@ class Imagination:
         steps: int | None = None,
         device: str = "auto",
         max_episode_steps: int | None = None,
-        observation: Literal["pixels", "latent"] = "pixels",
+        observation: ObservationForm = "pixels",
         success_threshold: float | None = 0.5,
         uncertainty_limit: float | None = None,
     ) -> None:
-        if observation not in ("pixels", "latent"):
-            raise ValueError(f"observation {observation!r} is unknown; use 'pixels' or 'latent'")
         _check_count("steps", steps)
         if success_threshold is not None and not 0 < success_threshold <= 1:
             raise ValueError(f"success_threshold is {success_threshold}; use a probability in (0, 1], or None")
@@ -107,14 +105,9 @@ class Imagination:
         self.limit_episodes(max_episode_steps)
         self.success_threshold = success_threshold
         self.uncertainty_limit = uncertainty_limit
-        self.latent_only = observation == "latent"
+        self.view = View(self.model, observation)
+        self.observation_space: gym.spaces.Dict = self.view.space
         self.action_space = self.spec.action_space
-        self.observation_space: gym.spaces.Dict = self.spec.observation_space
-        if self.latent_only:
-            latent = gym.spaces.Box(-LATENT_LIMIT, LATENT_LIMIT, self.model.latent_shape, np.float32)
-            self.observation_space = gym.spaces.Dict({"latent": latent, "proprio": self.observation_space["proprio"]})
-        self._proprio_low = np.array([field.low for field in self.spec.proprio], np.float32)
-        self._proprio_high = np.array([field.high for field in self.spec.proprio], np.float32)
 
     def limit_episodes(self, max_episode_steps: int | None) -> None:
         """Truncates episodes after so many decisions; None never does."""
@@ -142,25 +135,27 @@ class Imagination:
             instructions=np.array([o.instruction for o in observations], object),
             finished=np.zeros(count, bool),
         )
-        if self.latent_only:
+        if self.view.form != "pixels":
             return self.resume(episodes)
         # The first observation is the real one, not its reconstruction.
         real = {c.key: np.stack([o.images[c.name] for o in observations]) for c in self.spec.cameras}
-        real["proprio"] = self._clip(np.stack([o.proprio for o in observations]))
+        real["proprio"] = self.view.clip(np.stack([o.proprio for o in observations]))
         return self.resume(episodes, real)
 
     def resume(self, episodes: EpisodeState, observation: dict[str, Array] | None = None) -> Outcome:
         """The result of a reset to ``episodes``; the observation is imagined unless it is given."""
         state, count = episodes.world_state, len(episodes)
-        success = np.asarray(state.success.cpu(), np.float64)
+        success, objects = np.asarray(state.success.cpu(), np.float64), state.objects.cpu().numpy()
         no_truncation = np.full(count, "", object)
+        if observation is None:
+            observation = self.view.observe(state.latent, state.proprio, state.objects, state.before)
         return Outcome(
             episodes,
-            self._look(state.latent, state.proprio.cpu().numpy(), state.before) if observation is None else observation,
+            observation,
             reward=np.zeros(count),
             terminated=episodes.finished.copy(),
             truncated=np.zeros(count, bool),
-            info=self._info(episodes, success, np.zeros(count), no_truncation),
+            info=self._info(episodes, success, np.zeros(count), objects, no_truncation),
         )
 
     def _first_observation(self, seed: int, options: Mapping[str, Any]) -> tuple[Observation, str]:
@@ -206,17 +201,18 @@ class Imagination:
         """
         self._check_shape(actions, len(episodes))
         out = self.model.step(episodes.world_state, actions, steps=self.steps)
-        latent, proprio = out.latent, out.proprio
+        latent, proprio, objects = out.latent, out.proprio, out.objects
         reward = torch.as_tensor(self.reward(out), dtype=torch.float32, device=latent.device)
         if reward.shape != (len(episodes),):
             raise ValueError(f"the reward function returned shape {tuple(reward.shape)}, expected {(len(episodes),)}")
         # One table, because every copy from a GPU waits for it. Latents are bounded, so their sum is finite
         # exactly if all of them are.
         judged = torch.stack((reward, out.success, out.uncertainty, latent.flatten(1).sum(1)), 1)
-        table = torch.cat((proprio, judged), 1).cpu().numpy()  # (B, P + 4)
+        table = torch.cat((proprio, objects.flatten(1), judged), 1).cpu().numpy()  # (B, P + 3 O + 4)
         broken = ~np.isfinite(table).all(1)
         if broken.any():  # what is returned still lies in its space; info says why the episode ends
-            table, latent = np.nan_to_num(table), latent.nan_to_num()
+            table = np.nan_to_num(table)
+            latent, proprio, objects = latent.nan_to_num(), proprio.nan_to_num(), objects.nan_to_num()
         rewards, success, uncertainty = table[:, -4:-1].T.astype(np.float64)
 
         steps = episodes.steps + 1
@@ -225,8 +221,9 @@ class Imagination:
         truncated = reason != ""
         finished = episodes.finished | terminated | truncated
         after = EpisodeState(out.state, steps, episodes.seeds, episodes.tasks, episodes.instructions, finished)
-        info = self._info(after, success, uncertainty, reason)
-        seen = self._look(latent, table[:, :-4], out.state.before)
+        places = table[:, proprio.shape[1] : -4].reshape(objects.shape)
+        info = self._info(after, success, uncertainty, places, reason)
+        seen = self.view.observe(latent, proprio, objects, out.state.before)
         return Outcome(after, seen, rewards, terminated, truncated, info)
 
     def check_actions(self, actions: Any, count: int) -> None:
@@ -257,9 +254,13 @@ class Imagination:
     def _succeeded(self, success: Array) -> Array:
         return success >= self.success_threshold if self.success_threshold is not None else np.zeros(len(success), bool)
 
-    def _info(self, episodes: EpisodeState, success: Array, uncertainty: Array, reason: Array) -> dict[str, Array]:
-        warned = {} if self.model.follows_actions else {"follows_actions": np.zeros(len(episodes), bool)}
-        return warned | {
+    def _info(
+        self, episodes: EpisodeState, success: Array, uncertainty: Array, objects: Array, reason: Array
+    ) -> dict[str, Array]:
+        told: dict[str, Array] = {"objects": objects.copy()} if self.model.objects else {}
+        if not self.model.follows_actions:
+            told["follows_actions"] = np.zeros(len(episodes), bool)
+        return told | {
             "success": self._succeeded(success),
             "success_probability": success.copy(),
             "uncertainty": uncertainty.copy(),
@@ -271,17 +272,6 @@ class Imagination:
         }
 
     # Looking
-
-    def _look(self, latent: torch.Tensor, proprio: Array, before: torch.Tensor | None) -> dict[str, Array]:
-        clipped = self._clip(proprio)
-        if self.latent_only:
-            # Clipping copies: the state keeps the tensor, and users write into observations.
-            return {"latent": latent.float().clamp(-LATENT_LIMIT, LATENT_LIMIT).cpu().numpy(), "proprio": clipped}
-        frames = self.model.decode(latent, before)
-        return {camera.key: frames[camera.name] for camera in self.spec.cameras} | {"proprio": clipped}
-
-    def _clip(self, proprio: Array) -> Array:
-        return np.minimum(np.maximum(proprio, self._proprio_low), self._proprio_high)  # np.clip is slow on few numbers
 
     def render(self, episodes: EpisodeState) -> Array:
         """Uint8 (B, s*H, s*W, 3): every episode's newest frame, cameras of one height side by side.

@@ -55,7 +55,7 @@ def test_the_spaces_are_the_robots(model: WorldModel) -> None:
     assert env.step(env.action_space.sample())[0] in env.observation_space
 
 
-@pytest.mark.parametrize("seen", ["pixels", "latent"])
+@pytest.mark.parametrize("seen", ["pixels", "latent", "features"])
 def test_gymnasiums_checker_passes(model: WorldModel, seen: str) -> None:
     env = gym.make(WORLD, model=model, observation=seen, success_threshold=None, render_mode="rgb_array")
     with warnings.catch_warnings():
@@ -81,6 +81,30 @@ def test_latent_observations_decode_nothing() -> None:
     assert observed["latent"].shape == (2, 3, 3)
     assert observed["latent"][0, 0, 0] == pytest.approx(0.02)
     assert env.model.calls["decode"] == 0  # type: ignore[attr-defined]
+
+
+def test_features_are_those_of_the_model_and_decode_nothing(model: WorldModel) -> None:
+    env = WorldModelEnv(model, observation="features", success_threshold=None)
+    env.reset(seed=0)
+    observed, *_, info = env.step(env.action_space.sample())
+    state = env.get_state().world_state
+    assert observed in env.observation_space and env.observation_space["features"].shape == (len(model.feature_names),)
+    assert np.array_equal(observed["features"], model.features(state.proprio, state.objects)[0].numpy())
+    assert np.array_equal(info["objects"], state.objects[0].numpy())
+    counting = counting_env(observation="features")
+    counting.reset(seed=3)
+    counting.step(np.zeros(2))
+    assert counting.model.calls["decode"] == 0  # type: ignore[attr-defined]
+
+
+def test_features_without_objects_say_what_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    model = CountingModel()
+    model.objects, model.feature_names = (), ("frames", "moved")  # type: ignore[assignment]
+    model.features = lambda proprio, objects: proprio.clamp(-10, 10)  # type: ignore[method-assign]
+    env = WorldModelEnv(model, observation="features")  # type: ignore[arg-type]
+    assert "its features are proprioception alone" in caplog.text
+    observed, info = env.reset(seed=3)
+    assert observed["features"].shape == (2,) and "objects" not in info
 
 
 def test_pixels_are_decoded_once_a_step() -> None:
@@ -179,7 +203,7 @@ def test_a_success_that_is_not_trusted_is_none() -> None:
     assert (terminated, truncated, info["truncated_reason"]) == (False, True, "uncertainty")
 
 
-@pytest.mark.parametrize("seen", ["pixels", "latent"])
+@pytest.mark.parametrize("seen", ["pixels", "latent", "features"])
 def test_a_broken_model_truncates_and_stays_inside_the_spaces(seen: Any) -> None:
     env = WorldModelEnv(CountingModel(breaks_at=3), observation=seen)
     env.reset(seed=4)
@@ -310,7 +334,7 @@ def test_a_window_is_gymnasiums_and_says_what_it_needs() -> None:
     [
         ({"task": "cuont"}, "did you mean 'count'"),
         ({"rewrad": "dense"}, "unknown setting 'rewrad'; did you mean 'reward'"),
-        ({"observation": "image"}, "'pixels' or 'latent'"),
+        ({"observation": "image"}, "unknown observation 'image'; legal: pixels, latent, features"),
         ({"steps": 0}, "steps is 0"),
         ({"max_episode_steps": 0}, "max_episode_steps is 0"),
         ({"success_threshold": 1.5}, r"\(0, 1\]"),

@@ -57,7 +57,7 @@ def test_same_step_autoreset_is_needed() -> None:
         SB3VecEnv(WorldModelVectorEnv(2, CountingModel()))
 
 
-@pytest.mark.parametrize("seen", ["pixels", "latent"])
+@pytest.mark.parametrize("seen", ["pixels", "latent", "features"])
 def test_ppo_trains_on_it(model: WorldModel, seen: str) -> None:
     settings: dict[str, Any] = {"observation": seen, "max_episode_steps": 3, "success_threshold": None}
     envs = gym.make_vec("Kairos-WorldModel-v0", num_envs=2, model=model, autoreset_mode="SameStep", **settings)

@@ -73,7 +73,7 @@ def test_bookkeeping_is_that_of_gymnasiums_own_vectorisation(mode: AutoresetMode
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("seen", ["pixels", "latent"])
+@pytest.mark.parametrize("seen", ["pixels", "latent", "features"])
 def test_trajectories_are_those_of_single_environments(model: WorldModel, mode: AutoresetMode, seen: Any) -> None:
     settings: dict[str, Any] = {"max_episode_steps": 3, "success_threshold": None, "observation": seen}
     theirs = SyncVectorEnv([lambda: WorldModelEnv(model, **settings)] * 3, autoreset_mode=mode)
