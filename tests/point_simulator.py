@@ -35,6 +35,7 @@ class Point(gym.Env[Any, Any]):
         self.broken = False
 
     max_episode_steps = 24
+    conditions = {"calm": "as usual", "windy": "blown aside"}  # noqa: RUF012
 
     def tasks(self) -> dict[str, str]:
         return {"near": "go near", "far": "go far"}
@@ -43,6 +44,7 @@ class Point(gym.Env[Any, Any]):
         super().reset(seed=seed)
         assert options is not None and not self.broken
         self.id, self.task = options["initial_state"], options["task"]
+        self.wind = 0.3 if options.get("condition") == "windy" else 0.0
         self.steps = 0
         self.at = np.random.default_rng(self.id).uniform(-1, 1, 2)
         self.goal = np.zeros(2) if self.task == "near" else np.ones(2)
@@ -62,7 +64,7 @@ class Point(gym.Env[Any, Any]):
         if kind == "hang":
             time.sleep(600)
         # the noise comes from the seed, so a wrong seeding shows in the rows
-        self.at = np.clip(self.at + action + self.np_random.normal(0, 0.01, 2), -1, 1)
+        self.at = np.clip(self.at + action + self.wind + self.np_random.normal(0, 0.01, 2), -1, 1)
         self.steps += 1
         observation, info = self._observe()
         reward = float(np.exp(-np.linalg.norm(self.goal - self.at)))

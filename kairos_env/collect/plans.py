@@ -13,6 +13,7 @@ import numpy as np
 
 from kairos_env.collect.behaviours import check_behaviour, disturbed
 from kairos_env.runs import INITIAL_STATES, check_initial_states, did_you_mean, split_initial_states
+from kairos_env.sims.simulator import require_condition, start_options
 
 HELD_OUT = "held-out"
 _MAY_CHANGE = ("out", "episodes", "per_task", "workers", "device")
@@ -120,8 +121,7 @@ class EpisodePlan:
     @property
     def start(self) -> dict[str, Any]:
         """Options of the simulator's reset."""
-        named = {"condition": self.condition} if self.condition else {}
-        return {"initial_state": self.initial_state, "task": self.task, **named}
+        return start_options(self.task, self.initial_state, self.condition)
 
     def again(self, attempt: int) -> EpisodePlan:
         """The plan of the attempt of that number, 0 being the first; later ones are disturbed."""
@@ -141,10 +141,8 @@ def plan_episodes(config: RecordConfig, env: Any) -> list[EpisodePlan]:
     Raises:
         ValueError: unknown tasks or conditions, or initial states that a task does not have.
     """
-    known_conditions = getattr(env, "conditions", {})
     for name in config.conditions:
-        if name not in known_conditions:
-            raise ValueError(f"{config.simulator} has no condition {name!r}; {did_you_mean(name, known_conditions)}")
+        require_condition(name, env, config.simulator)
     tasks = _tasks(config.tasks or getattr(env, "task_mixture", {}), env.tasks())
     states = {task: _states(config, env, task) for task in tasks}
     names, plans = list(tasks), []

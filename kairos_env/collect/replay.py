@@ -21,6 +21,7 @@ from kairos_env.datasets.layouts import open_recording
 from kairos_env.embodiments import libero_panda
 from kairos_env.records import Array, RobotSpec
 from kairos_env.sims.make import make_simulator as make
+from kairos_env.sims.simulator import start_options
 
 LIBERO = "Kairos-LIBERO-v0"
 
@@ -99,13 +100,12 @@ def read_demonstrations(path: str | Path) -> Iterator[Demonstration]:
                 "recorded: only recordings of `kairos record` can be replayed"
             )
         task = f"{metadata.get('benchmark', 'libero')}/{suite}/{episode.task}" if suite else episode.task
-        named = {"condition": episode.condition} if episode.condition else {}
         yield Demonstration(
             name,
             config.get("simulator", LIBERO),
             config.get("options", {}),
             recording.spec,
-            {"task": task, "initial_state": episode.initial_state, **named},
+            start_options(task, episode.initial_state, episode.condition),
             episode.seed,
             episode.actions,
             episode.proprio[:, hand] if hand else np.zeros((0, 3)),

@@ -1,6 +1,6 @@
 """Jobs, their rows and the append-only file that survives anything.
 
-A job is (policy, simulator, task, initial state, seed). Its row is written once, made durable at once
+A job is (policy, simulator, task, initial state, seed, condition). Its row is written once, made durable at once
 and never changed. Rows arrive in whatever order the workers finish; readers sort them, so the result
 does not depend on how many workers there were.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kairos_env.runs import WriteLock, append_jsonl, read_jsonl
+from kairos_env.sims.simulator import start_options
 
 STATUSES = ("success", "failure", "error")
 
@@ -28,6 +29,12 @@ class Job:
     task: str
     initial_state: int
     seed: int
+    condition: str = ""
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """Options of the simulator's reset."""
+        return start_options(self.task, self.initial_state, self.condition)
 
 
 @dataclass(frozen=True)
@@ -60,15 +67,15 @@ class Row:
             raise ValueError(f"status must be one of {', '.join(STATUSES)}, got {self.status!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """JSON values; a job without a condition says nothing of it."""
         flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "job"}
-        return asdict(self.job) | flat
+        return {name: value for name, value in asdict(self.job).items() if name != "condition" or value} | flat
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Row:
         if "initial_state_id" in data:  # the spelling of older runs
             data["initial_state"] = data.pop("initial_state_id")
-        return cls(Job(**{f.name: data.pop(f.name) for f in fields(Job)}), **data)
+        return cls(Job(**{f.name: data.pop(f.name) for f in fields(Job) if f.name in data}), **data)
 
 
 def read_rows(path: str | Path) -> list[Row]:

@@ -203,6 +203,19 @@ def check_names(given: Mapping[str, Any], legal: Iterable[str], what: str) -> di
     return dict(given)
 
 
+def start_options(task: str, initial_state: int, condition: str = "") -> dict[str, Any]:
+    """Options of a reset; without a ``condition`` the simulator begins under its usual one."""
+    options = {"task": task, "initial_state": initial_state}
+    return options | ({"condition": condition} if condition else {})
+
+
+def require_condition(condition: str, env: Any, simulator: str) -> None:
+    """Raises ValueError if a simulator of that name does not know a condition."""
+    known = getattr(env, "conditions", {})
+    if condition not in known:
+        raise ValueError(f"{simulator} has no condition {condition!r}; {did_you_mean(condition, known)}")
+
+
 def matching_task(task: str, instruction: str, tasks: Mapping[str, str]) -> str | None:
     """What ``tasks`` (name -> instruction) call a task: by its name, the end of its name, or its words; else None."""
     if task in tasks:

@@ -21,7 +21,8 @@ class EvalConfig:
         output: the folder of the run; an existing one of the same settings is continued, other policies join it.
         policies: names, see `kairos_env.policies.make`; all meet the same initial states and luck.
         tasks: names of the simulator's tasks; none: all, or those that the model knows if a policy uses one.
-        episodes: for each policy and task. May be raised later.
+        conditions: of the simulator, such as plain,half_light: every episode is played under each; none: its usual one.
+        episodes: for each policy, task and condition. May be raised later.
         simulator: Gymnasium id, or module:factory.
         simulator_options: arguments of its constructor, beside those that the policies' robot asks for.
         model: checkpoint of the learned policies and planners.
@@ -48,6 +49,7 @@ class EvalConfig:
     output: str = "runs/eval"
     policies: tuple[str, ...] = ("random", "expert", "policy")
     tasks: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
     episodes: int = 50
     simulator: str = "Kairos-Robosuite-v0"
     simulator_options: dict[str, Any] = field(default_factory=dict)

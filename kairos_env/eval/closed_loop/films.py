@@ -22,7 +22,8 @@ def choose_films(jobs: Iterable[Job], count: int, group: Callable[[Job], Hashabl
 
 def film_stem(job: Job) -> str:
     """Where a job's film is in the folder of its run, without ending."""
-    name = re.sub(r"[^\w.=+-]+", "-", f"{job.policy}_{job.task}_{job.initial_state}_{job.seed}")
+    words = f"{job.policy}_{job.task}_{job.initial_state}_{job.seed}" + (f"_{job.condition}" if job.condition else "")
+    name = re.sub(r"[^\w.=+-]+", "-", words)
     return f"videos/{name[-180:]}"
 
 

@@ -16,7 +16,7 @@ from kairos_env.policies.make import check_name, known_instructions, model_diges
 from kairos_env.records import RobotSpec
 from kairos_env.runs import INITIAL_STATES, did_you_mean
 from kairos_env.sims.make import make_simulator, spec_of
-from kairos_env.sims.simulator import AsyncSimulator
+from kairos_env.sims.simulator import AsyncSimulator, require_condition
 
 
 class SetupFailed(RuntimeError):
@@ -131,7 +131,7 @@ def prove(plan: EvalPlan, env: Any) -> EvalPlan:
     failed: list[Exception] = []
     for job in list(to_start.values())[::-1][:3]:
         try:
-            env.reset(seed=0, options={"task": job.task, "initial_state": job.initial_state})
+            env.reset(seed=0, options=job.start)
             failed.clear()
             break
         except Exception as error:  # noqa: BLE001 (raised again if it is not the task's)
@@ -154,14 +154,17 @@ def plan_tasks(config: EvalConfig, robot: RobotSpec | None, env: Any) -> EvalPla
     """The plan of a run on a simulator that is open: every policy on every task, from the same initial states.
 
     Raises:
-        ValueError: an unknown task, or a limit that the simulator does not keep.
+        ValueError: an unknown task or condition, or a limit that the simulator does not keep.
     """
+    for condition in config.conditions:
+        require_condition(condition, env, config.simulator)
     tasks, count = _chosen_tasks(config, env.tasks()), config.episodes
     states_of = getattr(env, "initial_states", lambda task: None)
     starts = {task: episode_starts(config.first_initial_state, count, states_of(task), config.seed) for task in tasks}
     jobs = [
-        Job(policy, config.simulator, task, *starts[task][number])
+        Job(policy, config.simulator, task, *starts[task][number], condition)
         for number in range(count)  # so that a run that is stopped early has looked at everything
+        for condition in config.conditions or ("",)
         for task in tasks
         for policy in config.policies
     ][: config.limit or None]
@@ -188,7 +191,7 @@ def plan_tasks(config: EvalConfig, robot: RobotSpec | None, env: Any) -> EvalPla
         config.simulator_options,
         identity,
         max_decisions=dict.fromkeys(tasks, limit) if limit else {},
-        films=choose_films(jobs, config.videos, lambda job: job.task),
+        films=choose_films(jobs, config.videos, lambda job: (job.task, job.condition)),
     )
 
 

@@ -194,8 +194,7 @@ class EpisodePlayer:
         episode.asked, episode.waits_since = True, time.monotonic()
         try:
             episode.policy.reset(seed)
-            options = {"task": job.task, "initial_state": job.initial_state}
-            self._slots[slot].halves.send_reset(seed=seed, options=options)
+            self._slots[slot].halves.send_reset(seed=seed, options=job.start)
         except Exception as error:  # noqa: BLE001 (anything a simulator or policy raises is this job's error)
             self._fail(slot, job, error)
 

@@ -1,6 +1,7 @@
 """Two runs on the same jobs: which one succeeds more often, by how much, and could that be chance?
 
-Pairs of outcomes on the same task, initial state and seed tell more than two tables: what is hard for both cancels.
+Pairs of outcomes on the same task, condition, initial state and seed tell more than two tables: what is hard for both
+cancels.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def compare(first: Iterable[Row], second: Iterable[Row]) -> Comparison:
         outcome = (row.status == "success", ended[1][place].status == "success")
         for group in _groups(row):
             counts.setdefault(group, Counter())[outcome] += 1
-    tasks = sorted({row.job.task for row in ended[0].values()})
+    tasks = sorted({_task(row) for row in ended[0].values()})
     order = ["total", *DIMENSIONS, *SUITES, *tasks, "scenes of ours"]
     pairings = {
         group: Pairing(count[True, True], count[True, False], count[False, True], count[False, False])
@@ -119,16 +120,21 @@ def compare(first: Iterable[Row], second: Iterable[Row]) -> Comparison:
 
 
 def _groups(row: Row) -> list[str]:
-    """What a job counts in: of a benchmark its dimension and suite, else its task."""
+    """What a job counts in: of a benchmark its dimension and suite, else its task and condition."""
     if is_ours(row):
         return ["scenes of ours"]
     if "dimension" in row.extra:
         return ["total", *filter(None, [row.extra["dimension"]]), row.job.task.split("/", 2)[1]]
-    return ["total", row.job.task]
+    return ["total", _task(row)]
 
 
-def _place(row: Row) -> tuple[str, str, int, int, bool]:
-    return row.job.simulator, row.job.task, row.job.initial_state, row.job.seed, is_ours(row)
+def _task(row: Row) -> str:
+    return f"{row.job.task}, {row.job.condition}" if row.job.condition else row.job.task
+
+
+def _place(row: Row) -> tuple[str, str, str, int, int, bool]:
+    job = row.job
+    return job.simulator, job.task, job.condition, job.initial_state, job.seed, is_ours(row)
 
 
 def compare_runs(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kairos_env.eval.report.task_rates import HEADER, rate_lines, task_rates
+from kairos_env.eval.report.task_rates import rate_table, task_rates
 from kairos_env.eval.rows import read_rows, results_files
 from kairos_env.eval.statistics import Interval
 from kairos_env.policies.make import model_digest
@@ -52,11 +52,12 @@ def add_to_card(model: str | Path, run: str | Path) -> str:
 def _closed_loop(run: Path, digest: str) -> Measurement:
     rows = read_rows(run)
     _require(run, digest, {row.extra.get("model", "").split()[-1] for row in rows if row.extra.get("model")})
-    bar = HEADER.index("")
-    lines = [[str(cell) for i, cell in enumerate(line) if i != bar] for line in rate_lines(task_rates(rows))]
+    header, cells = rate_table(task_rates(rows))
+    words = [i for i, name in enumerate(header) if name]  # without the column of bars
+    lines = [[str(line[i]) for i in words] for line in cells]
     simulators = ", ".join(sorted({row.job.simulator for row in rows}))
-    header = [name for name in HEADER if name]
-    return Measurement(f"Success in {simulators}", header, lines, ["95 % intervals (Wilson)."], **_origin(run))
+    title = f"Success in {simulators}"
+    return Measurement(title, [header[i] for i in words], lines, ["95 % intervals (Wilson)."], **_origin(run))
 
 
 def _imagination(run: Path, digest: str) -> Measurement:

@@ -15,7 +15,7 @@ from kairos_env.eval.report.benchmark_sections import benchmark_sections, benchm
 from kairos_env.eval.report.benchmark_table import BenchmarkTable, make_tables
 from kairos_env.eval.report.page import Figure, Section, data_address, render_page, small_jpeg, text_of
 from kairos_env.eval.report.published_results import PublishedBenchmark, published_results
-from kairos_env.eval.report.task_rates import HEADER, TaskRate, rate_lines, task_rates
+from kairos_env.eval.report.task_rates import TaskRate, rate_table, task_rates
 from kairos_env.eval.report.text import number, plain
 from kairos_env.eval.rows import Row, error_kind, unique_rows
 from kairos_env.runs import write_json, write_text
@@ -51,13 +51,14 @@ class Report:
         """The jobs without a result."""
         return [row for row in self.rows if row.status == "error"]
 
-    def cell(self, policy: str, task: str) -> TaskRate:
-        """One policy on one task."""
+    def cell(self, policy: str, task: str, condition: str = "") -> TaskRate:
+        """One policy on one task, under one condition."""
         for cell in self.cells:
-            if (cell.policy, cell.task) == (policy, task):
+            if (cell.policy, cell.task, cell.condition) == (policy, task, condition):
                 return cell
-        legal = ", ".join(f"{c.policy}/{c.task}" for c in self.cells)
-        raise KeyError(f"no results of policy {policy!r} on task {task!r}; there are {legal}")
+        legal = ", ".join("/".join(filter(None, (c.policy, c.task, c.condition))) for c in self.cells)
+        named = f" under {condition!r}" if condition else ""
+        raise KeyError(f"no results of policy {policy!r} on task {task!r}{named}; there are {legal}")
 
     def table(self) -> str:
         """All results as aligned text; nothing in it depends on how fast they came."""
@@ -139,7 +140,8 @@ class Report:
         sections = []
         for simulator in dict.fromkeys(cell.simulator for cell in self.cells):
             cells = [cell for cell in self.cells if cell.simulator == simulator]
-            sections.append(Section(simulator, 2, header=HEADER, lines=rate_lines(cells)))
+            header, lines = rate_table(cells)
+            sections.append(Section(simulator, 2, header=header, lines=lines))
         errors: dict[str, int] = {}
         for row in self.errors:
             if not is_of_benchmark(row):
@@ -196,7 +198,8 @@ def _films(rows: Iterable[Row], places: Sequence[Path]) -> Section | None:
             continue
         kind = f", {failure_kind(row.extra)}" if row.status == "failure" and "objects" in row.extra else ""
         name = DIMENSIONS.get(group, row.job.policy if group == row.job.task else group)
-        caption = f"{name}: {row.status}{kind}. {row.job.task}, initial state {row.job.initial_state}"
+        where = ", ".join(filter(None, (row.job.task, row.job.condition, f"initial state {row.job.initial_state}")))
+        caption = f"{name}: {row.status}{kind}. {where}"
         video = strip.with_suffix(".mp4")
         address = Path(os.path.relpath(video, places[0])).as_posix() if video.is_file() else ""
         shown.append(Figure(caption, data_address(small_jpeg(strip.read_bytes()), "jpeg"), address))

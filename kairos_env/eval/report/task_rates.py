@@ -1,10 +1,10 @@
-"""Success of policies on the tasks of a simulator: one cell for each policy and task, with its interval."""
+"""Success of policies on the tasks of a simulator: one cell for each policy, task and condition, with its interval."""
 
 from __future__ import annotations
 
 import math
 import statistics as stdlib_statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from kairos_env.eval.report.page import Cell, bar
@@ -18,6 +18,7 @@ class TaskRate:
     """One policy on one task.
 
     Args:
+        condition: of the simulator; "" for its usual one.
         rate: of success, among the episodes that ran to their end; Wilson's 95 % interval.
         errors: jobs that crashed or timed out. They are in neither number of the rate.
         median_decisions: of the successes; nan without one.
@@ -28,6 +29,7 @@ class TaskRate:
     simulator: str
     policy: str
     task: str
+    condition: str
     successes: int
     failures: int
     errors: int
@@ -42,14 +44,12 @@ class TaskRate:
         return self.successes + self.failures
 
 
-HEADER = ["policy", "task", "", "success %", "n", "errors", "median decisions", "return"]
-
-
 def task_rates(rows: Iterable[Row]) -> list[TaskRate]:
-    """The cells of some rows, by simulator, policy and task."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    """The cells of some rows, by simulator, policy, task and condition."""
+    groups: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.job.simulator, row.job.policy, row.job.task), []).append(row)
+        job = row.job
+        groups.setdefault((job.simulator, job.policy, job.task, job.condition), []).append(row)
     cells = []
     for key, mine in sorted(groups.items()):
         won = [row for row in mine if row.status == "success"]
@@ -69,21 +69,22 @@ def task_rates(rows: Iterable[Row]) -> list[TaskRate]:
     return cells
 
 
-def rate_lines(cells: Iterable[TaskRate]) -> list[list[Cell]]:
-    """The columns of `HEADER`."""
-    return [
-        [
-            cell.policy,
-            cell.task,
-            bar(cell.rate),
-            cell.rate.format(0, 100),
-            str(cell.trials),
-            str(cell.errors),
-            number(cell.median_decisions),
-            number(cell.mean_return, 2),
-        ]
-        for cell in cells
-    ]
+def rate_table(cells: Sequence[TaskRate]) -> tuple[list[str], list[list[Cell]]]:
+    """Header and lines of a table of cells; conditions are a column where there are some."""
+    columns: dict[str, Callable[[TaskRate], Cell]] = {
+        "policy": lambda cell: cell.policy,
+        "task": lambda cell: cell.task,
+        "condition": lambda cell: cell.condition or "usual",
+        "": lambda cell: bar(cell.rate),
+        "success %": lambda cell: cell.rate.format(0, 100),
+        "n": lambda cell: str(cell.trials),
+        "errors": lambda cell: str(cell.errors),
+        "median decisions": lambda cell: number(cell.median_decisions),
+        "return": lambda cell: number(cell.mean_return, 2),
+    }
+    if not any(cell.condition for cell in cells):
+        del columns["condition"]
+    return list(columns), [[column(cell) for column in columns.values()] for cell in cells]
 
 
 def _mean(values: Sequence[float]) -> float:
