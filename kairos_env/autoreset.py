@@ -126,9 +126,7 @@ class AutoresetVectorEnv(gym.vector.VectorEnv[dict[str, Array], Array, Array]):
             try:
                 self._over()
             except gym.error.ResetNeeded:
-                raise gym.error.ResetNeeded(
-                    "reset_mask goes on with the other episodes, but none has begun"
-                ) from None
+                raise gym.error.ResetNeeded("reset_mask goes on with the other episodes, but none has begun") from None
         rows = np.flatnonzero(mask).tolist()
         batch = self._advance({row: Reset(seeds[row], self._options_of(row, options)) for row in rows}, None)
         return batch.observation, batch.info

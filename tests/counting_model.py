@@ -19,6 +19,7 @@ from torch import Tensor
 from kairos_env.records import Camera, Field, Observation, RobotSpec
 from kairos_env.sims.tabletop.env import TASKS as TABLETOP_TASKS
 from kairos_env.sims.tabletop.env import make_spec
+from kairos_env.world_model.config import get_preset
 from kairos_env.world_model.model import StepOutput, WorldModel
 
 SPEC = RobotSpec(
@@ -116,7 +117,7 @@ class CountingModel:
         new = CountingState(state.past + 1, state.seed, state.moved + torch.as_tensor(SPEC.check_action(action))[:, 0])
         broken = new.past >= (self.breaks_at or 10**9)
         latent = new.latent.masked_fill(broken[:, None, None, None], torch.nan)
-        read = new.reward, new.success, new.past / 10, new.objects
+        read = new.reward, new.success, new.past / 10, new.objects, (new.past / 10)[:, None]
         return StepOutput(new, latent, new.proprio, *read)  # type: ignore[arg-type]
 
     def features(self, proprio: Tensor, objects: Tensor) -> Tensor:
@@ -135,8 +136,10 @@ class CountingModel:
 def shaken_model() -> WorldModel:
     """The real architecture, small, with random starts, and with noise on every weight: fresh models start
     from zeroed output layers, so that neither actions nor seeds would matter."""
+    torch.manual_seed(0)
     spec = make_spec()
-    model = WorldModel.from_preset("debug", spec, TABLETOP_TASKS)
+    config = dataclasses.replace(get_preset("debug"), objects=("object", "goal"))
+    model = WorldModel(config, spec, TABLETOP_TASKS).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():

@@ -11,7 +11,7 @@ import numpy as np
 from kairos_env.records import Array
 from kairos_env.runs import did_you_mean
 from kairos_env.world_model.features import LIMIT
-from kairos_env.world_model.model import LATENT_LIMIT
+from kairos_env.world_model.state import LATENT_LIMIT
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ same clips as an uninterrupted one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,22 +15,23 @@ import torch
 from torch import Tensor
 
 from kairos_env.records import Array, Episode
+from kairos_env.world_model.features import FAR
 from kairos_env.world_model.model import WorldModel
 
 # An executed action this close to the expert's (in units of half the action range) continues the expert's plan.
 ON_PLAN = 0.5
-OBJECT = "object_position"  # the label that the object read-out learns: (T + 1, 3) in metres
+POSITION = "_position"  # a label of that ending, (T + 1, 3) in metres, is the place of the object that it names
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B clips of F frames; normalised values.
+    """B clips of F frames, each read as T tasks; normalised values.
 
     latents (B, F, C, h, w), proprio (B, F, P); lead (B, F, A), the action that led to each frame, and has_lead (B, F);
-    chunk (B, F, N, A), the actions to propose at each frame, and chunk_mask (B, F, N);
-    reward, success, outcome_mask (B, F); object_position (B, F, 3) in decimetres, object_mask (B, F);
+    chunk (B, F, T, N, A), the actions to propose at each frame, and chunk_mask (B, F, T, N);
+    reward, success, outcome_mask (B, F, T); objects (B, F, O, 3) in decimetres, object_mask (B, F, O);
     view_mask (B, w), proprio_mask (B, P), action_mask (B, A): 0 where a clip's robot has no such camera or field;
-    texts: the instruction of each clip.
+    texts: the T instructions of each clip.
     """
 
     latents: Tensor
@@ -42,12 +43,12 @@ class Batch:
     reward: Tensor
     success: Tensor
     outcome_mask: Tensor
-    object_position: Tensor
+    objects: Tensor
     object_mask: Tensor
     view_mask: Tensor
     proprio_mask: Tensor
     action_mask: Tensor
-    texts: list[str]
+    texts: list[list[str]]
 
     def part(self, start: int, stop: int | None = None) -> Batch:
         """Frames ``start`` to ``stop`` of every clip."""
@@ -96,6 +97,7 @@ class Clips:
         self._texts = [texts for _, texts in read]
         most = max(map(len, self._texts), default=0)
         parts = [{k: _with_tasks(v, most) if k in PER_TASK else v for k, v in columns.items()} for columns, _ in read]
+        self._objects = model.objects
         self._columns = {key: torch.cat([part[key] for part in parts]) for key in (parts[0] if parts else ())}
 
     def __len__(self) -> int:
@@ -103,14 +105,20 @@ class Clips:
 
     def untrained_readouts(self) -> list[str]:
         """A sentence on each read-out that no episode teaches."""
-        lacking = {
-            "outcome_mask": "no episode says its outcome: the model's reward and success stay untrained",
-            "object_mask": f"no episode has the label {OBJECT!r} (metres): the model's object position stays untrained",
-        }
-        return [text for key, text in lacking.items() if not self._columns[key].any()]
+        found = []
+        if not self._columns["outcome_mask"].any():
+            found.append("no episode says its outcome: the model's reward and success stay untrained")
+        for name, known in zip(self._objects, self._columns["object_mask"].any(0).tolist(), strict=True):
+            if not known:
+                found.append(f"no episode has the label {name + POSITION!r}: the model's {name} stays untrained")
+        if not self._objects:
+            found.append(f"no episode has a label such as 'object{POSITION}' (metres): the model reads no objects")
+        return found
 
-    def sample(self, batch: int, frames: int, generator: torch.Generator) -> Batch:
-        """``batch`` random clips of ``frames`` frames, each read as a random task that its labels allow.
+    def sample(self, batch: int, frames: int, generator: torch.Generator, tasks: int = 1) -> Batch:
+        """``batch`` random clips of ``frames`` frames, each read as ``tasks`` random ones that its labels allow.
+
+        Clips that can be read as fewer tasks repeat them.
 
         Raises:
             ValueError: no episode is long enough.
@@ -127,21 +135,25 @@ class Clips:
 
         odds = self._odds[long_enough]
         alike = bool((odds == odds[0]).all())
-        clips = []  # number of the episode, first frame, task
+        clips, chosen = [], []  # number of the episode, first frame; tasks
         for _ in range(batch):
             nth = draw(len(odds)) if alike else int(torch.multinomial(odds, 1, generator=generator))
             number = long_enough[nth]
-            clips.append((number, draw(self.lengths[number] - frames + 1), draw(len(self._texts[number]))))
-        episode, start, task = torch.tensor(clips).T
+            clips.append((number, draw(self.lengths[number] - frames + 1)))
+            order = torch.randperm(len(self._texts[number]), generator=generator).tolist()
+            chosen.append([order[i % len(order)] for i in range(tasks)])
+        episode, start = torch.tensor(clips).T
+        task = torch.tensor(chosen)  # (B, T)
         rows = (self._begins[episode] + start).unsqueeze(1) + torch.arange(frames)  # (B, F)
-        drawn = {"latents": torch.stack([self._latents(i, slice(first, first + frames)) for i, first, _ in clips])}
+        drawn = {"latents": torch.stack([self._latents(i, slice(first, first + frames)) for i, first in clips])}
         for key, column in self._columns.items():
             if key in PER_EPISODE:
                 drawn[key] = column[episode]
             else:
-                drawn[key] = column[rows, task.unsqueeze(1)] if key in PER_TASK else column[rows]
+                drawn[key] = column[rows.unsqueeze(2), task.unsqueeze(1)] if key in PER_TASK else column[rows]
         drawn["has_lead"][:, 0] = 0  # a clip starts without history
-        return Batch(**drawn, texts=[self._texts[i][which] for i, _, which in clips])
+        texts = [[self._texts[i][which] for which in those] for (i, _), those in zip(clips, chosen, strict=True)]
+        return Batch(**drawn, texts=texts)
 
     def _latents(self, index: int, part: slice) -> Tensor:
         return torch.cat([view[part].float() for view in self._views[index]], -1)
@@ -214,8 +226,10 @@ def _columns(model: WorldModel, episode: Episode) -> tuple[dict[str, Tensor], li
         "reward": torch.cat([nothing, reward]),
         "success": torch.cat([nothing, success]),
         "outcome_mask": torch.cat([nothing, torch.full((steps, len(texts)), float(episode.outcome_known))]),
-        "object_position": 10 * _object_position(episode),
-        "object_mask": torch.full((steps + 1,), float(OBJECT in labels)),
+        "objects": torch.stack([_position(episode, name) for name in model.objects], 1) / FAR
+        if model.objects
+        else torch.zeros(steps + 1, 0, 3),
+        "object_mask": torch.tensor([float(n + POSITION in labels) for n in model.objects]).expand(steps + 1, -1),
         "view_mask": torch.tensor([there]).repeat_interleave(model.latent_shape[2] // len(there), 1),
         "proprio_mask": _mask(episode.proprio_mask, spec.proprio_dim),
         "action_mask": _mask(episode.action_mask, spec.action_dim),
@@ -254,12 +268,18 @@ def _label(labels: Mapping[str, Array], key: str) -> Array:
     return np.asarray(labels[key], np.float32)
 
 
-def _object_position(episode: Episode) -> Tensor:
+def object_names(episodes: Iterable[Episode]) -> tuple[str, ...]:
+    """Names of the objects whose positions are labels of any episode, ``object`` first."""
+    names = {key.removesuffix(POSITION) for e in episodes for key in e.labels if key.endswith(POSITION)}
+    return tuple(sorted(names, key=lambda name: (name != "object", name)))
+
+
+def _position(episode: Episode, name: str) -> Tensor:
     """(T + 1, 3) in metres; zero where nobody recorded it."""
     shape = (len(episode) + 1, 3)
-    where = np.asarray(episode.labels.get(OBJECT, np.zeros(shape)), np.float32)
+    where = np.asarray(episode.labels.get(name + POSITION, np.zeros(shape)), np.float32)
     if where.shape != shape:
-        raise ValueError(f"the label {OBJECT!r} is {where.shape}, but the object read-out learns {shape}, in metres")
+        raise ValueError(f"the label {name + POSITION!r} is {where.shape}, but positions are {shape}, in metres")
     return torch.from_numpy(where)
 
 

@@ -41,9 +41,11 @@ class TrainConfig:
         model: optimisation of stage 2, the world-action model.
         batch: clips in a step of stage 2.
         loss: weights and noise of stage 2.
-        imagined_from: share of stage 2 after which a third of the steps see imagined history.
-        video_every: of so many steps of stage 2 one learns all modes; the others learn policy, reward and success from
-            observed frames alone, for less than half the time.
+        own_from: share of stage 2 after which frames are imagined from the model's own predictions, two in a row.
+        own_whole: share of stage 2 after which that is the rest of the clip; it grows evenly until then.
+        video_every: of so many steps of stage 2 one learns to imagine; the others learn policy, reward, success and
+            objects from observed frames alone, for less than half the time.
+        joint_every: of so many steps that learn to imagine one learns the joint and inverse modes too.
         sample_every: steps between validation rollouts with film strips.
         starts: held-out first observations that ship with the model.
         init: bundled name or folder of a model to go on from; its tokenizer and latent statistics are kept and
@@ -63,15 +65,17 @@ class TrainConfig:
     model: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2400, lr=1.5e-3, warmup=150))
     batch: int = 12
     loss: LossConfig = field(default_factory=LossConfig)
-    imagined_from: float = 0.25
+    own_from: float = 0.05
+    own_whole: float = 0.5
     video_every: int = 1
+    joint_every: int = 4
     sample_every: int = 400
     starts: int = 48
     init: str = ""
     weights: Literal["float16", "float32"] = "float16"
 
     def __post_init__(self) -> None:
-        for name in ("tokenizer_batch", "batch", "video_every", "sample_every"):
+        for name in ("tokenizer_batch", "batch", "video_every", "joint_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("validation", "starts"):

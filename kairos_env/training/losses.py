@@ -1,27 +1,33 @@
 """The loss of all five modes, from one batch of clips.
 
-One pass over the clips carries two streams: the clean frames (history, read by the heads and by the action
-chunks) and a noisy copy of every frame, which is denoised from the clean frames before it. That is exactly
-what streaming inference does, for all frames at once. A second, short pass continues the memory with N
-future frames and actions that are denoised together (joint), or one given the other (inverse, forward).
+One pass over the clips does what streaming inference does, for all frames at once: every frame has a noise level of
+its own, the first few are observed, the others imagined from nothing but what came before (`world_model.one_pass`).
+What an imagined frame is told of its predecessor comes from the model itself, rolled out over several frames, so that
+it learns to hold its course on its own errors. A second, short pass continues the memory with N future frames and
+actions that are denoised together (joint), or one given the other (inverse, forward).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kairos_env.training.batches import Batch
-from kairos_env.world_model.attention.visibility import LayerMemory
-from kairos_env.world_model.flow import interpolate, to_sample, training_levels
+from kairos_env.world_model.features import FAR
+from kairos_env.world_model.flow import expand, interpolate, to_sample, training_levels
+from kairos_env.world_model.mixture import Contexts, Memory
 from kairos_env.world_model.model import WorldModel
-from kairos_env.world_model.state import WorldState
+from kairos_env.world_model.one_pass import CERTAIN, LOST, Estimate, Frames, pass_frames
+from kairos_env.world_model.state import LATENT_LIMIT, WorldState
 
-PROPRIO_BLEMISH = 0.1  # noise of a blemished history's proprioception, in its standard deviations
+MOST_OBSERVED = 6  # frames that a clip observes at most, unless all
+BLEMISH = (0.15, 0.05, 0.1)  # largest noise on a true predecessor: latents, proprioception [std], objects [dm]
+FINE = 0.05  # below this many standard deviations errors of proprioception weigh less and less
+FAITHFUL = 0.15  # decimetres; an imagined frame farther off than that is no example for the policy
 
 
 @dataclass(frozen=True)
@@ -30,32 +36,34 @@ class LossConfig:
 
     Args:
         frames: F, frames of the main pass; a clip has N more for the joint pass.
-        pure_noise: share of noise levels that are exactly 1.
-        history_noise: share of history frames that are noised, so that errors of a rollout are forgiven.
-        history_level: highest noise level of those.
-        imagined_history: share of history frames replaced by the model's own prediction, where such are used.
+        tasks: T, tasks that each clip is read as, for the price of the action expert and the heads alone.
+        observed: share of clips of which every frame is observed, as an acting policy sees them.
+        partly: share of imagined frames that are partly denoised already, for more denoising steps than one.
+        no_action: share of clips whose imagined frames are told no action (video mode).
+        pure_noise: share of exact 1 among the noise levels of action chunks and of the joint pass.
         motion: extra weight of latent cells that change; otherwise fading a small object out is the cheapest
             prediction.
         proprio: weight of the next proprioception, beside a weight of 1 for the next latent frame.
         policy: weight of the action chunks.
         reward: weight of the reward, where the data say it.
         success: weight of the success, where the data say it.
-        object: weight of the object's position, where the data have it.
-        uncertainty: weight of the predicted error of a frame.
+        object: weight of the objects' positions, where the data have them.
+        uncertainty: weight of the expected errors.
         joint: weight of the joint pass (actions and frames together, and one given the other).
     """
 
-    frames: int = 18
-    pure_noise: float = 0.5
-    history_noise: float = 0.5
-    history_level: float = 0.4
-    imagined_history: float = 0.5
+    frames: int = 24
+    tasks: int = 2
+    observed: float = 0.2
+    partly: float = 0.1
+    no_action: float = 0.04
+    pure_noise: float = 0.7
     motion: float = 4.0
     proprio: float = 0.5
     policy: float = 1.0
     reward: float = 1.0
-    success: float = 0.2
-    object: float = 0.3
+    success: float = 0.3
+    object: float = 1.0
     uncertainty: float = 0.05
     joint: float = 0.3
 
@@ -83,37 +91,13 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Frames:
-    """Latents (B, F, C, h, w) and proprioception (B, F, P) at noise levels sigma (B, F)."""
-
-    latents: Tensor
-    proprio: Tensor
-    sigma: Tensor
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """Action chunks (B, F, N, A) at noise levels sigma (B, F)."""
-
-    actions: Tensor
-    sigma: Tensor
-
-
-@dataclass(frozen=True)
 class Pass:
-    """Results of the main pass.
+    """Results of the main pass: the frames, what the heads read (B, F, n), and the memory with all its windows."""
 
-    Args:
-        denoised: the noisy stream's frames without their noise; None where there was no such stream.
-        tokens: stream -> (B, F, L, D).
-        proposals: tokens of the action chunks; None without chunks.
-        memory: after the last frame, of every layer.
-    """
-
-    denoised: Frames | None
-    tokens: Mapping[str, Tensor]
-    proposals: Tensor | None
-    memory: tuple[LayerMemory, ...]
+    frames: Frames
+    estimate: Estimate
+    flat: Tensor
+    memory: Memory
 
 
 def world_model_loss(
@@ -121,152 +105,169 @@ def world_model_loss(
     batch: Batch,
     config: LossConfig,
     generator: torch.Generator,
-    imagined: bool = False,
+    horizon: int = 1,
     video: bool = True,
+    joint: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of all losses, and each of them for the log.
 
     Args:
-        imagined: replace part of the history by the model's own predictions (one more pass without gradient).
-        video: False leaves out whatever predicts frames, and learns from the observed ones alone: policy, reward,
-            success and object, for less than half the time.
+        horizon: frames that the model imagines from its own predictions before it is told the truth again; 1 always
+            tells the truth, blemished.
+        video: False leaves out whatever predicts frames, and learns from observed ones alone: policy, reward, success
+            and objects.
+        joint: adds the joint pass.
     """
     draw = Draws(config, generator, batch.latents.device)
     clip, future = batch.part(0, config.frames), batch.part(config.frames)
-    context = model.text(model.text.codes(batch.texts).to(batch.latents.device))
-    history = blemished(clip, config, draw)
-    noisy, chunks = noised(clip, draw)
-    if imagined:
-        history = with_imagined(model, clip, context, history, noisy, config, draw)
-    done = main_pass(model, clip, context, history, noisy if video else None, chunks)
+    context = instructions(model, clip)
+    contexts = model.contexts(context[:, 0])
+    frames = noised(clip, draw, config, video)
+    if video and horizon > 1:
+        frames = replace(frames, before=rolled_out(model, frames, contexts, horizon))
+    done = main_pass(model, frames, contexts)
 
-    losses = {"policy": policy_loss(model, clip, chunks, done), **readout_losses(model, clip, context, done)}
+    losses = object_losses(clip, done) | outcome_losses(model, clip, context, done)
+    losses["policy"] = policy_loss(model, clip, context, done, draw)
     if video:
-        losses |= video_losses(model, clip, done, config)
-        losses |= joint_losses(model, clip, future, _state_after(model, history, done, context), config, draw)
+        losses |= video_losses(clip, done, config)
+    losses["uncertainty"] = uncertainty_loss(model, clip, done)
+    if joint and future.latents.shape[1]:
+        losses |= joint_losses(model, future, _state_after(model, context, done), config, draw)
     total = torch.stack([config.weights[name] * value for name, value in losses.items()]).sum()
     return total, {name: value.detach() for name, value in losses.items()}
+
+
+def instructions(model: WorldModel, clip: Batch) -> Tensor:
+    """Context tokens (B, T, S, text) of each clip's tasks."""
+    unique = sorted({text for texts in clip.texts for text in texts})
+    tokens = model.text(model.text.codes(unique).to(clip.latents.device))
+    return tokens[torch.tensor([[unique.index(text) for text in texts] for texts in clip.texts])]
 
 
 # inputs of the main pass ----------------------------------------------------------------------------------------------
 
 
-def blemished(clip: Batch, config: LossConfig, draw: Draws) -> Frames:
-    """The clip as it is remembered: part of its frames noised, like those of an imagined history."""
-    size, frames = clip.latents.shape[:2]
-    sigma = config.history_level * draw.uniform(size, frames) * (draw.uniform(size, frames) < config.history_noise)
-    sigma[:, 0] *= draw.uniform(size) < 0.5  # planning mostly starts from a clean, observed frame
-    latents = interpolate(clip.latents, draw.normal(clip.latents), sigma)
-    return Frames(latents, interpolate(clip.proprio, PROPRIO_BLEMISH * draw.normal(clip.proprio), sigma), sigma)
-
-
-def noised(clip: Batch, draw: Draws) -> tuple[Frames, Chunks]:
-    """The inputs to be denoised: a noisy copy of every frame, and the action chunk at each."""
-    size, frames = clip.latents.shape[:2]
-    sigma = draw.levels(size, frames)
+def noised(clip: Batch, draw: Draws, config: LossConfig, video: bool) -> Frames:
+    """The clip as the model meets it: a few observed frames, then imagined ones that are told the true predecessor."""
+    size, count = clip.latents.shape[:2]
+    number = torch.arange(count, device=clip.latents.device)
+    seen = torch.where(draw.uniform(size) < 0.5, 1, 1 + (draw.uniform(size) * MOST_OBSERVED).long())
+    seen = torch.where(draw.uniform(size) < config.observed, count, seen)
+    imagined = (number >= seen[:, None]).float() if video else clip.latents.new_zeros(size, count)
+    sigma = imagined * torch.where(draw.uniform(size, count) < config.partly, draw.uniform(size, count), 1.0)
     latents, proprio = (interpolate(x, draw.normal(x), sigma) for x in (clip.latents, clip.proprio))
-    level = draw.levels(size, frames)
-    return Frames(latents, proprio, sigma), Chunks(interpolate(clip.chunk, draw.normal(clip.chunk), level), level)
+    told = (draw.uniform(size, 1) >= config.no_action).float()
+    has_action = clip.has_lead * torch.maximum(told, 1 - imagined)
+    return Frames(latents, proprio, sigma, clip.lead, has_action, blemished(clip, imagined, draw))
 
 
-def with_imagined(
-    model: WorldModel, clip: Batch, context: Tensor, history: Frames, noisy: Frames, config: LossConfig, draw: Draws
-) -> Frames:
-    """The history with some of its frames replaced by the model's own predictions, marked as such by their level."""
-    with torch.no_grad():
-        guess = main_pass(model, clip, context, history, noisy, None).denoised
-    assert guess is not None
-    swap = draw.uniform(*history.sigma.shape) < config.imagined_history
-    swap[:, 0] = False
-    return Frames(
-        torch.where(swap[..., None, None, None], guess.latents, history.latents),
-        torch.where(swap[..., None], guess.proprio, history.proprio),
-        torch.where(swap, torch.full_like(history.sigma, model.config.imagined_level), history.sigma),
-    )
+def blemished(clip: Batch, imagined: Tensor, draw: Draws) -> Estimate:
+    """The true predecessor of every frame; that of an imagined one with errors such as the model's own."""
+    size, count = imagined.shape
+    strength = [largest * imagined * draw.uniform(size, count) for largest in BLEMISH]
+    true = [_one_later(x) for x in (clip.latents, clip.proprio, clip.objects)]
+    latents, proprio, objects = (x + expand(s, x) * draw.normal(x) for x, s in zip(true, strength, strict=True))
+    picture, hand, place = ((s.square() + 1e-6).log().clamp(CERTAIN, LOST) for s in strength)
+    errors = torch.stack([hand, *[place] * clip.objects.shape[2], picture], -1)
+    return Estimate(latents, proprio, objects, errors)
 
 
-def main_pass(
-    model: WorldModel, clip: Batch, context: Tensor, history: Frames, noisy: Frames | None, chunks: Chunks | None
-) -> Pass:
-    """Both streams over a clip at once: each noisy frame is denoised from the history before it."""
-    dit, expert, size = model.mixture.video_dit, model.mixture.action_dit, len(clip.latents)
-    last, last_proprio = _one_later(history.latents), _one_later(history.proprio)
+@torch.no_grad()
+def rolled_out(model: WorldModel, frames: Frames, contexts: Contexts, horizon: int) -> Estimate:
+    """What each frame is told of its predecessor if the model goes on from its own predictions.
 
-    given = {"clean": history} if noisy is None else {"clean": history, "noisy": noisy}
-    condition = {name: dit.condition(frames.sigma, clip.lead, clip.has_lead) for name, frames in given.items()}
-    streams = {
-        name: (dit.embed_frames(frames.latents, frames.proprio, last, last_proprio), condition[name][1])
-        for name, frames in given.items()
-    }
-    tokens, proposals, memory = model.mixture.frames(
-        model.lead(clip.lead, clip.has_lead),
-        streams,
-        model.contexts(context),
-        model.mixture.empty_memory(size, model.frame_tokens),
-        torch.zeros(size, dtype=torch.int64, device=clip.latents.device),
-        model.grid,
-        None if chunks is None else (expert.action_encoder(chunks.actions), expert.embed(chunks.sigma)[1]),
-    )
-    if noisy is None:
-        return Pass(None, tokens, proposals, memory)
-    latents, proprio = (x.float() for x in dit.read(tokens["noisy"], condition["noisy"][0], model.latent_shape[1]))
-    kind = model.config.prediction
-    if kind == "sample":
-        latents, proprio = latents + last, proprio + last_proprio
-    denoised = Frames(
-        to_sample(kind, latents, noisy.latents, noisy.sigma),
-        to_sample(kind, proprio, noisy.proprio, noisy.sigma),
-        noisy.sigma,
-    )
-    return Pass(denoised, tokens, proposals, memory)
+    Exactly what imagining frame by frame does. After ``horizon`` imagined frames the truth is told once.
+    """
+    size, count = frames.sigma.shape
+    memory = model.mixture.empty_memory(size, model.frame_tokens, False)
+    past = torch.zeros(size, dtype=torch.int64, device=frames.sigma.device)
+    run = torch.zeros_like(past)  # imagined frames since the truth was told
+    told: list[Estimate] = []
+    estimate = _part(frames, 0).before
+    for index in range(count):
+        now = _part(frames, index)
+        if told:
+            run = torch.where(now.sigma[:, 0] > 0, run + 1, 0)
+            own = (run.remainder(horizon) != 1) | (run == 1)  # the first one goes on from what was observed
+            now = replace(now, before=_choose(own, estimate, now.before))
+        told.append(now.before)
+        estimate, _, memory = pass_frames(model, now, contexts, memory, past + index)
+        estimate = replace(estimate, latents=estimate.latents.clamp(-LATENT_LIMIT, LATENT_LIMIT))
+    return Estimate(*(torch.cat([getattr(e, f.name) for e in told], 1) for f in fields(Estimate)))
+
+
+def main_pass(model: WorldModel, frames: Frames, contexts: Contexts) -> Pass:
+    """All frames at once; the memory keeps the window of every frame, for a chunk at each."""
+    size, count = frames.sigma.shape
+    memory = model.mixture.empty_memory(size, model.frame_tokens, False, count)
+    past = torch.zeros(size, dtype=torch.int64, device=frames.sigma.device)
+    return Pass(frames, *pass_frames(model, frames, contexts, memory, past))
 
 
 # losses by mode -------------------------------------------------------------------------------------------------------
 
 
-def video_losses(model: WorldModel, clip: Batch, done: Pass, config: LossConfig) -> dict[str, Tensor]:
-    """Forward and video mode: the next latent frame, its proprioception, and how far off the frame will be."""
-    assert done.denoised is not None
-    view, fields = clip.view_mask[:, None, None, None, :], clip.proprio_mask[:, None]
-    error = (done.denoised.latents - clip.latents).square()[:, 1:] * view
-    wrong = share(error.detach(), view).mean((2, 3, 4)).clamp_min(1e-6).log()
-    expected = model.heads.log_error(done.tokens["noisy"].detach())[:, 1:]
+def video_losses(clip: Batch, done: Pass, config: LossConfig) -> dict[str, Tensor]:
+    """Forward and video mode: the latent frames and the proprioception that are imagined."""
+    view, known = clip.view_mask[:, None, None, None, :], clip.proprio_mask[:, None]
+    imagined = _imagined(done)[:, 1:]
+    error = (done.estimate.latents - clip.latents).square()[:, 1:] * view
+    picture = share(error * motion_weights(clip.latents, config.motion), view).mean((2, 3, 4))
+    moved = F.smooth_l1_loss(done.estimate.proprio, clip.proprio, reduction="none", beta=FINE)[:, 1:] * known
     return {
-        "video": share(error * motion_weights(clip.latents, config.motion), view).mean(),
-        "proprio": share((done.denoised.proprio - clip.proprio).square()[:, 1:] * fields, fields).mean(),
-        "uncertainty": (expected - wrong).square().mean(),
+        "video": masked_mean(picture, imagined),
+        "proprio": masked_mean(share(moved, known).mean(-1), imagined),
     }
 
 
-def policy_loss(model: WorldModel, clip: Batch, chunks: Chunks, done: Pass) -> Tensor:
-    """Policy mode: the action chunk at each frame."""
-    assert done.proposals is not None
-    output = model.read_actions(done.proposals).float()
-    actions = to_sample(model.config.prediction, output, chunks.actions, chunks.sigma)
-    fields = clip.action_mask[:, None, None]
-    return masked_mean(share((actions - clip.chunk).square() * fields, fields).mean(-1), clip.chunk_mask)
+def object_losses(clip: Batch, done: Pass) -> dict[str, Tensor]:
+    """Objects' positions, in observed frames and in imagined ones; 0 where the data do not say them."""
+    astray = (done.estimate.objects - clip.objects).abs().mean(-1)
+    return {"object": masked_mean(astray, clip.object_mask)}
 
 
-def readout_losses(model: WorldModel, clip: Batch, context: Tensor, done: Pass) -> dict[str, Tensor]:
-    """Read-outs of each frame: reward, success, object position; 0 where the data do not say it.
-
-    The object is also read from the noisy tokens of a frame, which keeps small things alive in predictions.
-    """
-    read = model.readout(done.tokens["clean"], context)
-    unsure = F.binary_cross_entropy_with_logits(read.success, clip.success, reduction="none")
-    astray = masked_mean((read.object_position - clip.object_position).abs().mean(-1), clip.object_mask)
-    if "noisy" in done.tokens:
-        apart = (model.heads.objects(done.tokens["noisy"]) - clip.object_position).abs().mean(-1)
-        astray = astray + masked_mean(apart[:, 1:], clip.object_mask[:, 1:])
+def outcome_losses(model: WorldModel, clip: Batch, context: Tensor, done: Pass) -> dict[str, Tensor]:
+    """Reward and success of each task in each frame; 0 where the data do not say them."""
+    tasks = context.shape[1]
+    flat, features = (x.unsqueeze(2).expand(-1, -1, tasks, -1) for x in (done.flat, measured(model, done)))
+    words = model.pooled(context)[:, None].expand(-1, flat.shape[1], -1, -1)
+    reward, success = model.heads.outcome(flat, words, features)
+    unsure = F.binary_cross_entropy_with_logits(success, clip.success, reduction="none")
     return {
-        "reward": masked_mean((read.reward - clip.reward).square(), clip.outcome_mask),
+        "reward": masked_mean((reward - clip.reward).square(), clip.outcome_mask),
         "success": masked_mean(unsure, clip.outcome_mask),
-        "object": astray,
     }
+
+
+def policy_loss(model: WorldModel, clip: Batch, context: Tensor, done: Pass, draw: Draws) -> Tensor:
+    """Policy mode: the action chunk of each task at each frame that shows what really was."""
+    size, tasks = context.shape[:2]
+    frames = clip.chunk.shape[1]
+    wanted = clip.chunk.transpose(1, 2).flatten(0, 1)  # (B T, F, N, A)
+    sigma = draw.levels(size * tasks, frames)
+    features = measured(model, done).repeat_interleave(tasks, 0)
+    noisy = interpolate(wanted, draw.normal(wanted), sigma)
+    chunk = model.embed_chunk(noisy, sigma, features)
+    contexts = model.mixture.read_context(context.flatten(0, 1), video=False)
+    past = torch.full((size,), frames, dtype=torch.int64, device=wanted.device)
+    output = model.read_actions(model.mixture.propose(chunk, contexts, done.memory, past)).float()
+    output = to_sample(model.config.prediction, output, noisy, sigma)
+    moves = clip.action_mask.repeat_interleave(tasks, 0)[:, None, None]
+    wrong = share((output - wanted).square() * moves, moves).mean(-1).unflatten(0, (size, tasks)).transpose(1, 2)
+    return masked_mean(wrong, clip.chunk_mask * faithful(model, clip, done)[..., None, None])
+
+
+def uncertainty_loss(model: WorldModel, clip: Batch, done: Pass) -> Tensor:
+    """Negative log-likelihood of the errors that were made, under those that were expected (normal distributions)."""
+    made = squared_errors(model, clip, done.estimate).detach().clamp(max=torch.tensor(LOST).exp())
+    expected, imagined = done.estimate.errors, _imagined(done).unsqueeze(-1)
+    counts = torch.cat([imagined, clip.object_mask, imagined], -1)
+    return masked_mean(0.5 * (made * (-expected).exp() + expected), counts)
 
 
 def joint_losses(
-    model: WorldModel, clip: Batch, future: Batch, state: WorldState, config: LossConfig, draw: Draws
+    model: WorldModel, future: Batch, state: WorldState, config: LossConfig, draw: Draws
 ) -> dict[str, Tensor]:
     """Joint, inverse and forward mode, a third of the clips each: N more frames and the actions that lead to them."""
     size, number = future.lead.shape[:2]
@@ -283,12 +284,16 @@ def joint_losses(
         sigma_v,
     )
     # an undirected joint sample should follow the expert, so only clips that do teach it
-    follows = clip.chunk_mask[:, -1].amin(-1)
+    follows = future.chunk_mask[:, 0, 0].amin(-1)
     teach = torch.where(inverse, torch.ones_like(follows), follows * ~forward)
-    view, fields, moves = clip.view_mask[:, None, None, None, :], clip.proprio_mask[:, None], clip.action_mask[:, None]
+    view, known, moves = (
+        future.view_mask[:, None, None, None, :],
+        future.proprio_mask[:, None],
+        future.action_mask[:, None],
+    )
     missed = share((actions - future.lead).square() * moves, moves).mean((1, 2))
     unlike = share((latents - future.latents).square() * view, view).mean((2, 3, 4))
-    apart = share((proprio - future.proprio).square() * fields, fields).mean(-1)
+    apart = share((proprio - future.proprio).square() * known, known).mean(-1)
     denoised = (sigma_v > 0).float()
     return {
         "inverse": masked_mean(missed, teach),
@@ -296,9 +301,41 @@ def joint_losses(
     }
 
 
+# what they share ------------------------------------------------------------------------------------------------------
+
+
+def measured(model: WorldModel, done: Pass) -> Tensor:
+    """Measured features (B, F, K) of the frames as the model reads them, without gradient."""
+    proprio, objects = done.estimate.proprio.detach(), done.estimate.objects.detach()
+    return model.features(model.physical_proprio(proprio), FAR * objects)
+
+
+def squared_errors(model: WorldModel, clip: Batch, estimate: Estimate) -> Tensor:
+    """(B, F, E) squared errors, in the units inside: distances of the hand and the objects, mean of the picture."""
+    hand = model.spec.hand_fields
+    if hand:
+        true, found = (model.physical_proprio(x)[..., hand] / FAR for x in (clip.proprio, estimate.proprio))
+        moved = (found - true).square().sum(-1, keepdim=True)
+    else:
+        known = clip.proprio_mask[:, None]
+        moved = share((estimate.proprio - clip.proprio).square() * known, known).mean(-1, keepdim=True)
+    places = (estimate.objects - clip.objects).square().sum(-1)
+    view = clip.view_mask[:, None, None, None, :]
+    picture = share((estimate.latents - clip.latents).square() * view, view).mean((2, 3, 4)).unsqueeze(-1)
+    return torch.cat([moved, places, picture], -1)
+
+
+def faithful(model: WorldModel, clip: Batch, done: Pass) -> Tensor:
+    """(B, F): whether the hand and the objects stand where they really were."""
+    errors = squared_errors(model, clip, done.estimate).detach()[..., :-1]
+    known = torch.cat([torch.ones_like(errors[..., :1]), clip.object_mask], -1)
+    near = (errors * known).amax(-1) < FAITHFUL**2
+    return torch.maximum(near.float(), 1 - _imagined(done))
+
+
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of the entries that count; 0 where none does."""
-    return (x * mask).sum() / mask.sum().clamp_min(1)
+    return (x * mask).sum() / mask.expand_as(x).sum().clamp_min(1)
 
 
 def share(masked: Tensor, mask: Tensor) -> Tensor:
@@ -313,24 +350,49 @@ def motion_weights(latents: Tensor, extra: float) -> Tensor:
     return weights / weights.mean()
 
 
+def _imagined(done: Pass) -> Tensor:
+    return (done.frames.sigma > 0).float()
+
+
 def _one_later(frames: Tensor) -> Tensor:
     """The previous frame at each frame; the first is its own predecessor."""
     return torch.cat([frames[:, :1], frames[:, :-1]], 1)
 
 
-def _state_after(model: WorldModel, history: Frames, done: Pass, context: Tensor) -> WorldState:
-    """The state that the main pass ends in, from which the joint pass goes on."""
-    size, frames = history.sigma.shape
-    none = torch.zeros(size, dtype=torch.int64, device=history.sigma.device)
-    proprio = model.physical_proprio(history.proprio[:, -1])
+def _part(frames: Frames, index: int) -> Frames:
+    """One of the frames."""
+
+    def cut(x: Tensor) -> Tensor:
+        return x[:, index : index + 1]
+
+    before = Estimate(*(cut(getattr(frames.before, f.name)) for f in fields(Estimate)))
+    own = {f.name: cut(getattr(frames, f.name)) for f in fields(Frames) if f.name != "before"}
+    return Frames(**own, before=before)
+
+
+def _choose(own: Tensor, one: Estimate, other: Estimate) -> Estimate:
+    """Of each element ``one`` where ``own`` (B,), else ``other``."""
+    pairs = ((getattr(one, f.name), getattr(other, f.name)) for f in fields(Estimate))
+    return Estimate(*(torch.where(expand(own, a), a, b) for a, b in pairs))
+
+
+def _state_after(model: WorldModel, context: Tensor, done: Pass) -> WorldState:
+    """The state that the main pass ends in, read as the first task, from which the joint pass goes on."""
+    size, frames = done.frames.sigma.shape
+    newest = [slice(-(model.mixture.video_dit.config.offsets(kind)[-1] + 1), None) for kind in model.mixture.kinds]
+    layers = tuple(
+        m._replace(keys=m.keys[:, part], values=m.values[:, part]) for m, part in zip(done.memory, newest, strict=True)
+    )
+    nothing = torch.zeros(size, device=done.flat.device)
     return WorldState(
-        done.memory,
-        none + frames,
-        history.latents[:, -1],
-        proprio,
-        context,
-        none,
-        none.float(),
-        none.float(),
-        history.latents.new_zeros(size, len(model.objects), 3),
+        layers,
+        nothing.long() + frames,
+        done.estimate.latents[:, -1],
+        model.physical_proprio(done.estimate.proprio[:, -1]),
+        context[:, 0],
+        nothing.long(),
+        nothing,
+        nothing,
+        FAR * done.estimate.objects[:, -1].detach(),
+        (0.5 * done.estimate.errors[:, -1]).exp().detach() * model.error_scale,
     )

@@ -13,7 +13,7 @@ import torch
 
 from kairos_env.records import Episode, Observation, RobotSpec
 from kairos_env.runs import ConfigMismatch, WriteLock, atomic_write, write_json
-from kairos_env.training.batches import Clips, check_encoder
+from kairos_env.training.batches import Clips, check_encoder, object_names
 from kairos_env.training.card import write_card
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import split
@@ -24,7 +24,7 @@ from kairos_env.training.tokenizer import train_tokenizer
 from kairos_env.training.transfer import initialise_from
 from kairos_env.training.validation import Validation
 from kairos_env.training.world_action import ModelHook, train_world_action
-from kairos_env.world_model.config import get_preset
+from kairos_env.world_model.config import WorldModelConfig, get_preset
 from kairos_env.world_model.interface import SmallInterface
 from kairos_env.world_model.model import WorldModel
 
@@ -150,7 +150,8 @@ def _encoding_model(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         random.seed(config.seed)
-        model = WorldModel(source.config if source else get_preset(config.preset), spec, tasks).to(config.device)
+        shapes = one_pass_config(source.config if source else get_preset(config.preset), object_names(episodes))
+        model = WorldModel(shapes, spec, tasks).to(config.device)
     if source is None:
         train_tokenizer(model, episodes, config, log, say)
     else:
@@ -159,6 +160,12 @@ def _encoding_model(
         say(str(transfer))
     model.tokenizer.requires_grad_(False)
     return model
+
+
+def one_pass_config(config: WorldModelConfig, objects: tuple[str, ...]) -> WorldModelConfig:
+    """The configuration of a model to be trained: imagines in one pass, and reads the objects that are labelled."""
+    video = dataclasses.replace(config.video, words=False)
+    return dataclasses.replace(config, one_pass=True, objects=objects or config.objects, video=video)
 
 
 def _require_same_data(folder: Path, episodes: Sequence[Episode]) -> None:

@@ -10,12 +10,12 @@ import torch
 
 from kairos_env.media import film_strip, write_png
 from kairos_env.records import Array, Episode
-from kairos_env.training.batches import Clips
+from kairos_env.training.batches import POSITION, Clips
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.losses import world_model_loss
 from kairos_env.world_model.model import WorldModel
 
-HORIZONS = (1, 5, 10, 20)  # decisions
+HORIZONS = (1, 5, 10, 20, 40)  # decisions
 _STRIPS = 4  # at most
 
 
@@ -46,8 +46,9 @@ class Validation:
         if max(self._clips.lengths, default=0) < frames:
             return {}
         generator = torch.Generator().manual_seed(0)
-        batch = self._clips.sample(max(8, self._config.batch), frames, generator).to(model.device)
-        _, losses = world_model_loss(model, batch, self._config.loss, generator)
+        config = self._config.loss
+        batch = self._clips.sample(max(8, self._config.batch), frames, generator, config.tasks).to(model.device)
+        _, losses = world_model_loss(model, batch, config, generator, horizon=config.frames)
         return {f"validation_{name}": float(value) for name, value in losses.items()}
 
 
@@ -61,7 +62,8 @@ def rollout_metrics(model: WorldModel, episodes: Sequence[Episode], folder: Path
     Returns:
         ``psnr_<horizon>`` in dB, beside ``psnr_<horizon>_copy`` of the first frame; at the last decision
         ``proprio_error_last``, the root mean square over all fields in standard deviations, and, where the robot
-        declares fields of kind ``position``, ``position_error_last``, their mean distance in their own unit.
+        declares fields of kind ``position``, ``position_error_last``, their mean distance in their own unit; of every
+        object that the episodes label ``<object>_cm_<horizon>``, its mean distance.
     """
     if not episodes:
         return {}
@@ -78,6 +80,11 @@ def rollout_metrics(model: WorldModel, episodes: Sequence[Episode], folder: Path
     metrics["proprio_error_last"] = float(np.sqrt(np.square(error / np.array(model.statistics.proprio_std)).mean()))
     if model.spec.hand_fields:
         metrics["position_error_last"] = float(np.linalg.norm(error[:, model.spec.hand_fields], axis=-1).mean())
+    for index, name in enumerate(model.objects):
+        if all(name + POSITION in e.labels for e in episodes):
+            where = np.stack([e.labels[name + POSITION][1 : steps + 1] for e in episodes])
+            apart = 100 * np.linalg.norm(roll.objects[:, :, index].cpu().numpy() - where, axis=-1).mean(0)
+            metrics |= {f"{name}_cm_{h}": float(apart[h - 1]) for h in HORIZONS if h <= steps}
     for i in range(min(_STRIPS, len(episodes)) if folder else 0):
         write_png(folder / f"{i}.png", film_strip({"imagined": imagined[i], "real": real[i, 1:]}))  # type: ignore[operator]
     return metrics

@@ -31,10 +31,10 @@ def train_world_action(
     length = config.loss.frames + model.chunk_length
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        batch = clips.sample(config.batch, length, generator).to(model.device)
+        batch = clips.sample(config.batch, length, generator, config.loss.tasks).to(model.device)
         turn, rest = divmod(step, config.video_every)
-        imagined = step >= config.imagined_from * config.model.steps and turn % 3 == 0 and rest == 0
-        return world_model_loss(model, batch, config.loss, generator, imagined, rest == 0)
+        joint = rest == 0 and turn % config.joint_every == 0
+        return world_model_loss(model, batch, config.loss, generator, horizon(config, step), rest == 0, joint)
 
     def averaged_first(interval: int, call: Callable[[WorldModel, int], Mapping[str, float]]) -> Hook:
         def hook(step: int, averaged: Averaged) -> Mapping[str, float]:
@@ -46,3 +46,15 @@ def train_world_action(
     wrapped = [averaged_first(*hook) for hook in hooks]
     averaged = optimise("model", trained, loss, config.model, log, config.seed, config.precision, wrapped, say)
     load_values(trained, averaged)
+
+
+def horizon(config: TrainConfig, step: int) -> int:
+    """Frames that a clip is imagined from the model's own predictions at this step of stage 2.
+
+    One, told the truth, until ``own_from``; from there two, growing evenly to the whole clip at ``own_whole``.
+    """
+    done = step / config.model.steps
+    if done < config.own_from:
+        return 1
+    grown = (done - config.own_from) / max(config.own_whole - config.own_from, 1e-9)
+    return min(config.loss.frames, 2 + int(grown * (config.loss.frames - 2)))

@@ -55,12 +55,33 @@ class ActionDiT(TimeEmbedding):
 
 
 class StreamingActionDiT(ActionDiT):
-    """The action expert driven decision by decision: also embeds the action that led to a frame."""
+    """The action expert driven decision by decision.
 
-    def __init__(self, config: ActionConfig, video: VideoConfig, text_dim: int, action_dim: int) -> None:
+    Args:
+        features: K of the measured features that every action token sees; 0 for none.
+        lead: whether it also embeds the action that led to a frame, which is remembered with the frame.
+    """
+
+    def __init__(
+        self,
+        config: ActionConfig,
+        video: VideoConfig,
+        text_dim: int,
+        action_dim: int,
+        features: int = 0,
+        lead: bool = True,
+    ) -> None:
         super().__init__(config, video, text_dim, action_dim)
-        self.no_action = nn.Parameter(torch.randn(config.dim) * 0.02)  # the lead of a first frame
+        if lead:
+            self.no_action = nn.Parameter(torch.randn(config.dim) * 0.02)  # the lead of a first frame
+        if features:
+            self.feature_encoder = two_layers(features, config.dim)
         self.norm = nn.LayerNorm(config.dim, eps=EPS)
+
+    def embed_actions(self, actions: Tensor, features: Tensor | None = None) -> Tensor:
+        """Normalised actions (..., N, A), measured features (..., K) of the state they start from -> (..., N, Da)."""
+        tokens = self.action_encoder(actions)
+        return tokens if features is None else tokens + self.feature_encoder(features).unsqueeze(-2)
 
     def embed_lead(self, action: Tensor, has_action: Tensor) -> Tensor:
         """Normalised lead actions (B, F, A) and whether there was one (B, F) -> (B, F, 1, Da)."""

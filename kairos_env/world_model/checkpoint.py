@@ -24,7 +24,8 @@ from kairos_env.world_model.interface import ModelStatistics
 from kairos_env.world_model.weights import CheckpointError, load_weights, stored_tensors, write_tensors
 
 BUNDLED = Path(__file__).resolve().parent.parent / "pretrained"
-FORMAT = 2  # 2: embeddings and outputs in the published layout
+FORMAT = 3  # 2: embeddings and outputs in the published layout; 3: imagines in one pass a frame
+EARLIER = {"one_pass": False, "objects": ["object"]}  # what a configuration of format 2 did not say
 WEIGHTS, CONFIG, STATISTICS, STARTS = "model.safetensors", "config.json", "statistics.json", "starts.safetensors"
 
 
@@ -101,16 +102,17 @@ def read(folder: Path) -> StoredModel:
         CheckpointError: unreadable files, or another format.
     """
     data = read_config(folder)
+    if data.get("format") not in (2, FORMAT):
+        raise CheckpointError(
+            f"{folder} has format {data.get('format')}, this version reads 2 and {FORMAT}: update kairos-env"
+        )
     try:
-        config, spec = WorldModelConfig.from_dict(data["model"]), RobotSpec.from_dict(data["robot"])
+        earlier = EARLIER if data["format"] == 2 else {}
+        config, spec = WorldModelConfig.from_dict(data["model"] | earlier), RobotSpec.from_dict(data["robot"])
         values = json.loads((folder / STATISTICS).read_text())
         statistics = ModelStatistics(**{k: tuple(v) for k, v in values.items()})
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: cannot read the configuration: {error!r}") from None
-    if data.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder} has format {data.get('format')}, this version reads {FORMAT}: update kairos-env"
-        )
     return StoredModel(config, spec, data["tasks"], statistics, read_starts(folder / STARTS, spec))
 
 

@@ -53,7 +53,11 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """Video DiT. ``pattern`` is tiled over the depth."""
+    """Video DiT. ``pattern`` is tiled over the depth.
+
+    ``words``: whether its blocks read the instruction. How a scene answers to an action does not depend on words, and a
+    trunk without them serves all tasks at once.
+    """
 
     dim: int = 192
     heads: int = 3
@@ -67,6 +71,7 @@ class VideoConfig:
     delta_heads: int = 3
     delta_head_dim: int = 32
     delta_expand_v: int = 2
+    words: bool = True
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.pattern) - set(LAYER_KINDS))
@@ -103,8 +108,11 @@ class WorldModelConfig:
         prediction: what the network's output means; ``"sample"`` (clean data) needs fewer denoising
             steps in small models, ``"velocity"`` is the published parametrisation.
         denoising_steps: default for ``step``; ``action_steps`` for ``act``.
-        imagined_level: noise level that marks a frame in the history as imagined rather than observed.
-        head_dim: width of the reward, success and object heads.
+        imagined_level: noise level that marks a frame in the history as imagined; of two-pass models.
+        head_dim: width of the reward, success, object and error heads.
+        one_pass: the pass that denoises a frame is also what is remembered of it, for which small models are trained;
+            otherwise a second pass reads the denoised frame (published weights, small models before format 3).
+        objects: names of the objects whose positions are read in every frame.
         release: of published weights, everything that they do not say; None for a small model.
     """
 
@@ -118,6 +126,8 @@ class WorldModelConfig:
     action_steps: int = 4
     imagined_level: float = 0.1
     head_dim: int = 256
+    one_pass: bool = True
+    objects: tuple[str, ...] = ()
     release: WorldActionConfig | None = None
 
     @classmethod
@@ -131,6 +141,7 @@ class WorldModelConfig:
             denoising_steps=release.generation.steps,
             action_steps=release.generation.action_steps,
             imagined_level=0.0,
+            one_pass=False,
             release=release,
         )
 
@@ -142,7 +153,7 @@ class WorldModelConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> WorldModelConfig:
         """Inverse of `to_dict`; unknown or missing keys are an error, not a default."""
         sections = {"tokenizer": TokenizerConfig, "text": TextConfig, "video": VideoConfig, "action": ActionConfig}
-        return _from_dict(cls, {**data, "release": None}, sections)
+        return _from_dict(cls, {**data, "objects": tuple(data["objects"]), "release": None}, sections)
 
 
 PUBLISHED_VIDEO = VideoConfig(
@@ -158,22 +169,28 @@ PRESETS: dict[str, WorldModelConfig] = {
         preset="debug",
         tokenizer=TokenizerConfig(latent_channels=4, width=8, decoder=(16, 8)),
         text=TextConfig(dim=16, tokens=2, heads=2),
-        video=VideoConfig(dim=32, heads=2, head_dim=16, layers=4, ffn_dim=64, delta_heads=2, delta_head_dim=8),
+        video=VideoConfig(
+            dim=32, heads=2, head_dim=16, layers=4, ffn_dim=64, delta_heads=2, delta_head_dim=8, words=False
+        ),
         action=ActionConfig(dim=16, ffn_dim=32),
         head_dim=16,
     ),
     # the bundled model; two CPU cores
-    "tiny": WorldModelConfig(tokenizer=LIGHT, action_steps=1),
+    "tiny": WorldModelConfig(tokenizer=LIGHT, video=VideoConfig(words=False), action_steps=1),
     # the same for many instructions
     "tiny-words": WorldModelConfig(
-        preset="tiny-words", tokenizer=LIGHT, text=TextConfig(tokens=48, unit="word"), action_steps=1
+        preset="tiny-words",
+        tokenizer=LIGHT,
+        text=TextConfig(tokens=48, unit="word"),
+        video=VideoConfig(words=False),
+        action_steps=1,
     ),
     # one GPU
     "small": WorldModelConfig(
         preset="small",
         tokenizer=TokenizerConfig(latent_channels=16, width=64, decoder=(192, 96)),
         text=TextConfig(dim=128, tokens=16, layers=2),
-        video=VideoConfig(dim=768, heads=12, layers=12, ffn_dim=3072, delta_heads=6, delta_head_dim=128),
+        video=VideoConfig(dim=768, heads=12, layers=12, ffn_dim=3072, delta_heads=6, delta_head_dim=128, words=False),
         action=ActionConfig(dim=384, ffn_dim=1536, chunk=8),
         head_dim=512,
     ),

@@ -90,15 +90,20 @@ class CrossAttention(SelfAttention):
 
 
 class Block(nn.Module):
-    """One transformer block of either expert; the mixing itself happens in `mixture`."""
+    """One transformer block of either expert; the mixing itself happens in `mixture`.
 
-    def __init__(self, dim: int, ffn_dim: int, heads: int, head_dim: int) -> None:
+    Args:
+        words: whether it reads the instruction.
+    """
+
+    def __init__(self, dim: int, ffn_dim: int, heads: int, head_dim: int, words: bool = True) -> None:
         super().__init__()
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
         with torch.no_grad():
             self.modulation[:, [2, 5]] += 0.5  # open gates: small models learn faster than from a closed one
-        self.cross_attn = CrossAttention(dim, heads, head_dim)
-        self.cross_attn_norm = nn.LayerNorm(dim, eps=EPS)
+        if words:
+            self.cross_attn = CrossAttention(dim, heads, head_dim)
+            self.cross_attn_norm = nn.LayerNorm(dim, eps=EPS)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.SiLU(), nn.Linear(ffn_dim, dim))
 
     def modulations(self, t_mod: Tensor) -> Modulation:
@@ -106,20 +111,23 @@ class Block(nn.Module):
         return Modulation(*(t_mod.unflatten(-1, (6, -1)) + self.modulation[0]).unbind(-2))
 
     def finish(
-        self, x: Tensor, mixed: Tensor, mod: Modulation, context: KeysValues, mask: Tensor | None = None
+        self, x: Tensor, mixed: Tensor, mod: Modulation, context: KeysValues | None, mask: Tensor | None = None
     ) -> Tensor:
         """Residuals after the mixing: gate, cross-attention, feed-forward. x, mixed (B, ..., D), mask (B, S)."""
         x = x + mod.gate_a * mixed
-        flat = x.flatten(1, -2)
-        x = x + self.cross_attn(self.cross_attn_norm(flat), context, mask).view_as(x)
+        if context is not None:
+            flat = x.flatten(1, -2)
+            x = x + self.cross_attn(self.cross_attn_norm(flat), context, mask).view_as(x)
         return x + mod.gate_m * self.ffn(modulate(x, mod.scale_m, mod.shift_m))
 
 
 def read_context(expert: nn.Module, context: Tensor) -> ContextReads:
-    """Context (B, S, text width) -> its keys and values in every block of an expert.
+    """Context (B, S, text width) -> its keys and values in every block of an expert; () if it reads no words.
 
     They depend on nothing else: one reading serves all denoising steps.
     """
+    if not hasattr(expert, "text_embedding"):
+        return ()
     tokens = expert.text_embedding(context)
     return tuple(block.cross_attn.read(tokens) for block in expert.blocks)
 
@@ -128,7 +136,7 @@ class VideoBlock(Block):
     """Block of the video expert: windowed softmax attention or a gated delta net."""
 
     def __init__(self, config: VideoConfig, kind: str) -> None:
-        super().__init__(config.dim, config.ffn_dim, config.heads, config.head_dim)
+        super().__init__(config.dim, config.ffn_dim, config.heads, config.head_dim, config.words)
         self.kind = kind
         if kind == "gdn":
             self.gated_delta = GatedDeltaNet(
@@ -203,7 +211,8 @@ class VideoDiT(TimeEmbedding):
         size = (1, config.patch, config.patch)
         # kept as the published convolution; a convolution whose stride is its kernel is a linear map of patches
         self.patch_embedding = nn.Conv3d(channels, config.dim, size, stride=size)
-        self.text_embedding = two_layers(text_dim, config.dim)
+        if config.words:
+            self.text_embedding = two_layers(text_dim, config.dim)
         self.blocks = nn.ModuleList(VideoBlock(config, kind) for kind in config.kinds)
         self.head = Head(config.dim, channels * config.patch**2)
 
@@ -248,28 +257,59 @@ class VideoDiT(TimeEmbedding):
 class StreamingVideoDiT(VideoDiT):
     """The video expert driven frame by frame: what an action leads to, from everything that was seen before.
 
-    It adds to the published parameters: a frame's tokens are ``[proprioception | h w patches]``; every token also
-    sees the value that it had one frame earlier, and where the network predicts clean data its output is added to
-    that value, so that a small model only has to learn what changes; the action conditions the modulation.
+    It adds to the published parameters: a frame's tokens are ``[proprioception | O objects | h w patches]``; every
+    token also sees the value that it had one frame earlier, and where the network predicts clean data its output is
+    added to that value, so that a small model only has to learn what changes; the action conditions the modulation.
+
+    Args:
+        scene: width of what is known of the scene one frame earlier, see `embed_frames`; 0 for none.
+        objects: O.
     """
 
-    def __init__(self, config: VideoConfig, channels: int, text_dim: int, proprio_dim: int, action_dim: int) -> None:
+    def __init__(
+        self,
+        config: VideoConfig,
+        channels: int,
+        text_dim: int,
+        proprio_dim: int,
+        action_dim: int,
+        scene: int = 0,
+        objects: int = 0,
+    ) -> None:
         super().__init__(config, channels, text_dim)
+        self.objects = objects
         if "fa" in config.kinds:
             raise ValueError("full attention ('fa') cannot stream: its memory would grow with every frame")
         self.last_embedding = nn.Linear(channels * config.patch**2, config.dim, bias=False)
         self.proprio_embedding = nn.Linear(2 * proprio_dim, config.dim)
         self.action_embedding = nn.Linear(action_dim, config.dim)
         self.proprio_head = Head(config.dim, proprio_dim)
+        if scene:
+            self.scene_embedding = nn.Linear(scene, (1 + objects) * config.dim)
 
     def places(self, grid: tuple[int, int]) -> list[tuple[float, float]]:
-        return [(-1.0, -1.0), *super().places(grid)]
+        beside = [(-1.0, -1.0), *((-2.0, -1.0 - i) for i in range(self.objects))]
+        return beside + super().places(grid)
 
-    def embed_frames(self, latents: Tensor, proprio: Tensor, last_latents: Tensor, last_proprio: Tensor) -> Tensor:
-        """Frame and predecessor, latents (..., C, h, w) and proprio (..., P) -> tokens (..., L, D)."""
+    def embed_frames(
+        self,
+        latents: Tensor,
+        proprio: Tensor,
+        last_latents: Tensor,
+        last_proprio: Tensor,
+        scene: Tensor | None = None,
+    ) -> Tensor:
+        """Frame and predecessor, latents (..., C, h, w) and proprio (..., P) -> tokens (..., L, D).
+
+        Args:
+            scene: (..., scene), what is known of the predecessor beside; zero where nothing is.
+        """
         visual = self.embed_patches(latents) + self.last_embedding(self.patchify(last_latents))
-        state = self.proprio_embedding(torch.cat([proprio, last_proprio], -1))
-        return torch.cat([state.unsqueeze(-2), visual], -2)
+        state = self.proprio_embedding(torch.cat([proprio, last_proprio], -1)).unsqueeze(-2)
+        if scene is not None:
+            state = torch.cat([state, state.new_zeros(*state.shape[:-2], self.objects, state.shape[-1])], -2)
+            state = state + self.scene_embedding(scene).unflatten(-1, (1 + self.objects, -1))
+        return torch.cat([state, visual], -2)
 
     def condition(self, sigma: Tensor, action: Tensor, has_action: Tensor) -> tuple[Tensor, Tensor]:
         """Conditioning of a frame: its noise level and the action that led to it (zero where there is none)."""
@@ -278,4 +318,4 @@ class StreamingVideoDiT(VideoDiT):
     def read(self, tokens: Tensor, t: Tensor, height: int) -> tuple[Tensor, Tensor]:
         """Tokens (..., L, D) -> latents (..., C, h, w), proprio (..., P), both before the residual is added."""
         proprio = self.proprio_head(tokens[..., :1, :], t).squeeze(-2)
-        return self.unpatchify(self.head(tokens[..., 1:, :], t), height), proprio
+        return self.unpatchify(self.head(tokens[..., 1 + self.objects :, :], t), height), proprio

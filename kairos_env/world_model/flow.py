@@ -34,6 +34,14 @@ def to_sample(prediction: Prediction, output: Tensor, noisy: Tensor, sigma: Tens
     return output if prediction == "sample" else noisy - expand(sigma, noisy) * output
 
 
+def shown(prediction: Prediction, data: Tensor, sigma: Tensor) -> Tensor:
+    """Noisy data as a small network sees them: where it predicts clean data, the less the noisier they are.
+
+    Pure noise says nothing; a network need not learn to ignore it, and one denoising step needs none.
+    """
+    return (1 - expand(sigma, data)) * data if prediction == "sample" else data
+
+
 def schedule(steps: int, shift: float = 1.0) -> list[float]:
     """``steps + 1`` noise levels from 1 to 0; ``shift`` > 1 spends more of them near noise."""
     if steps < 1:

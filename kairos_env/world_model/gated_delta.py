@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +78,6 @@ def naive_gated_delta(
         return torch.stack(outputs, dim=1).to(v.dtype), memory
 
 
-@overload
 def chunk_gated_delta(
     q: Tensor,
     k: Tensor,
@@ -88,34 +86,7 @@ def chunk_gated_delta(
     beta: Tensor,
     state: Tensor | None = None,
     chunk: int = 32,
-    return_states: Literal[False] = False,
-) -> tuple[Tensor, Tensor]: ...
-
-
-@overload
-def chunk_gated_delta(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    state: Tensor | None = None,
-    chunk: int = 32,
-    *,
-    return_states: Literal[True],
-) -> tuple[Tensor, Tensor, Tensor]: ...
-
-
-def chunk_gated_delta(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    state: Tensor | None = None,
-    chunk: int = 32,
-    return_states: bool = False,
-) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """The same as ``naive_gated_delta``, parallel within chunks of at most ``chunk`` tokens.
 
     Args:
@@ -126,12 +97,9 @@ def chunk_gated_delta(
         beta: (B, T, H) write strength, in [0, 1].
         state: (B, H, K, V) memory before the first token; None is zeros.
         chunk: changes the speed, not the result; 32 is the fastest on a CPU.
-        return_states: also return the memory before every chunk. Chunks are then exactly ``chunk`` tokens
-            long (the last may be shorter); with ``chunk=L`` these are the memories before every frame.
 
     Returns:
-        outputs (B, T, H, V), final memory (B, H, K, V), and with ``return_states`` the memories
-        (B, H, N, K, V), entry n before token ``n * chunk``, N = ceil(T / chunk).
+        outputs (B, T, H, V), final memory (B, H, K, V).
 
     Raises:
         ValueError: the shapes do not fit together, or ``chunk`` is below 1.
@@ -139,8 +107,6 @@ def chunk_gated_delta(
     _check_shapes(q, k, v, g, beta, state)
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 token, got {chunk}")
-    if return_states:
-        return _chunked(q, k, v, g, beta, state, chunk)
     # Equal chunks need the least padding: 65 tokens are two chunks of 33, not 64 + 1 padded to 64.
     size = -(-q.shape[1] // -(-q.shape[1] // chunk))
     # A long sequence goes through in segments, whose intermediates are freed one after the other.
@@ -149,47 +115,10 @@ def chunk_gated_delta(
     outputs = []
     parts = [x.split(segment, dim=1) for x in (q, k, v, g, beta)]
     for q_s, k_s, v_s, g_s, beta_s in zip(*parts, strict=True):
-        # Sliced, not unpacked: a name for the third would keep the states of a segment through the next one.
-        output, state = _chunked(q_s, k_s, v_s, g_s, beta_s, state, size)[:2]
+        output, state = _chunked(q_s, k_s, v_s, g_s, beta_s, state, size)
         outputs.append(output)
     assert state is not None
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], state
-
-
-def frame_gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> Tensor:
-    """Every frame on its own, from its own incoming memory; no frame sees another one's tokens.
-
-    Args:
-        q: (B, F, L, H, K) queries, as in ``naive_gated_delta``.
-        k: (B, F, L, H, K).
-        v: (B, F, L, H, V).
-        g: (B, F, L, H).
-        beta: (B, F, L, H).
-        state: (B, F, H, K, V) memory before each frame.
-
-    Returns:
-        outputs (B, F, L, H, V) in ``v``'s dtype.
-
-    Raises:
-        ValueError: the shapes do not fit together.
-    """
-    if q.ndim != 5 or state.ndim != 5:
-        raise ValueError(
-            f"expected q (B, F, L, H, K) and state (B, F, H, K, V), got {tuple(q.shape)} and {tuple(state.shape)}"
-        )
-    flat = [x.flatten(0, 1) for x in (q, k, v, g, beta, state)]
-    _check_shapes(*flat)
-    with torch.autocast(q.device.type, enabled=False):
-        dtype = compute_dtype(v)
-        query, key, values, decay, strength = (_split_chunks(x, 1, q.shape[2], dtype) for x in flat[:5])
-        query, key = _normalise(query) / math.sqrt(q.shape[-1]), _normalise(key)
-        query_key, strict, decay_in, _ = _scores(query, key, decay, strength)
-        # The memory is known, so only the values have to be solved for, not the keys as well.
-        memory = flat[5].to(dtype).flatten(0, 1)
-        error = (values - (decay_in * key) @ memory) * strength[..., None]
-        written = _solve(strict, error)
-        output = torch.baddbmm(query_key @ written, decay_in * query, memory)
-        return output.unflatten(0, state.shape[:3]).transpose(2, 3).to(v.dtype)
 
 
 def fla_gated_delta(
@@ -253,7 +182,7 @@ ENGINES: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = {
 
 def _chunked(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None, size: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     with torch.autocast(q.device.type, enabled=False):
         batch, length, heads = g.shape
         width_k, width_v = k.shape[-1], v.shape[-1]
@@ -281,11 +210,7 @@ def _chunked(
 
         output = torch.baddbmm(query_key @ written.flatten(0, 1), decay_in * query, states.flatten(0, 1))
         output = output.view(batch, heads, count * size, width_v)[:, :, :length].transpose(1, 2)
-        return (
-            output.to(v.dtype),
-            memory.unflatten(0, (batch, heads)),
-            states.unflatten(0, (batch, heads)),
-        )
+        return output.to(v.dtype), memory.unflatten(0, (batch, heads))
 
 
 def _scores(query: Tensor, key: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kairos_env.world_model.engines import NAMES
-from kairos_env.world_model.gated_delta import chunk_gated_delta, compute_dtype, frame_gated_delta, gated_delta
+from kairos_env.world_model.gated_delta import compute_dtype, gated_delta
 
 # Tokens that ``forward`` takes at once: bounds the memory of its intermediates over long clips.
 PIECE = 10240
@@ -160,52 +160,6 @@ class GatedDeltaNet(nn.Module):
             outputs.append(self._output(o, piece))
             state = GatedDeltaState(recurrent, self._tail(padded))
         return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], state
-
-    def forward_frames(
-        self, x_clean: Tensor, x_noisy: Tensor, state: GatedDeltaState | None = None
-    ) -> tuple[Tensor, Tensor, GatedDeltaState]:
-        """Two streams over the same frames: the clean one is remembered, the noisy one only reads.
-
-        The clean stream runs as in ``forward``. Noisy frame f starts from the clean stream's state before
-        frame f (memory and convolution tail) and leaves no trace: its outputs are what ``forward`` gives for
-        the clean frames before f followed by noisy frame f. The memory before every frame is needed, so this is
-        always the chunked form.
-
-        Args:
-            x_clean: (B, F, L, D).
-            x_noisy: (B, F, L, D).
-            state: before the first frame; None is empty.
-
-        Returns:
-            y_clean and y_noisy (B, F, L, D), and the state after the last clean frame.
-        """
-        if x_clean.ndim != 4 or x_clean.shape != x_noisy.shape:
-            raise ValueError(
-                f"expected two streams (B, F, L, D), got {tuple(x_clean.shape)} and {tuple(x_noisy.shape)}"
-            )
-        batch, frames, length, _ = x_clean.shape
-        tail = self.conv_kernel - 1
-        state = state or self.initial_state(batch)
-
-        # Clean stream.
-        flat = x_clean.flatten(1, 2)
-        raw = self._convolution_inputs(flat)
-        padded = torch.cat([state.conv.to(raw.dtype), raw], dim=1)
-        q, k, v = self._convolve(padded)
-        o, recurrent, states = chunk_gated_delta(
-            q, k, v, *self._decay_and_strength(flat), state.recurrent, chunk=length, return_states=True
-        )
-        y_clean = self._output(o, flat).unflatten(1, (frames, length))
-
-        # Noisy stream: frame f's convolution sees the last three clean inputs before frame f.
-        tails = padded.unfold(1, tail, length)[:, :frames].transpose(2, 3)  # (B, F, 3, C)
-        raw = self._convolution_inputs(x_noisy)
-        q, k, v = (
-            z.unflatten(0, (batch, frames))
-            for z in self._convolve(torch.cat([tails.to(raw.dtype), raw], dim=2).flatten(0, 1))
-        )
-        o = frame_gated_delta(q, k, v, *self._decay_and_strength(x_noisy), states.transpose(1, 2))
-        return y_clean, self._output(o, x_noisy), GatedDeltaState(recurrent, self._tail(padded))
 
     def _convolution_inputs(self, x: Tensor) -> Tensor:
         return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)

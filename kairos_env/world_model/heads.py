@@ -1,20 +1,10 @@
-"""What a frame's tokens tell beside the picture: reward, success, object position, and how sure the model is."""
+"""What a frame's tokens tell beside the picture: reward, success, where objects are, and how sure the model is."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-class Readout(NamedTuple):
-    """Raw head outputs of a frame: reward (...), success logit (...), object position in decimetres (..., 3)."""
-
-    reward: Tensor
-    success: Tensor
-    object_position: Tensor
-
 
 UNLIKELY = -10.0  # logit of a success that nobody has learnt to see
 
@@ -26,37 +16,57 @@ class FrameHeads(nn.Module):
     mean over tokens forgets it.
 
     Args:
+        objects: O; features: K, of the measured features that reward and success also see.
+        errors: E, how many expected errors there are.
         neutral: untrained heads say nothing: no reward, no success, an error of one standard deviation.
     """
 
-    def __init__(self, dim: int, tokens: int, text_dim: int, width: int, neutral: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        tokens: int,
+        text_dim: int,
+        width: int,
+        objects: int = 1,
+        features: int = 0,
+        errors: int = 1,
+        neutral: bool = False,
+    ) -> None:
         super().__init__()
         narrow = max(8, dim // 10)
         self.norm = nn.LayerNorm(dim)
         self.narrow = nn.Linear(dim, narrow)
-        self.task = nn.Sequential(nn.Linear(tokens * narrow + text_dim, width), nn.SiLU(), nn.Linear(width, 2))
-        self.object = nn.Sequential(nn.Linear(tokens * narrow, width), nn.SiLU(), nn.Linear(width, 3))
-        self.error = nn.Sequential(nn.Linear(tokens * narrow, width), nn.SiLU(), nn.Linear(width, 1))
+
+        def head(inputs: int, outputs: int) -> nn.Sequential:
+            return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, outputs))
+
+        self.task = head(tokens * narrow + features + text_dim, 2)
+        if objects:
+            self.object = head(tokens * narrow, 3 * objects)
+        self.error = head(tokens * narrow, errors)
         if neutral:
-            for head in (self.task, self.object, self.error):
-                for weight in head[-1].parameters():
+            for part in (self.task, self.object, self.error):
+                for weight in part[-1].parameters():
                     nn.init.zeros_(weight)
             with torch.no_grad():
                 self.task.get_parameter("2.bias")[1] = UNLIKELY
 
-    def _flat(self, tokens: Tensor) -> Tensor:
-        return torch.nn.functional.silu(self.narrow(self.norm(tokens))).flatten(-2)
+    def flat(self, tokens: Tensor) -> Tensor:
+        """Output tokens (..., L, D) -> what every head reads, (..., L n)."""
+        return F.silu(self.narrow(self.norm(tokens))).flatten(-2)
 
-    def forward(self, tokens: Tensor, context: Tensor) -> Readout:
-        """Clean tokens (B, F, L, D), pooled instruction (B, text_dim) -> `Readout` with leading (B, F)."""
-        flat = self._flat(tokens)
-        task = self.task(torch.cat([flat, context.unsqueeze(1).expand(-1, flat.shape[1], -1)], -1)).float()
-        return Readout(task[..., 0], task[..., 1], self.object(flat).float())
+    def outcome(self, flat: Tensor, context: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reward and logit of success (...), for pooled instructions (..., text_dim) and features (..., K)."""
+        parts = [flat, context] if features is None else [flat, features, context]
+        found = self.task(torch.cat(parts, -1)).float()
+        return found[..., 0], found[..., 1]
 
-    def objects(self, tokens: Tensor) -> Tensor:
-        """Object position of noisy tokens (training only): keeps small things alive in a predicted frame."""
-        return self.object(self._flat(tokens)).float()
+    def objects(self, flat: Tensor) -> Tensor:
+        """Positions in decimetres (..., O, 3); of an imagined frame what changed since the one before."""
+        if not hasattr(self, "object"):
+            return flat.new_zeros(*flat.shape[:-1], 0, 3).float()
+        return self.object(flat).unflatten(-1, (-1, 3)).float()
 
-    def log_error(self, tokens: Tensor) -> Tensor:
-        """Predicted log mean squared error of the latent frame that these noisy tokens denoise to: (B, F)."""
-        return self.error(self._flat(tokens)).squeeze(-1).float()
+    def errors(self, flat: Tensor) -> Tensor:
+        """Logarithm of the expected mean squared errors (..., E)."""
+        return self.error(flat).float()

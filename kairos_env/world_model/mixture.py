@@ -67,9 +67,8 @@ class _Passing:
     def finish(self, index: int, mixed: Tensor) -> None:
         """The rest of the block."""
         block = self.blocks[index]
-        self.tokens = block.finish(
-            self.tokens, mixed.view_as(self.tokens), self.current, self.context[index], self.mask
-        )
+        context = self.context[index] if self.context else None
+        self.tokens = block.finish(self.tokens, mixed.view_as(self.tokens), self.current, context, self.mask)
 
 
 class MixtureOfTransformers(nn.Module, Generic[Video, Action]):
@@ -139,17 +138,18 @@ class MixtureOfTransformers(nn.Module, Generic[Video, Action]):
 
     # streaming --------------------------------------------------------------------------------------------------------
 
-    def empty_memory(self, batch: int, frame_tokens: int, lead: bool = True) -> Memory:
+    def empty_memory(self, batch: int, frame_tokens: int, lead: bool = True, frames: int = 1) -> Memory:
         """Memory before the first frame.
 
         Args:
             frame_tokens: L; ``lead``: whether a group begins with the action that led to its frame.
+            frames: of so many newest frames the whole window is kept, for chunks proposed at each of them.
         """
         config, weight = self.video_dit.config, self.video_dit.patch_embedding.weight
         layers = []
         for kind, block in zip(self.kinds, self.video_dit.blocks, strict=True):
             size = lead if kind == "gdn" else lead + frame_tokens
-            ring = config.offsets(kind)[-1] + 1
+            ring = config.offsets(kind)[-1] + frames
             empty = weight.new_zeros(batch, ring, size, config.heads, config.head_dim)
             layers.append(LayerMemory(empty, empty, block.gated_delta.initial_state(batch) if kind == "gdn" else None))
         return tuple(layers)
@@ -157,63 +157,56 @@ class MixtureOfTransformers(nn.Module, Generic[Video, Action]):
     def frames(
         self,
         lead: Embedded | None,
-        streams: dict[str, Embedded],
+        frames: Embedded,
         contexts: Contexts,
         memory: Memory,
         past: Tensor,
         grid: tuple[int, int],
-        chunk: Embedded | None = None,
-    ) -> tuple[dict[str, Tensor], Tensor | None, Memory]:
+        remembered: bool = True,
+    ) -> tuple[Tensor, Memory]:
         """F consecutive decisions in one pass.
 
         Args:
             lead: tokens (B, F, 1, Da) and modulation (B, F, 6 Da) of the actions that led to the frames; None for a
                 model that has no such tokens.
-            streams: ``"clean"`` and/or ``"noisy"`` -> tokens (B, F, L, D) and modulation (B, F, 6 D).
-            memory: of the frames before; it grows only by a clean stream.
+            frames: tokens (B, F, L, D) and modulation (B, F, 6 D).
+            memory: of the frames before.
             past: (B,) int64, number of frames before.
             grid: token rows and columns of a frame.
-            chunk: tokens (B, F, N, Da) and modulation (B, F, 6 Da) of an action chunk proposed at each frame.
+            remembered: False for a single frame that only reads.
 
         Returns:
-            output tokens of each stream, of the chunk, and the memory after the last frame.
+            output tokens (B, F, L, D), and the memory after the last frame.
         """
-        names = tuple(streams)
-        x, x_mod = (torch.stack([streams[n][i] for n in names], 2) for i in (0, 1))
-        time = past[:, None] + torch.arange(x.shape[1], device=past.device)
-        cos, sin = self.video_dit.rotations(time, grid)
-        video = Tokens(x, x_mod.unsqueeze(-2), (cos.unsqueeze(2), sin.unsqueeze(2)))
-        parts = []
-        if lead is not None:
-            parts.append(self._actions(lead, time[..., None]))
-        if chunk is not None:
-            parts.append(
-                self._actions(chunk, time[..., None] + 1 + torch.arange(chunk[0].shape[2], device=time.device))
-            )
-        action = None
-        if parts:
-            tokens, modulation, tables = zip(*((p.tokens, p.modulation, p.table) for p in parts))
-            if len(parts) > 1:  # each token under the modulation of its own part
-                modulation = tuple(m.expand(-1, -1, t.shape[2], -1) for m, t in zip(modulation, tokens))
-            table = torch.cat([t[0] for t in tables], 2), torch.cat([t[1] for t in tables], 2)
-            action = Tokens(torch.cat(tokens, 2), torch.cat(modulation, 2), table)
-        rule = Stream(self.video_dit.config, past, names, lead is not None)
-        out = self.run(video, action, contexts, rule, memory)
+        time = past[:, None] + torch.arange(frames[0].shape[1], device=past.device)
+        video = Tokens(frames[0], frames[1].unsqueeze(-2), self.video_dit.rotations(time, grid))
+        action = None if lead is None else self._actions(lead, time[..., None])
+        out = self.run(video, action, contexts, Stream(self.video_dit.config, past, remembered), memory)
         assert out.video is not None
-        outputs = {name: out.video[:, :, i] for i, name in enumerate(names)}
-        proposals = None if chunk is None or out.action is None else out.action[:, :, int(lead is not None) :]
-        return outputs, proposals, out.memory  # type: ignore[return-value]
+        return out.video, out.memory  # type: ignore[return-value]
 
     def propose(self, chunk: Embedded, contexts: Contexts, memory: Memory, past: Tensor) -> Tensor:
-        """Action tokens at the newest remembered frame: (B, N, Da) and modulation (B, 6 Da) -> (B, N, Da).
+        """Action chunks at the F newest remembered frames, each blind to the frames after its own.
 
-        Only the action expert runs; everything it knows about the frames is in the remembered keys and values.
+        Only the action expert runs; everything it knows about the frames is in the remembered keys and values. R chunks
+        for each element of the batch may stand side by side (of several tasks, say): [0, 0, 1, 1, ...].
+
+        Args:
+            chunk: tokens (B R, F, N, Da) and modulation (B R, F, 6 Da).
+            contexts: of the chunks, (B R, ...).
+            memory: of B elements, with the windows of F frames (`empty_memory`).
+            past: (B,) number of frames so far.
+
+        Returns:
+            (B R, F, N, Da).
         """
-        time = past[:, None] + torch.arange(chunk[0].shape[1], device=past.device)
-        action = self._actions((chunk[0].unsqueeze(1), chunk[1].unsqueeze(1)), time.unsqueeze(1))
-        out = self.run(None, action, contexts, Proposal(self.video_dit.config, past), memory).action
+        frames, number = chunk[0].shape[1:3]
+        at = torch.arange(1 - frames, 1, device=past.device)[:, None] + torch.arange(number, device=past.device)
+        time = (past[:, None, None] + at).repeat_interleave(len(chunk[0]) // len(past), 0)
+        rule = Proposal(self.video_dit.config, past)
+        out = self.run(None, self._actions(chunk, time), contexts, rule, memory).action
         assert out is not None
-        return out.squeeze(1)
+        return out
 
     def joint(
         self,

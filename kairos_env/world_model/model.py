@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from kairos_env.records import Array, Observation, RobotSpec, check_observation
-from kairos_env.world_model import checkpoint
-from kairos_env.world_model.action_expert import ActionDiT
+from kairos_env.world_model import checkpoint, one_pass, two_pass
 from kairos_env.world_model.config import WorldModelConfig, get_preset
 from kairos_env.world_model.interface import ACTION_NOISE, PROPRIO_NOISE, VIDEO_NOISE, stack_images
 from kairos_env.world_model.published.folder import is_world_action
@@ -41,7 +40,6 @@ from kairos_env.world_model.weights import load_weights
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 Precision = Literal["fp32", "bf16"]
 ADDED = ("additions.", "heads.")  # what streaming adds to published weights
-LATENT_LIMIT = 6.0  # normalised latents beyond this many standard deviations are no picture
 
 
 def _verb(method: Verb) -> Verb:
@@ -232,10 +230,13 @@ class WorldModel(StreamingPasses):
             raise ValueError(f"got {tuple(seed.shape)} seeds for {batch} observations")
         zeros = torch.zeros(batch, device=self.device)
         proprio = self.physical_proprio(torch.zeros(batch, self.spec.proprio_dim, device=self.device))
-        layers = self.mixture.empty_memory(batch, self.frame_tokens, lead=self._clips[0] is None)
+        lead = not (self.released or self.config.one_pass)
+        layers = self.mixture.empty_memory(batch, self.frame_tokens, lead)
         latent = torch.zeros(batch, *self.latent_shape, device=self.device)
         objects = torch.zeros(batch, len(self.objects), 3, device=self.device)
-        return WorldState(layers, seed.new_zeros(batch), latent, proprio, context, seed, zeros, zeros, objects, mask)
+        errors = torch.zeros(batch, len(self.error_names), device=self.device)
+        past = seed.new_zeros(batch)
+        return WorldState(layers, past, latent, proprio, context, seed, zeros, zeros, objects, errors, mask)
 
     @_verb
     def step(self, state: WorldState, action: Array | Tensor, steps: int | None = None) -> StepOutput:
@@ -250,31 +251,23 @@ class WorldModel(StreamingPasses):
             raise ValueError(
                 f"step takes actions (B, A) = ({state.batch_size}, {self.spec.action_dim}), got {tuple(lead.shape)}"
             )
-        last_proprio = self.normalise_proprio(state.proprio)
-        contexts = self.contexts(state.context, state.mask)
-        log_error = lead.new_zeros(state.batch_size)
+        step = one_pass if self.config.one_pass else two_pass
+        return step.imagine_frame(self, state, lead, steps or self.config.denoising_steps)
 
-        def predict(data: Parts, level: tuple[float, ...]) -> Parts:
-            nonlocal log_error
-            latent, proprio = data
-            *predictions, tokens = self.predict_frame(state, contexts, lead, latent, proprio, last_proprio, level[0])
-            log_error = self.heads.log_error(tokens)[:, 0]
-            return tuple(predictions)
+    def remember(
+        self, state: WorldState, latents: Tensor, proprio: Tensor, actions: Tensor | None, level: float = 0.0
+    ) -> WorldState:
+        """Appends F frames in one pass; any split of a clip into calls gives the same memory.
 
-        levels = self.interface.levels(steps or self.config.denoising_steps, VIDEO_NOISE)
-        noise = (
-            self._noise(state, VIDEO_NOISE, *self.latent_shape),
-            self._noise(state, PROPRIO_NOISE, self.spec.proprio_dim),
-        )
-        latent, proprio = denoise(predict, noise, [levels] * 2, self.advance)
-        physical = self.physical_proprio(proprio)
-        # not clipped when non-finite: NaN must stay visible to whoever steps
-        latent = latent.float().clamp(-LATENT_LIMIT, LATENT_LIMIT)
-        new = self.remember(
-            state, latent[:, None], physical[:, None], lead[:, None], self.config.imagined_level, contexts
-        )
-        uncertainty = (0.5 * log_error).exp()
-        return StepOutput(new, latent, physical, new.reward, new.success, uncertainty, new.objects)
+        Args:
+            latents: (B, F, C, h, w) normalised.
+            proprio: (B, F, P) physical.
+            actions: (B, F, A) normalised, each the one that led to its frame; None for a first frame.
+            level: noise level that marks the frames in a two-pass model, 0 for observed ones.
+        """
+        if self.config.one_pass:
+            return one_pass.remember(self, state, latents, proprio, actions)
+        return two_pass.remember(self, state, latents, proprio, actions, level)
 
     @_verb
     def imagine(self, state: WorldState, actions: Array | Tensor, steps: int | None = None) -> Rollout:
@@ -286,7 +279,7 @@ class WorldModel(StreamingPasses):
             outputs.append(out)
         stacked = {
             name: torch.stack([getattr(out, name) for out in outputs], 1)
-            for name in ("proprio", "reward", "success", "uncertainty", "objects")
+            for name in ("proprio", "reward", "success", "uncertainty", "objects", "errors")
         }
         return Rollout(latents=torch.stack([out.latent for out in outputs], 1), state=state, **stacked)
 
@@ -297,15 +290,14 @@ class WorldModel(StreamingPasses):
         Args:
             seeds: (B,) of the noise; by default those of ``state``, or the one that published weights always used.
         """
-        expert: ActionDiT = self.mixture.action_dit
         contexts = self.mixture.read_context(state.context, state.mask, video=False)
+        features = self.features(state.proprio, state.objects) if self.config.one_pass else state.proprio
 
         def predict(data: Parts, level: tuple[float, ...]) -> list[Tensor]:
-            (actions,) = data
-            sigma = torch.full((state.batch_size,), level[0], device=actions.device)
-            _, modulation = expert.embed(sigma, rounded=self.interface.rounded)
-            chunk = expert.action_encoder(actions.to(self.dtype)), modulation
-            return [self.read_actions(self.mixture.propose(chunk, contexts, state.layers, state.past)).float()]
+            sigma = torch.full((state.batch_size,), level[0], device=state.past.device)
+            chunk = self.embed_chunk(data[0], sigma, features)
+            tokens = self.mixture.propose((chunk[0][:, None], chunk[1][:, None]), contexts, state.layers, state.past)
+            return [self.read_actions(tokens[:, 0]).float()]
 
         noise = self._action_noise(state, seeds)
         levels = self.interface.levels(steps or self.config.action_steps, ACTION_NOISE)

@@ -16,6 +16,8 @@ from kairos_env.runs import atomic_write
 from kairos_env.world_model.attention.visibility import LayerMemory
 from kairos_env.world_model.gated_delta_net import GatedDeltaState
 
+LATENT_LIMIT = 6.0  # normalised latents beyond this many standard deviations are no picture
+
 
 @dataclass(frozen=True)
 class WorldState:
@@ -30,6 +32,7 @@ class WorldState:
         seed: (B,) int64; with ``past`` it fixes all noise, whatever stands beside an element in the batch.
         reward, success: (B,) read-outs of the newest frame (success as a probability).
         objects: (B, O, 3) positions read in the newest frame, metres, in the frame of the hand's position.
+        errors: (B, E) expected root mean squared errors of the newest frame, see `WorldModel.error_names`.
         mask: (B, S) bool, which instruction tokens count; None if all do.
         before: (B, C, h, w) the latent frame before it, where a frame is decoded from both; None elsewhere.
     """
@@ -43,6 +46,7 @@ class WorldState:
     reward: Tensor
     success: Tensor
     objects: Tensor
+    errors: Tensor
     mask: Tensor | None = None
     before: Tensor | None = None
 
@@ -141,8 +145,10 @@ class StepOutput:
         proprio: (B, P) physical units.
         reward: (B,) predicted reward of the task.
         success: (B,) probability that the task is solved in this frame.
-        uncertainty: (B,) predicted root mean squared error of the latent frame, in standard deviations.
+        uncertainty: (B,) the largest expected error of a position, in metres; of models that expect none, the error of
+            the latent frame in standard deviations.
         objects: (B, O, 3) positions in the imagined frame, metres, in the frame of the hand's position.
+        errors: (B, E) expected root mean squared errors, see `WorldModel.error_names`.
     """
 
     state: WorldState
@@ -152,6 +158,7 @@ class StepOutput:
     success: Tensor
     uncertainty: Tensor
     objects: Tensor
+    errors: Tensor
 
 
 @dataclass(frozen=True)
@@ -164,4 +171,5 @@ class Rollout:
     success: Tensor
     uncertainty: Tensor
     objects: Tensor
+    errors: Tensor
     state: WorldState

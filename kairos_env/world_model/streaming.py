@@ -12,9 +12,9 @@ from kairos_env.records import Array, Observation, RobotSpec
 from kairos_env.world_model.action_expert import StreamingActionDiT
 from kairos_env.world_model.config import WorldModelConfig
 from kairos_env.world_model.dit import StreamingVideoDiT
-from kairos_env.world_model.features import feature_names, measured_features
-from kairos_env.world_model.flow import to_sample
-from kairos_env.world_model.heads import FrameHeads, Readout
+from kairos_env.world_model.features import FAR, feature_names, measured_features
+from kairos_env.world_model.flow import shown, to_sample
+from kairos_env.world_model.heads import FrameHeads
 from kairos_env.world_model.interface import Interface, ModelStatistics, SmallInterface
 from kairos_env.world_model.mixture import Contexts, MixtureOfTransformers
 from kairos_env.world_model.published.interface import ReleasedInterface, StreamingAdditions
@@ -57,12 +57,18 @@ class StreamingPasses(nn.Module):
         self.text = make_encoder(config.text)
         unit = DOWNSAMPLING * config.video.patch
         self._interface = SmallInterface(spec, self.tokenizer, self.text, statistics, unit)
-        channels = config.tokenizer.latent_channels
-        self.mixture = MixtureOfTransformers(
-            StreamingVideoDiT(config.video, channels, config.text.dim, spec.proprio_dim, spec.action_dim),
-            StreamingActionDiT(config.action, config.video, config.text.dim, spec.action_dim),
-        )
-        self.heads = FrameHeads(config.video.dim, self.frame_tokens, config.text.dim, config.head_dim)
+        channels, text, objects = config.tokenizer.latent_channels, config.text.dim, len(config.objects)
+        if config.one_pass:
+            features, errors, tokens = len(self.feature_names), len(self.error_names), objects
+            scene = features + errors + 1  # see `one_pass.scene`
+        else:
+            features = scene = tokens = 0
+            errors = 1
+        video = config.video, channels, text, spec.proprio_dim, spec.action_dim, scene, tokens
+        action = config.action, config.video, text, spec.action_dim, features, not config.one_pass
+        self.mixture = MixtureOfTransformers(StreamingVideoDiT(*video), StreamingActionDiT(*action))
+        width = config.head_dim
+        self.heads = FrameHeads(config.video.dim, self.frame_tokens, text, width, objects, features, errors)
 
     def _take(self, clips: WorldActionModel, robot: RobotPart | None) -> None:
         """Published weights; what streaming adds to them starts neutral."""
@@ -116,9 +122,28 @@ class StreamingPasses(nn.Module):
         return self._clips[0]
 
     @property
+    def released(self) -> bool:
+        """Whether its weights are published ones."""
+        return self._clips[0] is not None
+
+    @property
     def objects(self) -> tuple[str, ...]:
         """Names of the objects whose positions are read in every frame; () if no data taught them."""
-        return ("object",) if self._clips[0] is None else ()
+        return self.config.objects
+
+    @property
+    def error_names(self) -> tuple[str, ...]:
+        """Names of the E expected errors: of positions in metres, of the picture in standard deviations of its latent.
+
+        ``"hand"`` is in standard deviations of proprioception where that has no position of a hand.
+        """
+        return ("hand", *self.objects, "picture") if self.config.one_pass else ("picture",)
+
+    @property
+    def error_scale(self) -> Tensor:
+        """(E,), in the units of `error_names` per unit inside."""
+        metres = [FAR if self.spec.hand_fields else 1.0, *[FAR] * len(self.objects)] if self.config.one_pass else []
+        return torch.tensor([*metres, 1.0], device=self.device)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -183,8 +208,9 @@ class StreamingPasses(nn.Module):
 
     @property
     def frame_tokens(self) -> int:
-        """L: patches, and in small models proprioception."""
-        return self.grid[0] * self.grid[1] + (self._clips[0] is None)
+        """L: patches, in small models proprioception, and in those of one pass objects."""
+        beside = 0 if self.released else 1 + len(self.objects) * self.config.one_pass
+        return self.grid[0] * self.grid[1] + beside
 
     @property
     def device(self) -> torch.device:
@@ -242,13 +268,21 @@ class StreamingPasses(nn.Module):
     def lead(self, action: Tensor, has_action: Tensor) -> tuple[Tensor, Tensor] | None:
         """Tokens and modulation of clean lead actions: (B, F, A), (B, F) -> (B, F, 1, Da), (B, F, 6 Da).
 
-        None for published weights, which have no such tokens.
+        None for models of one pass and published weights, which have no such tokens.
         """
         expert = self.mixture.action_dit
-        if not isinstance(expert, StreamingActionDiT):
+        if not isinstance(expert, StreamingActionDiT) or self.config.one_pass:
             return None
         _, modulation = expert.embed(action.new_zeros(action.shape[:2]))
         return expert.embed_lead(action, has_action), modulation
+
+    def embed_chunk(self, actions: Tensor, sigma: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and modulation of chunks (..., N, A) at noise levels sigma (...), features (..., K) of states."""
+        expert = self.mixture.action_dit
+        _, modulation = expert.embed(sigma, rounded=self.interface.rounded)
+        if not self.config.one_pass:
+            return expert.action_encoder(actions.to(self.dtype)), modulation
+        return expert.embed_actions(shown(self.config.prediction, actions, sigma), features), modulation
 
     def denoise_jointly(
         self, state: WorldState, actions: Tensor, video: Tensor, proprio: Tensor, sigma_a: Tensor, sigma_v: Tensor
@@ -259,15 +293,16 @@ class StreamingPasses(nn.Module):
             actions: (B, N, A) at noise level sigma_a (B,).
             video, proprio: (B, N, C, h, w), (B, N, P) at noise levels sigma_v (B, N).
         """
-        dit, expert = self.mixture.video_dit, self.mixture.action_dit
+        dit, single = self.mixture.video_dit, self.config.one_pass
         last = torch.cat([state.latent[:, None], video[:, :-1]], 1)
         last_proprio = torch.cat([self.normalise_proprio(state.proprio)[:, None], proprio[:, :-1]], 1)
         zero = sigma_v.new_zeros(sigma_v.shape)
         t, modulation = dit.condition(sigma_v, torch.zeros_like(actions), zero)
-        _, a_modulation = expert.embed(sigma_a)
+        noisy = [shown(self.config.prediction, x, sigma_v) if single else x for x in (video, proprio)]
+        unknown = video.new_zeros(*video.shape[:2], dit.scene_embedding.in_features) if single else None
         a, x = self.mixture.joint(
-            (expert.action_encoder(actions), a_modulation),
-            (dit.embed_frames(video, proprio, last, last_proprio), modulation),
+            self.embed_chunk(actions, sigma_a, self.features(state.proprio, state.objects)),
+            (dit.embed_frames(*noisy, last, last_proprio, unknown), modulation),
             self.contexts(state.context),
             state.layers,
             state.past,
@@ -283,98 +318,9 @@ class StreamingPasses(nn.Module):
             to_sample(kind, states.float(), proprio, sigma_v),
         )
 
-    def predict_frame(
-        self,
-        state: WorldState,
-        contexts: Contexts,
-        lead: Tensor,
-        latent: Tensor,
-        proprio: Tensor,
-        last_proprio: Tensor,
-        level: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One denoising pass of the next frame: latent (B, C, h, w) and proprio (B, P), of the kind that
-        ``config.prediction`` says, and tokens (B, 1, L, D).
-        """
-        driver = self.driver
-        sigma = torch.full((state.batch_size, 1), level, device=latent.device)
-        has_action = torch.ones_like(sigma)
-        t, modulation = driver.condition(sigma, lead[:, None], has_action)
-        tokens = driver.embed_frames(latent[:, None], proprio[:, None], state.latent[:, None], last_proprio[:, None])
-        outputs, _, _ = self.mixture.frames(
-            self.lead(lead[:, None], has_action),
-            {"noisy": (tokens, modulation)},
-            contexts,
-            state.layers,
-            state.past,
-            self.grid,
-        )
-        out, change = driver.read(outputs["noisy"], t, self.latent_shape[1])
-        out, change = out[:, 0].float(), change[:, 0].float()
-        if self.config.prediction == "sample":
-            out, change = out + state.latent, change + last_proprio
-        elif self._clips[0] is not None:  # published weights do not denoise proprioception
-            change = (proprio - last_proprio - change) / level
-        return out, change, outputs["noisy"]
-
-    def remember(
-        self,
-        state: WorldState,
-        latents: Tensor,
-        proprio: Tensor,
-        actions: Tensor | None,
-        level: float = 0.0,
-        contexts: Contexts | None = None,
-    ) -> WorldState:
-        """Appends F frames in one pass; any split of a clip into calls gives the same memory.
-
-        Args:
-            latents: (B, F, C, h, w) normalised.
-            proprio: (B, F, P) physical.
-            actions: (B, F, A) normalised, each the one that led to its frame; None for a first frame.
-            level: noise level that marks the frames, 0 for observed ones.
-            contexts: of ``state``, if they were read already.
-        """
-        driver = self.driver
-        sigma = latents.new_full(latents.shape[:2], level)
-        has_action = torch.full_like(sigma, float(actions is not None))
-        if actions is None:
-            actions = latents.new_zeros(*latents.shape[:2], self.spec.action_dim)
-        first = state.past == 0
-        normal = self.normalise_proprio(proprio)
-        # a first frame is its own predecessor: there is nothing that changed
-        before = torch.where(first[:, None, None, None], latents[:, 0], state.latent)
-        before_proprio = torch.where(first[:, None], normal[:, 0], self.normalise_proprio(state.proprio))
-        last = torch.cat([before[:, None], latents[:, :-1]], 1)
-        last_proprio = torch.cat([before_proprio[:, None], normal[:, :-1]], 1)
-        has_action[:, 0] = has_action[:, 0] * ~first
-        _, modulation = driver.condition(sigma, actions, has_action)
-        outputs, _, layers = self.mixture.frames(
-            self.lead(actions, has_action),
-            {"clean": (driver.embed_frames(latents, normal, last, last_proprio), modulation)},
-            contexts or self.contexts(state.context, state.mask),
-            state.layers,
-            state.past,
-            self.grid,
-        )
-        read = self.readout(outputs["clean"][:, -1:], state.context, state.mask)
-        return WorldState(
-            layers,
-            state.past + latents.shape[1],
-            latents[:, -1],
-            proprio[:, -1],
-            state.context,
-            state.seed,
-            read.reward[:, 0],
-            read.success[:, 0].sigmoid(),
-            0.1 * read.object_position if self.objects else read.object_position[:, :0],
-            state.mask,
-            None if self._clips[0] is None else last[:, -1],
-        )
-
-    def readout(self, tokens: Tensor, context: Tensor, mask: Tensor | None = None) -> Readout:
-        """Heads of clean tokens (B, F, L, D)."""
+    def pooled(self, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mean instruction token (..., text) of contexts (..., S, text), masked (..., S)."""
         if mask is None:
-            return self.heads(tokens, context.mean(1))
+            return context.mean(-2)
         counts = mask.unsqueeze(-1).to(context.dtype)
-        return self.heads(tokens, (context * counts).sum(1) / counts.sum(1))
+        return (context * counts).sum(-2) / counts.sum(-2)

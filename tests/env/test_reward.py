@@ -44,7 +44,8 @@ def test_goal_image_rewards_being_there_and_ranks_by_distance() -> None:
     starts = [dataclasses.replace(observation(spec=SPEC), images={"scene": image}) for image in (goal, near, far)]
     proprio = np.array([field.low for field in spec.proprio], np.float32)
     state = model.observe([dataclasses.replace(o, proprio=proprio) for o in starts], seeds=[0, 1, 2])
-    out = StepOutput(state, state.latent, state.proprio, state.reward, state.success, state.reward, state.objects)
+    read = state.reward, state.success, state.reward, state.objects, state.errors
+    out = StepOutput(state, state.latent, state.proprio, *read)
     for form in (goal, {"scene": goal}, dataclasses.replace(starts[0], proprio=proprio)):
         there, close, away = make_reward(form, model)(out).tolist()
         assert there == pytest.approx(0.0, abs=1e-5)

@@ -12,13 +12,14 @@ from moving_square import SPEC, moving_square
 
 from kairos_env.records import Camera, Episode
 from kairos_env.sims.tabletop.env import TASKS
-from kairos_env.training.batches import Clips
+from kairos_env.training.batches import Clips, object_names
+from kairos_env.world_model.config import get_preset
 from kairos_env.world_model.model import WorldModel
 
 
 def clips_of(episode: Episode, tasks: Mapping[str, str] = TASKS) -> Clips:
     """Of one episode, whose latents are zero."""
-    model = WorldModel.from_preset("debug", SPEC, tasks)
+    model = WorldModel(dataclasses.replace(get_preset("debug"), objects=object_names([episode])), SPEC, tasks)
     zeros = {"scene": np.zeros((len(episode) + 1, *model.latent_shape), np.float16)}
     return Clips(model, [dataclasses.replace(episode, images={}, latents=zeros)])
 
@@ -37,13 +38,17 @@ def test_hindsight_labels_are_matched_by_name_not_by_order() -> None:
     names = {k: TASKS[k] for k in ("lift", "push", "reach")}
     batch = clips_of(labelled, names).sample(32, 6, torch.Generator().manual_seed(0))
     want = {TASKS["reach"]: (0.1, -1.0), TASKS["push"]: (0.2, 0.0), TASKS["lift"]: (0.3, 1.0)}
-    assert set(batch.texts) == set(want)
-    for i, text in enumerate(batch.texts):
-        reward, action = want[text]
-        torch.testing.assert_close(batch.reward[i, 1:], torch.full((5,), reward))
-        torch.testing.assert_close(batch.chunk[i, :, 0, 0], torch.full((6,), action))
-    batch = clips_of(episode, names).sample(8, 6, torch.Generator().manual_seed(0))
-    assert set(batch.texts) == {TASKS["push"]}  # only the recorded task is known
+    assert {text for (text,) in batch.texts} == set(want)
+    for tasks_each in (1, 2, 3):
+        batch = clips_of(labelled, names).sample(32, 6, torch.Generator().manual_seed(0), tasks_each)
+        for i, texts in enumerate(batch.texts):
+            assert len(set(texts)) == tasks_each
+            for j, text in enumerate(texts):
+                reward, action = want[text]
+                torch.testing.assert_close(batch.reward[i, 1:, j], torch.full((5,), reward))
+                torch.testing.assert_close(batch.chunk[i, :, j, 0, 0], torch.full((6,), action))
+    batch = clips_of(episode, names).sample(8, 6, torch.Generator().manual_seed(0), 2)
+    assert batch.texts == [[TASKS["push"]] * 2] * 8  # only the recorded task is known
 
 
 def test_the_experts_actions_of_the_own_task_are_learned_in_place_of_the_disturbed_ones() -> None:
@@ -63,16 +68,16 @@ def test_the_experts_actions_of_the_own_task_are_learned_in_place_of_the_disturb
     )
     for names in (TASKS, {"push": TASKS["push"]}):
         batch = clips_of(noisy, names).sample(4, steps + 1, torch.Generator().manual_seed(0))
-        assert set(batch.texts) == {"push it, gently"}
+        assert batch.texts == [["push it, gently"]] * 4
         want = torch.linspace(-1, 1, steps + 1)
         for i in range(4):
-            torch.testing.assert_close(batch.chunk[i, :, 0, 0], want)
+            torch.testing.assert_close(batch.chunk[i, :, 0, 0, 0], want)
             torch.testing.assert_close(batch.lead[i, 1:, 0], (want[:-1] + 0.2).clamp(max=1))  # what was executed
-            assert batch.chunk_mask[i, -1].tolist() == [1, 0, 0, 0]  # the last frame has its label, too
-            assert batch.success[i, 1:].tolist() == batch.reward[i, 1:].tolist() == done.tolist()
+            assert batch.chunk_mask[i, -1, 0].tolist() == [1, 0, 0, 0]  # the last frame has its label, too
+            assert batch.success[i, 1:, 0].tolist() == batch.reward[i, 1:, 0].tolist() == done.tolist()
     other = dataclasses.replace(noisy, label_tasks=("lift",))
     batch = clips_of(other).sample(1, steps + 1, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(batch.chunk[0, :-1, 0], batch.lead[0, 1:])  # labels of another task are of no use
+    torch.testing.assert_close(batch.chunk[0, :-1, 0, 0], batch.lead[0, 1:])  # labels of another task are of no use
 
 
 def test_nothing_is_learned_from_an_outcome_that_nobody_recorded() -> None:
@@ -81,19 +86,20 @@ def test_nothing_is_learned_from_an_outcome_that_nobody_recorded() -> None:
     assert not batch.outcome_mask.any() and batch.chunk_mask.any()
     assert [text.partition(":")[0] for text in clips.untrained_readouts()] == [
         "no episode says its outcome",
-        "no episode has the label 'object_position' (metres)",
+        "no episode has a label such as 'object_position' (metres)",
     ]
 
 
 def test_an_object_position_of_another_shape_is_named() -> None:
     two = dataclasses.replace(moving_square(0), labels={"object_position": np.zeros((13, 2, 3), np.float32)})
-    with pytest.raises(ValueError, match=r"'object_position' is \(13, 2, 3\), but .* \(13, 3\), in metres"):
+    with pytest.raises(ValueError, match=r"'object_position' is \(13, 2, 3\), but positions are \(13, 3\), in metres"):
         clips_of(two)
 
 
 def test_clips_are_parts_of_episodes_and_what_a_robot_lacks_is_masked() -> None:
     spec = dataclasses.replace(SPEC, cameras=(*SPEC.cameras, Camera("wrist", 64, 64)))
-    model, rng = WorldModel.from_preset("debug", spec, TASKS), np.random.default_rng(0)
+    config = dataclasses.replace(get_preset("debug"), objects=("object", "goal"))
+    model, rng = WorldModel(config, spec, TASKS), np.random.default_rng(0)
     view = (model.latent_shape[0], 8, 8)
     whole, blind = (
         dataclasses.replace(
@@ -107,7 +113,11 @@ def test_clips_are_parts_of_episodes_and_what_a_robot_lacks_is_masked() -> None:
     blind = dataclasses.replace(blind, action_mask=np.array([True, True, False, True]))
     clips = Clips(model, [whole, blind, moving_square(2, 3)], weights=[1, 3, 1])
     batch = clips.sample(400, 6, torch.Generator().manual_seed(0))
-    assert not clips.untrained_readouts() and not batch.has_lead[:, 0].any() and batch.has_lead[:, 1:].all()
+    assert [text.partition(":")[0] for text in clips.untrained_readouts()] == [
+        "no episode has the label 'goal_position'"
+    ]
+    assert not batch.object_mask[..., 1].any()
+    assert not batch.has_lead[:, 0].any() and batch.has_lead[:, 1:].all()
     short = clips.lengths.index(4)
     assert short == 2  # too short to be drawn
     of_blind = batch.view_mask[:, -1] == 0
@@ -119,7 +129,7 @@ def test_clips_are_parts_of_episodes_and_what_a_robot_lacks_is_masked() -> None:
         views = torch.from_numpy(episode.latents["scene"]).float()
         (start,) = (i for i in range(len(episode) - 4) if torch.equal(views[i : i + 6], batch.latents[row][..., :8]))
         torch.testing.assert_close(
-            batch.object_position[row], 10 * torch.from_numpy(episode.labels["object_position"][start : start + 6])
+            batch.objects[row, :, 0], 10 * torch.from_numpy(episode.labels["object_position"][start : start + 6])
         )
         lead = model.normalise_actions(episode.actions[start : start + 5])
         torch.testing.assert_close(batch.lead[row, 1:], lead)

@@ -21,7 +21,6 @@ from kairos_env.world_model.engines import EngineError, why_not
 from kairos_env.world_model.gated_delta import (
     chunk_gated_delta,
     fla_gated_delta,
-    frame_gated_delta,
     gated_delta,
     naive_gated_delta,
 )
@@ -162,39 +161,6 @@ def assert_gradients_equal(inputs: list[Tensor], chunk: int) -> None:
         assert_equal(actual / scale, expected / scale)
 
 
-@pytest.mark.parametrize("length", [18, 54, 50])
-def test_states_before_every_chunk(length: int) -> None:
-    inputs = draw_inputs(2, length, 3, 8, 4)
-    o, final, states = chunk_gated_delta(*inputs, chunk=18, return_states=True)
-    assert states.shape == (2, 3, -(-length // 18), 8, 4)
-    for n in range(states.shape[2]):
-        if n == 0:
-            expected = inputs[5].double()
-        else:
-            _, expected = reference([*(x[:, : n * 18] for x in inputs[:5]), inputs[5]])
-        assert_equal(states[:, :, n], expected)
-    whole, last = reference(inputs)
-    assert_equal(o, whole)
-    assert_equal(final, last)
-
-
-@pytest.mark.parametrize("length", [1, 5, 18, 40])
-def test_frames_each_start_from_their_own_state(length: int) -> None:
-    frames = 4
-    q, k, v, g, beta, _ = (x for x in draw_inputs(2 * frames, length, 3, 8, 4))
-    state = draw_inputs(2 * frames, 1, 3, 8, 4, seed=5)[5]
-    folded = [x.unflatten(0, (2, frames)).requires_grad_() for x in (q, k, v, g, beta, state)]
-    o = frame_gated_delta(*folded)
-    exact = [x.detach().double().requires_grad_() for x in folded]
-    expected = naive_gated_delta(*(x.flatten(0, 1) for x in exact))[0].unflatten(0, (2, frames))
-    assert_equal(o, expected)
-    o.square().sum().backward()
-    expected.square().sum().backward()
-    for actual, reference_leaf in zip(folded, exact, strict=True):
-        assert actual.grad is not None and reference_leaf.grad is not None
-        assert_equal(actual.grad, reference_leaf.grad)
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_low_precision_values_keep_a_float32_memory(engine: str) -> None:
     inputs = [x.bfloat16() for x in draw_inputs(1, 20, 2, 8, 8)]
@@ -216,8 +182,6 @@ def test_errors_name_what_was_given_and_what_is_legal() -> None:
         chunk_gated_delta(q, k, v, g, beta, chunk=0)
     with pytest.raises(EngineError, match="'fla' cannot run here: needs a CUDA device"):
         gated_delta(q, k, v, g, beta, engine="fla")
-    with pytest.raises(ValueError, match=r"\(B, F, L, H, K\)"):
-        frame_gated_delta(q, k, v, g, beta, state)
     with pytest.raises(ValueError, match="whole number"):
         GatedDeltaNet(8, 2, 5, 0.5)
     with pytest.raises(ValueError, match="'fast'; legal are fla, chunked, naive"):
@@ -394,50 +358,16 @@ def test_long_sequences_go_through_the_layer_in_pieces(monkeypatch: pytest.Monke
     assert_equal(pieces_end.conv, end.conv)
 
 
-@settings(max_examples=20, deadline=None)
-@given(frames=st.integers(1, 5), length=st.integers(1, 8), with_state=st.booleans(), seed=st.integers(0, 99))
-def test_noisy_frames_read_the_clean_past_and_leave_no_trace(
-    frames: int, length: int, with_state: bool, seed: int
-) -> None:
-    layer = make_layer()
-    rng = torch.Generator().manual_seed(seed)
-    clean, noisy = (torch.randn(2, frames, length, 12, generator=rng) for _ in range(2))
-    start = layer(torch.randn(2, 7, 12, generator=rng))[1] if with_state else None
-    y_clean, y_noisy, end = layer.forward_frames(clean, noisy, start)
-
-    alone, alone_end = layer(clean.flatten(1, 2), start)
-    assert_equal(y_clean.flatten(1, 2), alone)
-    assert_equal(end.recurrent, alone_end.recurrent)
-    assert_equal(end.conv, alone_end.conv)
-    for f in range(frames):
-        sequence = torch.cat([clean[:, :f].flatten(1, 2), noisy[:, f]], dim=1)
-        assert_equal(y_noisy[:, f], layer(sequence, start)[0][:, -length:])
-
-
 def test_gradients_of_the_layer_are_exact() -> None:
     layer = make_layer(dim=5, head_k_dim=2).double()
-    frames = FramesOf(layer)
-    names = [name for name, _ in frames.named_parameters()]
-    rng = torch.Generator().manual_seed(0)
-    streams = [torch.randn(1, 2, 3, 5, dtype=torch.float64, generator=rng).requires_grad_() for _ in range(2)]
+    names = [name for name, _ in layer.named_parameters()]
+    x = torch.randn(1, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
-    def run(clean: Tensor, noisy: Tensor, *parameters: Tensor) -> Tensor:
-        named = dict(zip(names, parameters, strict=True))
-        y_clean, y_noisy, state = torch.func.functional_call(frames, named, (clean, noisy))
-        return torch.cat([y_clean.flatten(), y_noisy.flatten(), state.recurrent.flatten()])
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        y, state = torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,))
+        return torch.cat([y.flatten(), state.recurrent.flatten()])
 
-    assert torch.autograd.gradcheck(run, (*streams, *frames.parameters()), fast_mode=True)
-
-
-class FramesOf(torch.nn.Module):
-    """``forward_frames`` as a module's ``forward``, for ``functional_call``."""
-
-    def __init__(self, layer: GatedDeltaNet) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, clean: Tensor, noisy: Tensor) -> tuple[Tensor, Tensor, GatedDeltaState]:
-        return self.layer.forward_frames(clean, noisy)
+    assert torch.autograd.gradcheck(run, (x, *layer.parameters()), fast_mode=True)
 
 
 def test_state_is_an_immutable_value_of_constant_size() -> None:

@@ -18,9 +18,21 @@ SPEC = make_spec()
 FRAMES = 13  # more than the dilated window reaches
 
 
-@pytest.fixture(scope="module")
-def model() -> WorldModel:
-    model = WorldModel.from_preset("debug", SPEC, TASKS)
+CONFIGS = {
+    "one-pass": dataclasses.replace(get_preset("debug"), objects=("object", "goal")),
+    "two-pass": dataclasses.replace(
+        get_preset("debug"),
+        one_pass=False,
+        objects=("object",),
+        video=dataclasses.replace(get_preset("debug").video, words=True),
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def model(request: pytest.FixtureRequest) -> WorldModel:
+    torch.manual_seed(0)
+    model = WorldModel(CONFIGS[request.param], SPEC, TASKS).eval()
     with torch.no_grad():  # untrained heads are zero, which would hide differences
         for head in (model.mixture.video_dit.head.head, model.mixture.video_dit.proprio_head.head):
             torch.nn.init.normal_(head.weight, std=0.1)
@@ -47,7 +59,7 @@ def empty(model: WorldModel, batch: int = 2) -> WorldState:
 
 def assert_same_state(a: WorldState, b: WorldState, tolerance: float = 1e-4) -> None:
     torch.testing.assert_close(a.past, b.past)
-    for name in ("latent", "proprio", "reward", "success"):
+    for name in ("latent", "proprio", "reward", "success", "objects", "errors"):
         torch.testing.assert_close(getattr(a, name), getattr(b, name), atol=tolerance, rtol=tolerance)
     for x, y in zip(a.layers, b.layers, strict=True):
         torch.testing.assert_close(x.keys, y.keys, atol=tolerance, rtol=tolerance)
@@ -104,60 +116,6 @@ def test_streaming_equals_one_pass_for_the_pattern_of_the_4b_model(precision: to
 
 
 @torch.no_grad()
-def test_training_streams_equal_streaming(model: WorldModel) -> None:
-    """The noisy stream and the proposals of the training pass are what step and act compute frame by frame."""
-    latents, proprio, actions = clip(model)
-    dit, expert = model.mixture.video_dit, model.mixture.action_dit
-    generator = torch.Generator().manual_seed(3)
-    noisy, noisy_proprio = (
-        torch.randn(latents.shape, generator=generator),
-        torch.randn(proprio.shape, generator=generator),
-    )
-    chunk = torch.randn(2, FRAMES, model.chunk_length, SPEC.action_dim, generator=generator)
-    has = torch.ones(2, FRAMES)
-    has[:, 0] = 0
-    level, zeros = torch.full((2, FRAMES), 0.7), torch.zeros(2, FRAMES)
-    last = torch.cat([latents[:, :1], latents[:, :-1]], 1)
-    last_proprio = torch.cat([proprio[:, :1], proprio[:, :-1]], 1)
-    start = empty(model)
-    contexts = model.contexts(start.context)
-    t, modulation = dit.condition(level, actions, has)
-    outputs, proposals, _ = model.mixture.frames(
-        model.lead(actions, has),
-        {
-            "clean": (dit.embed_frames(latents, proprio, last, last_proprio), dit.condition(zeros, actions, has)[1]),
-            "noisy": (dit.embed_frames(noisy, noisy_proprio, last, last_proprio), modulation),
-        },
-        contexts,
-        start.layers,
-        start.past,
-        model.grid,
-        (expert.action_encoder(chunk), expert.embed(level)[1]),
-    )
-    sample, _ = dit.read(outputs["noisy"], t, model.latent_shape[1])
-    state = start
-    for f in range(FRAMES):
-        if f:
-            got, _, _ = model.predict_frame(
-                state,
-                contexts,
-                actions[:, f],
-                noisy[:, f],
-                noisy_proprio[:, f],
-                model.normalise_proprio(state.proprio),
-                0.7,
-            )
-            torch.testing.assert_close(got, sample[:, f] + last[:, f], atol=1e-4, rtol=1e-4)
-        state = model.remember(
-            state, latents[:, f : f + 1], proprio[:, f : f + 1], actions[:, f : f + 1] if f else None
-        )
-        tokens = model.mixture.propose(
-            (expert.action_encoder(chunk[:, f]), expert.embed(level[:, f])[1]), contexts, state.layers, state.past
-        )
-        torch.testing.assert_close(tokens, proposals[:, f], atol=1e-4, rtol=1e-4)
-
-
-@torch.no_grad()
 def test_joint_mode_never_shows_a_frame_a_later_action_or_frame(model: WorldModel) -> None:
     latents, proprio, actions = clip(model)
     state = model.remember(empty(model), latents[:, :5], proprio[:, :5], actions[:, :5])
@@ -184,6 +142,8 @@ def test_actions_and_instruction_matter(model: WorldModel) -> None:
     out = model.step(state, np.stack([low, high]))
     assert (out.latent[0] - out.latent[1]).abs().max() > 1e-3
     other = model.observe([observation(), observation(instruction=TASKS["reach"])])
+    if model.config.one_pass:  # the world does not listen
+        torch.testing.assert_close(other.layers[0].keys[0], other.layers[0].keys[1])
     assert (model.act(other)[0] - model.act(other)[1]).abs().max() > 1e-6
 
 
@@ -193,8 +153,36 @@ def test_same_trajectory_whatever_the_batch(model: WorldModel) -> None:
     crowd = [observation(i) for i in (7, 1, 9)]
     together = model.imagine(model.observe(crowd, seeds=[1, 5, 2]), np.repeat(actions, 3, 0), steps=2)
     torch.testing.assert_close(alone.latents[0], together.latents[1], atol=1e-4, rtol=1e-4)
+    for name in ("proprio", "objects", "errors", "reward", "success"):
+        torch.testing.assert_close(getattr(alone, name)[0], getattr(together, name)[1], atol=1e-4, rtol=1e-4)
     other = model.imagine(model.observe(observation(1), seeds=[6]), actions, steps=2)
     assert (alone.latents - other.latents).abs().max() > 1e-3
+
+
+def test_objects_and_their_errors_are_told_of_every_frame(model: WorldModel) -> None:
+    state = model.observe([observation(0), observation(1)])
+    names, errors = model.objects, model.error_names
+    assert state.objects.shape == (2, len(names), 3) and state.errors.shape == (2, len(errors))
+    assert model.features(state.proprio, state.objects).shape == (2, len(model.feature_names))
+    roll = model.imagine(state, np.zeros((2, 3, 4), np.float32))
+    assert roll.objects.shape == (2, 3, len(names), 3) and roll.errors.shape == (2, 3, len(errors))
+    torch.testing.assert_close(roll.objects[:, -1], roll.state.objects)
+    assert (roll.errors >= 0).all() and errors[-1] == "picture"
+    if model.config.one_pass:
+        assert errors == ("hand", "object", "goal", "picture")
+        assert state.errors[:, [0, -1]].max() < 0.01 < state.errors[:, 1:-1].min()  # what is seen is known
+        torch.testing.assert_close(roll.uncertainty, roll.errors[..., :-1].amax(-1))
+
+
+def test_one_pass_models_imagine_and_remember_in_one_pass(model: WorldModel) -> None:
+    calls: list[int] = []
+    hook = model.mixture.video_dit.blocks[0].ffn.register_forward_hook(lambda *_: calls.append(1))
+    state = model.observe(observation())
+    for steps, passes in ((1, 1), (3, 3)) if model.config.one_pass else ((1, 2), (3, 4)):
+        calls.clear()
+        assert model.step(state, np.zeros((1, 4), np.float32), steps=steps).state.past.tolist() == [2]
+        assert len(calls) == passes
+    hook.remove()
 
 
 def test_state_is_a_value_of_constant_size(model: WorldModel, tmp_path) -> None:

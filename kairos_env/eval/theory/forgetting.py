@@ -242,7 +242,10 @@ def rollout_error(model: WorldModel, clips: LatentClips, kept: Kept = "all") -> 
         state = out.state
         if kept == "newest frame":
             with torch.no_grad():
-                lead, level = model.normalise_actions(action), model.config.imagined_level
-                state = model.remember(before, out.latent[:, None], out.proprio[:, None], lead[:, None], level)
+                if model.config.one_pass:  # the pass that imagines a frame also remembers it
+                    state = dataclasses.replace(out.state, layers=model.step(before, action).state.layers)
+                else:
+                    lead, level = model.normalise_actions(action), model.config.imagined_level
+                    state = model.remember(before, out.latent[:, None], out.proprio[:, None], lead[:, None], level)
         errors.append((out.latent - clips.latents[:, t]).square().flatten(1).mean(1))
     return torch.stack(errors, 1).double().cpu().numpy()

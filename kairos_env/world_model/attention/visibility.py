@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kairos_env.world_model.attention.kernels import attend
@@ -143,19 +144,17 @@ def window_valid(past: Tensor, offsets: tuple[int, ...], frames: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Stream:
-    """F consecutive decisions after the remembered ones: video (B, F, S, L, D), actions (B, F, 1 + N, Da).
+    """F consecutive decisions after the remembered ones: video (B, F, L, D), leading actions (B, F, 1, Da).
 
     Args:
         config: of the video expert.
         past: (B,) frames before the first.
-        names: of the S copies of the frames, ``"clean"`` first; it is remembered.
-        lead: the first action token of a decision is the one that led to its frame.
+        remembered: whether the frames are; frames that only read go one at a time.
     """
 
     config: VideoConfig
     past: Tensor
-    names: tuple[str, ...]
-    lead: bool
+    remembered: bool = True
     _masks: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def attend(
@@ -163,58 +162,36 @@ class Stream:
     ) -> tuple[Tensor | None, Tensor | None, LayerMemory | None]:
         """See `Rule`: keys are the remembered groups in the window, then whatever belongs to the own decision."""
         assert memory is not None
-        parts = self._parts(video, action)
+        given = {"lead": action, "clean" if self.remembered else "noisy": video}
+        parts = {name: heads for name, heads in given.items() if heads is not None}
         if not parts:
             return None, None, memory
         frames = next(iter(parts.values()))[0].shape[1]
         back = self.config.offsets(kind)[1:]
-        kept = [parts[n][1:] for n in ("lead", self.names[0]) if n in parts]
-        groups = [torch.cat([g[i] for g in kept], 2) if kept else _no_groups(memory.keys, frames) for i in (0, 1)]
-        keys, values = torch.cat([memory.keys, groups[0]], 1), torch.cat([memory.values, groups[1]], 1)
-        q, k, v = ([heads[i] for heads in parts.values()] for i in range(3))
-        if kind not in self._masks:
-            self._masks[kind] = self._mask(
-                {n: h[0].shape[2] for n, h in parts.items()}, back, groups[0].shape[2], frames
-            )
-        out = attend(
-            torch.cat(q, 2),
-            torch.cat([window(keys, back, frames), *k], 2),
-            torch.cat([window(values, back, frames), *v], 2),
-            self._masks[kind],
-        )
-        mixed = dict(zip(parts, out.split([x.shape[2] for x in q], 2), strict=True))
-        if "clean" in self.names:
+        q, k, v = (torch.cat([heads[i] for heads in parts.values()], 2) for i in range(3))
+        past_keys, past_values = memory.keys, memory.values
+        if self.remembered:
+            past_keys, past_values = torch.cat([past_keys, k], 1), torch.cat([past_values, v], 1)
             ring = memory.keys.shape[1]
-            memory = memory._replace(keys=keys[:, -ring:], values=values[:, -ring:])
-        actions = [mixed[n] for n in ("lead", "chunk") if n in mixed]
-        return (
-            None if video is None else torch.stack([mixed[n] for n in self.names], 2),
-            torch.cat(actions, 2) if actions else None,
-            memory,
-        )
+            memory = memory._replace(keys=past_keys[:, -ring:], values=past_values[:, -ring:])
+        elif frames > 1:
+            raise ValueError(f"{frames} frames that only read were given together: they go one at a time")
+        else:  # the own group is not among the remembered ones, behind which `window` looks for it
+            past_keys, past_values = (F.pad(x, (0, 0, 0, 0, 0, 0, 0, 1)) for x in (past_keys, past_values))
+        if kind not in self._masks:
+            sizes = {name: heads[0].shape[2] for name, heads in parts.items()}
+            self._masks[kind] = self._mask(sizes, back, past_keys.shape[2], frames)
+        keys = torch.cat([window(past_keys, back, frames), k], 2)
+        out = attend(q, keys, torch.cat([window(past_values, back, frames), v], 2), self._masks[kind])
+        mixed = dict(zip(parts, out.split([heads[0].shape[2] for heads in parts.values()], 2), strict=True))
+        return mixed.get("clean", mixed.get("noisy")), mixed.get("lead"), memory
 
     def delta(
         self, layer: GatedDeltaNet, x: Tensor, state: GatedDeltaState | None
     ) -> tuple[Tensor, GatedDeltaState | None]:
-        """See `Rule`: the clean stream is remembered, the noisy one only reads."""
-        if self.names == ("clean", "noisy"):
-            clean, noisy, state = layer.forward_frames(x[:, :, 0], x[:, :, 1], state)
-            return torch.stack([clean, noisy], 2), state
-        if self.names == ("noisy",) and x.shape[1] > 1:
-            raise ValueError("several noisy frames need the clean ones beside them")
-        out, after = layer(x.flatten(1, 3), state)
-        return out.view_as(x), after if self.names == ("clean",) else state
-
-    def _parts(self, video: Heads | None, action: Heads | None) -> dict[str, Heads]:
-        """Kind of token -> its heads (B, F, T, H, K), in the order of the keys."""
-        parts: dict[str, Heads] = {}
-        if action is not None and self.lead:
-            parts["lead"] = _cut(action, slice(0, 1))
-        if video is not None:
-            parts |= {name: tuple(x[:, :, i] for x in video) for i, name in enumerate(self.names)}  # type: ignore[misc]
-        if action is not None and action[0].shape[2] > self.lead:
-            parts["chunk"] = _cut(action, slice(int(self.lead), None))
-        return parts
+        """See `Rule`: frames in order; what only reads leaves no trace."""
+        out, after = layer(x.flatten(1, 2), state)
+        return out.view_as(x), after if self.remembered else state
 
     def _mask(self, sizes: dict[str, int], back: tuple[int, ...], group: int, frames: int) -> Tensor:
         """(B, F, queries, keys) for keys ``[past groups | own kinds]``."""
@@ -231,23 +208,13 @@ class Stream:
         return torch.cat([valid.unsqueeze(2).expand(-1, -1, len(own), -1), own.expand(*valid.shape[:2], -1, -1)], -1)
 
 
-def _cut(heads: Heads, part: slice) -> Heads:
-    q, k, v = heads
-    return q[:, :, part], k[:, :, part], v[:, :, part]
-
-
-def _no_groups(keys: Tensor, frames: int) -> Tensor:
-    """Groups of no tokens: what a layer remembers that only the delta rule runs through."""
-    return keys.new_zeros(len(keys), frames, 0, *keys.shape[3:])
-
-
 @dataclass(frozen=True)
 class Proposal:
-    """A chunk at the newest remembered frame: actions (B, 1, N, Da). The video does not run.
+    """A chunk at each of the F newest remembered frames: actions (B R, F, N, Da). The video does not run.
 
     Args:
         config: of the video expert.
-        past: (B,) frames so far.
+        past: (B,) frames so far; R chunks of each element stand side by side.
     """
 
     config: VideoConfig
@@ -260,10 +227,12 @@ class Proposal:
         assert memory is not None and action is not None
         offsets = self.config.offsets(kind)
         q, k, v = action
-        valid = window_valid(self.past - 1, offsets, 1).repeat_interleave(memory.keys.shape[2], -1)  # (B, 1, keys)
-        mask = torch.cat([valid, valid.new_ones(len(self.past), 1, q.shape[2])], -1).unsqueeze(2)
-        keys = torch.cat([window(memory.keys, offsets, 1), k], 2)
-        return None, attend(q, keys, torch.cat([window(memory.values, offsets, 1), v], 2), mask), memory
+        frames, each = q.shape[1], len(q) // len(self.past)
+        valid = window_valid(self.past - frames, offsets, frames).repeat_interleave(memory.keys.shape[2], -1)
+        seen = [valid, *(window(x, offsets, frames) for x in (memory.keys, memory.values))]
+        valid, keys, values = (x.repeat_interleave(each, 0) if each > 1 else x for x in seen)
+        mask = torch.cat([valid, valid.new_ones(*valid.shape[:2], q.shape[2])], -1).unsqueeze(2)
+        return None, attend(q, torch.cat([keys, k], 2), torch.cat([values, v], 2), mask), memory
 
     def delta(
         self, layer: GatedDeltaNet, x: Tensor, state: GatedDeltaState | None

@@ -87,7 +87,7 @@ def test_the_instruction_decides_what_is_rewarded(trained: tuple[StateModel, dic
     model, _ = trained
     plans = {t: cem(model, begin(model, (0.1, 0.05, 0), t), horizon=4, iterations=3, rollout=True) for t in NEAR_TASKS}
     away = {t: np.linalg.norm(p.rollout.proprio[0, -1].numpy() - np.array([0.1, 0.05, 0])) for t, p in plans.items()}
-    assert away["near"] < 0.05 < away["far"]
+    assert away["near"] < 0.06 < 0.1 < away["far"]
     with pytest.raises(ValueError, match="knows no task 'dance'"):
         model.observe(Observation({}, np.zeros(3, np.float32), "dance"), privileged=[{}])
 

@@ -70,37 +70,48 @@ def flat(tokens: list[list[Token]]) -> list[Token]:
     return [token for row in tokens for token in row]
 
 
-def empty(kind: str, lead: bool) -> LayerMemory:
-    keys = torch.zeros(1, CONFIG.offsets(kind)[-1] + 1, lead + L, CONFIG.heads, CONFIG.head_dim)
+def empty(kind: str, lead: bool, frames: int = 1) -> LayerMemory:
+    keys = torch.zeros(1, CONFIG.offsets(kind)[-1] + frames, lead + L, CONFIG.heads, CONFIG.head_dim)
     return LayerMemory(keys, keys)
 
 
 @pytest.mark.parametrize(("kind", "lead", "split"), [*itertools.product(["swa", "dswa"], [True, False], [FRAMES, 3])])
 def test_streaming(kind: str, lead: bool, split: int) -> None:
-    """Clean and noisy frames and a chunk at each, in one piece and in two."""
+    """Frames in one piece and in two, one that only reads, and chunks at each of the newest frames."""
     offsets, every = CONFIG.offsets(kind), list(range(FRAMES))
     leads, clean, noisy, chunk = (
         drawn(name, every, count, seed) for seed, (name, count) in enumerate(zip(VISIBLE, (1, L, L, N)))
     )
+    keys = flat(leads) * lead + flat(clean)
     memory, video, action = empty(kind, lead), [], []
     for part in (slice(0, split), slice(split, FRAMES)):
         if not clean[part]:
             continue
-        both = [torch.stack(x, 2) for x in zip(stacked(clean[part]), stacked(noisy[part]))]
-        rows = [a * lead + b for a, b in zip(leads[part], chunk[part])]
-        rule = Stream(CONFIG, torch.tensor([part.start]), ("clean", "noisy"), lead)
-        heads, proposed, memory = rule.attend(kind, tuple(both), stacked(rows), memory)
+        past, led = torch.tensor([part.start]), stacked(leads[part]) if lead else None
+        if part.start:
+            one = slice(part.start, part.start + 1)
+            heads, _, same = Stream(CONFIG, past, remembered=False).attend(
+                kind, stacked(noisy[one]), stacked(leads[one]) if lead else None, memory
+            )
+            own = noisy[part.start]
+            torch.testing.assert_close(heads[0, 0], expected(own, keys + own, offsets))
+            assert same is memory
+        heads, acted, memory = Stream(CONFIG, past).attend(kind, stacked(clean[part]), led, memory)
         video.append(heads)
-        action.append(proposed)
-    keys = flat(leads) * lead + flat(clean)
-    got, proposals = torch.cat(video, 1)[0], torch.cat(action, 1)[0]
-    torch.testing.assert_close(got[:, 0].flatten(0, 1), expected(flat(clean), keys, offsets))
-    own = {f: noisy[f] for f in every}
-    for f in every:
-        torch.testing.assert_close(got[f, 1], expected(noisy[f], keys + own[f], offsets))
-        torch.testing.assert_close(proposals[f, int(lead) :], expected(chunk[f], keys + chunk[f], offsets))
+        action.append(acted)
+    torch.testing.assert_close(torch.cat(video, 1)[0].flatten(0, 1), expected(flat(clean), keys, offsets))
     if lead:
-        torch.testing.assert_close(proposals[:, 0], expected(flat(leads), keys, offsets))
+        torch.testing.assert_close(torch.cat(action, 1)[0, :, 0], expected(flat(leads), keys, offsets))
+
+    longer = empty(kind, lead, FRAMES)
+    _, _, longer = Stream(CONFIG, torch.tensor([0])).attend(
+        kind, stacked(clean), stacked(leads) if lead else None, longer
+    )
+    twice = tuple(torch.cat([x, x]) for x in stacked(chunk))  # of two tasks, say
+    _, proposals, _ = Proposal(CONFIG, torch.tensor([FRAMES])).attend(kind, None, twice, longer)
+    for f in every:
+        for row in range(2):
+            torch.testing.assert_close(proposals[row, f], expected(chunk[f], keys + chunk[f], offsets))
 
     past = torch.tensor([FRAMES])
     late = stacked(drawn("chunk", [FRAMES - 1], N, 9))

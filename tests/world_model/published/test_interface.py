@@ -20,6 +20,7 @@ from kairos_env.world_model.published.robot_part import RobotPart
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.state import WorldState
 from kairos_env.world_model.text.context import Context
+from kairos_env.world_model.two_pass import denoise_frame
 from kairos_env.world_model.weights import CheckpointError
 
 pytest.importorskip("diffusers", reason="the video tokenizer is diffusers'")
@@ -44,7 +45,7 @@ def test_streaming_is_the_published_causal_pass(model: WorldModel) -> None:
     proprio = model.normalise_proprio(state.proprio)
     action = torch.zeros(1, model.spec.action_dim)
     for level in (1.0, 0.4):
-        got, _, _ = model.predict_frame(state, contexts, action, latent, proprio, proprio, level)
+        got, _, _ = denoise_frame(model, state, contexts, action, latent, proprio, proprio, level)
         clip = torch.stack([state.latent, latent], 1)
         want = model.clips.velocity(clip, torch.tensor([[0.0, level]]), context, history=1)[:, 1]
         torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,197 @@
+"""The one-pass step: the pass that denoises a frame is also what is remembered of it.
+
+Every frame has a noise level of its own: 0 was observed, 1 is imagined from nothing but what came before, levels
+between are further denoising steps. Training knows all three, side by side in a clip (diffusion forcing, Chen et al.
+2024), so that imagining costs one pass a frame and no second one to read what was imagined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kairos_env.world_model.features import FAR
+from kairos_env.world_model.flow import expand, shown, to_sample
+from kairos_env.world_model.interface import PROPRIO_NOISE, VIDEO_NOISE
+from kairos_env.world_model.mixture import Contexts, Memory
+from kairos_env.world_model.sampling import Parts, denoise, towards
+from kairos_env.world_model.state import LATENT_LIMIT, StepOutput, WorldState
+
+if TYPE_CHECKING:
+    from kairos_env.world_model.streaming import StreamingPasses
+
+CERTAIN, LOST = -10.0, 4.0  # least and largest logarithm of an expected mean squared error
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is believed of frames, normalised: (B, F, ...) each.
+
+    Args:
+        latents: (B, F, C, h, w).
+        proprio: (B, F, P).
+        objects: (B, F, O, 3) decimetres.
+        errors: (B, F, E) logarithm of the expected mean squared errors, in squares of the units above.
+    """
+
+    latents: Tensor
+    proprio: Tensor
+    objects: Tensor
+    errors: Tensor
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames as a pass takes them: (B, F, ...) each.
+
+    Args:
+        latents, proprio: normalised, at noise level sigma.
+        sigma: (B, F), 0 for observed frames.
+        actions: (B, F, A) normalised, that led to them; has_action: (B, F), 0 where there was none.
+        before: the frame before each.
+    """
+
+    latents: Tensor
+    proprio: Tensor
+    sigma: Tensor
+    actions: Tensor
+    has_action: Tensor
+    before: Estimate
+
+
+def pass_frames(
+    model: StreamingPasses, frames: Frames, contexts: Contexts, memory: Memory, past: Tensor
+) -> tuple[Estimate, Tensor, Memory]:
+    """F frames through the video expert: what they are, what the heads read (B, F, n), and the memory after them.
+
+    Of observed frames, pictures and proprioception come back as they were given.
+    """
+    dit, kind = model.mixture.video_dit, model.config.prediction
+    before, sigma = frames.before, frames.sigma
+    imagined = sigma > 0
+    latents, proprio = shown(kind, frames.latents, sigma), shown(kind, frames.proprio, sigma)
+    time, modulation = dit.condition(sigma, frames.actions, frames.has_action)
+    tokens = dit.embed_frames(
+        latents, proprio, before.latents, before.proprio, scene(model, before) * imagined.unsqueeze(-1)
+    )
+    outputs, memory = model.mixture.frames(None, (tokens, modulation), contexts, memory, past, model.grid)
+    out, change = (x.float() for x in dit.read(outputs, time, model.latent_shape[1]))
+    if kind == "sample":
+        out, change = out + before.latents, change + before.proprio
+    flat = model.heads.flat(outputs)
+    objects = model.heads.objects(flat) + expand(imagined, before.objects) * before.objects
+    errors = model.heads.errors(flat.detach()).clamp(CERTAIN, LOST)
+    seen = torch.ones_like(errors[0, 0])  # of an observed frame only the objects are uncertain
+    seen[[0, -1]] = 0
+    return (
+        Estimate(
+            torch.where(expand(imagined, out), to_sample(kind, out, frames.latents, sigma), frames.latents),
+            torch.where(expand(imagined, change), to_sample(kind, change, frames.proprio, sigma), frames.proprio),
+            objects,
+            torch.where(imagined.unsqueeze(-1) | (seen > 0), errors, torch.full_like(errors, CERTAIN)),
+        ),
+        flat,
+        memory,
+    )
+
+
+def scene(model: StreamingPasses, before: Estimate) -> Tensor:
+    """What an imagined frame is told of the one before, beside its picture: (B, F, K + E + 1)."""
+    features = model.features(model.physical_proprio(before.proprio), FAR * before.objects)
+    return torch.cat([features, before.errors / 5, torch.ones_like(before.errors[..., :1])], -1)
+
+
+def estimate_of(model: StreamingPasses, state: WorldState) -> Estimate:
+    """The newest frame of a state, F = 1."""
+    scale = model.error_scale
+    errors = (2 * (state.errors / scale).clamp_min(1e-6).log()).clamp(CERTAIN, LOST)
+    values = state.latent, model.normalise_proprio(state.proprio), state.objects / FAR, errors
+    return Estimate(*(x[:, None] for x in values))
+
+
+def imagine_frame(model: StreamingPasses, state: WorldState, action: Tensor, steps: int) -> StepOutput:
+    """The frame after a normalised action (B, A), and the memory of it."""
+    before, memory = estimate_of(model, state), state.layers
+    passed: tuple[Estimate, Tensor, Memory]
+    contexts = model.contexts(state.context, state.mask)
+    has_action = torch.ones_like(before.latents[:, :, 0, 0, 0])
+
+    def predict(data: Parts, level: tuple[float, ...]) -> Parts:
+        nonlocal passed
+        latent, proprio = data
+        frames = Frames(latent, proprio, has_action * level[0], action[:, None], has_action, before)
+        passed = pass_frames(model, frames, contexts, memory, state.past)
+        return passed[0].latents, passed[0].proprio
+
+    levels = model.interface.levels(steps, VIDEO_NOISE)
+    noise = torch.zeros_like(before.latents), torch.zeros_like(before.proprio)
+    if steps > 1 or model.config.prediction != "sample":
+        noise = tuple(  # type: ignore[assignment]
+            model.interface.noise(state.seed, state.past, stream, x.shape[2:])[:, None]
+            for x, stream in zip(noise, (VIDEO_NOISE, PROPRIO_NOISE), strict=True)
+        )
+    latents, proprio = denoise(predict, noise, [levels] * 2, towards)
+    estimate, flat, layers = passed
+    # not clipped when non-finite: NaN must stay visible to whoever steps
+    estimate = Estimate(latents.clamp(-LATENT_LIMIT, LATENT_LIMIT), proprio, estimate.objects, estimate.errors)
+    after = state_after(model, state, estimate, flat, layers)
+    uncertainty = after.errors[:, :-1].amax(1)
+    return StepOutput(
+        after, after.latent, after.proprio, after.reward, after.success, uncertainty, after.objects, after.errors
+    )
+
+
+def remember(
+    model: StreamingPasses, state: WorldState, latents: Tensor, proprio: Tensor, actions: Tensor | None
+) -> WorldState:
+    """Appends F observed frames: latents (B, F, C, h, w) normalised, proprio (B, F, P) physical, actions normalised."""
+    has_action = latents.new_full(latents.shape[:2], float(actions is not None))
+    if actions is None:
+        actions = latents.new_zeros(*latents.shape[:2], model.spec.action_dim)
+    first, last = state.past == 0, estimate_of(model, state)
+    normal = model.normalise_proprio(proprio)
+    has_action[:, 0] = has_action[:, 0] * ~first
+    # a first frame is its own predecessor: there is nothing that changed
+    previous = [
+        torch.cat([torch.where(expand(first, now[:, :1]), now[:, :1], old), now[:, :-1]], 1)
+        for now, old in ((latents, last.latents), (normal, last.proprio))
+    ]
+    frames = latents.shape[1]
+    before = Estimate(*previous, *(x.expand(-1, frames, *x.shape[2:]) for x in (last.objects, last.errors)))
+    given = Frames(latents, normal, torch.zeros_like(has_action), actions, has_action, before)
+    contexts = model.contexts(state.context, state.mask)
+    estimate, flat, layers = pass_frames(model, given, contexts, state.layers, state.past)
+    return state_after(model, state, estimate, flat, layers, proprio[:, -1])
+
+
+def state_after(
+    model: StreamingPasses,
+    state: WorldState,
+    estimate: Estimate,
+    flat: Tensor,
+    layers: Memory,
+    proprio: Tensor | None = None,
+) -> WorldState:
+    """The state at the last frame of a pass; ``proprio`` (B, P) physical where it was observed."""
+    if proprio is None:
+        proprio = model.physical_proprio(estimate.proprio[:, -1])
+    objects = FAR * estimate.objects[:, -1]
+    features = model.features(proprio, objects)
+    reward, success = model.heads.outcome(flat[:, -1], model.pooled(state.context, state.mask), features)
+    errors = (0.5 * estimate.errors[:, -1]).exp() * model.error_scale
+    return WorldState(
+        layers,
+        state.past + estimate.latents.shape[1],
+        estimate.latents[:, -1].float(),
+        proprio,
+        state.context,
+        state.seed,
+        reward,
+        success.sigmoid(),
+        objects,
+        errors,
+        state.mask,
+    )
