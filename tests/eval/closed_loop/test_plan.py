@@ -19,7 +19,7 @@ def test_policies_meet_the_same_starts_and_luck(tmp_path: Path) -> None:
 def test_policies_options_and_tasks_are_checked_before_the_first_job(tmp_path: Path) -> None:
     for changes, message in [
         ({"policies": ("cem(horizn=3)",)}, "'cem' has no option 'horizn'; did you mean 'horizon'"),
-        ({"policies": ("expert", "cem(horizon=long)")}, "option horizon='long' of 'cem' should be like its default, 8"),
+        ({"policies": ("expert", "cem(horizon=long)")}, "option horizon='long' of 'cem' should be like its default, 6"),
         ({"policies": ("point_simulator:half_blind(skil=1)",)}, "no option 'skil'; did you mean 'skill'"),
         ({"tasks": ("fra",)}, "point_simulator:Point has no task 'fra'; did you mean 'far'"),
         ({"max_decisions": 99}, "ends its episodes after 24 decisions, before max_decisions 99"),

@@ -78,7 +78,7 @@ def test_an_own_cost_replaces_the_models_reward_in_every_planner(name: str, dead
     near = Objective(reward=lambda roll: -(roll.proprio[..., :2] - there).norm(dim=-1))
     plan = PLANNERS[name](PointWorld(), start(PointWorld()), horizon=4, objective=near, deadline=deadline, rollout=True)
     away = (plan.rollout.proprio[0, :, :2] - there).norm(dim=-1)
-    assert away[-1] < (0.06 if name == "random_shooting" else 0.03) and plan.value == pytest.approx(
+    assert away[-1] < (0.1 if name == "random_shooting" else 0.03) and plan.value == pytest.approx(
         float(near(plan.rollout)[0]), abs=1e-4
     )
 
@@ -91,7 +91,7 @@ def test_an_own_cost_chooses_among_the_proposals_of_the_policy() -> None:
 
 
 def test_a_reward_of_the_wrong_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"shape \(128,\), expected \(B, Hor\) = \(128, 4\)"):
+    with pytest.raises(ValueError, match=r"shape \(64,\), expected \(B, Hor\) = \(64, 4\)"):
         cem(
             PointWorld(),
             start(PointWorld()),
