@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from kairos_env.records import Array
+from kairos_env.records import Array, RobotSpec
+
+TOUCHING, APART = 0.05, 0.07  # metres between hand and object: surely able to move it, surely not
+STILL = 0.01  # metres in a step: the read-out of a resting object wavers so much
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,27 @@ def accumulated_uncertainty(rollout: Any) -> Array:
     if errors is None:
         return np.cumsum(as_array(rollout.uncertainty), axis=1)
     return as_array(errors)[..., :-1].sum(-1)  # the last one is of the picture
+
+
+def untouched_motion(rollout: Any, spec: RobotSpec) -> Array:
+    """Metres, (B, Hor), that objects are imagined to move in each step while the hand is nowhere near them.
+
+    No future is like that: the model has lost an object, most often where the arm hides it from the camera.
+
+    Raises:
+        ValueError: a model that reads no objects, or a robot whose proprioception does not hold its hand's position.
+    """
+    objects = getattr(rollout, "objects", None)
+    if objects is None or objects.shape[-2] == 0 or not spec.hand_fields:
+        raise ValueError(
+            f"untouched_penalty needs a model that reads objects, and where the hand of {spec.name!r} is: leave it at 0"
+        )
+    objects, hand = as_array(objects), as_array(rollout.proprio)[:, :, None, spec.hand_fields]  # (B, Hor, O or 1, 3)
+    moved = np.linalg.norm(np.diff(objects, axis=1), axis=-1)
+    away = [np.linalg.norm(objects[:, :-1] - where, axis=-1) for where in (hand[:, :-1], hand[:, 1:])]
+    untouched = np.clip((np.minimum(*away) - TOUCHING) / (APART - TOUCHING), 0, 1)
+    lost = (np.maximum(moved - STILL, 0) * untouched).sum(-1)
+    return np.pad(lost, ((0, 0), (1, 0)))
 
 
 def joined(parts: Sequence[Any]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 
 from kairos_env.policies.memory import ObservingModel
-from kairos_env.policies.planners.objective import Objective, joined
+from kairos_env.policies.planners.objective import Objective, joined, untouched_motion
 from kairos_env.records import Array
 
 
@@ -94,6 +94,7 @@ class SearchOptions(TypedDict, total=False):
     batch_size: int
     samples: int
     risk: float
+    untouched_penalty: float
     steps: int | None
     rollout: bool
     seed: int
@@ -116,6 +117,8 @@ class Evaluator:
         batch_size: most sequences imagined at once; bounds the memory, does not change the plan.
         samples: noise seeds under which each candidate is imagined.
         risk: how many standard deviations over the samples a candidate is worth less than its mean.
+        untouched_penalty: taken from the value for each metre of `untouched_motion`, in which a plan would profit from
+            an object that the model has lost.
         steps: denoising steps of the model; None is its default.
         rollout: also return the imagined future of the plan (``model.decode(plan.rollout.latents)``), whose time
             comes on top of the deadline.
@@ -129,6 +132,7 @@ class Evaluator:
     batch_size: int = 64
     samples: int = 1
     risk: float = 0.0
+    untouched_penalty: float = 0.0
     steps: int | None = None
     rollout: bool = False
     seed: int = 0
@@ -188,7 +192,7 @@ class Evaluator:
             rollout = play(part)
             if rollout is None:
                 break
-            values = self.score(rollout).reshape(len(part), self.samples)
+            values = self._values_of(rollout).reshape(len(part), self.samples)
             if not np.isfinite(values).any():
                 raise FloatingPointError(
                     "the model imagined a non-finite reward, success or uncertainty for every candidate plan"
@@ -197,6 +201,12 @@ class Evaluator:
             self.evaluations += len(part)
             start += len(part)
         return result
+
+    def _values_of(self, rollout: Any) -> Array:
+        values = self.score(rollout)
+        if self.untouched_penalty:
+            values = values - self.untouched_penalty * untouched_motion(rollout, self.model.spec).sum(1)
+        return values
 
     def _next_size(self) -> int:
         """Candidates of the next batch: with a deadline few at first, so that there is an answer soon."""

@@ -13,8 +13,9 @@ from point_world import PointWorld, start
 from kairos_env.env import WorldModelEnv
 from kairos_env.env.reward import GoalImageReward
 from kairos_env.policies import PLANNERS, Objective, PlannerPolicy, cem
-from kairos_env.policies.planners.objective import accumulated_uncertainty, joined
+from kairos_env.policies.planners.objective import accumulated_uncertainty, joined, untouched_motion
 from kairos_env.records import Observation
+from kairos_env.sims.tabletop.env import make_spec
 from kairos_env.world_model.model import WorldModel
 
 
@@ -24,6 +25,8 @@ class Future:
     success: Any
     uncertainty: Any
     errors: Any = None
+    proprio: Any = None
+    objects: Any = None
 
 
 def test_success_ends_the_imagined_episode() -> None:
@@ -136,3 +139,29 @@ def test_a_goal_image_is_a_reward_of_rollouts() -> None:
     assert values[1, -1] == values.max() and values[1, -1] > values[0, -1] + 0.1
     chosen = Objective(reward=reward)(rollout)
     assert chosen[1] > chosen[0]
+
+
+def test_an_object_that_moves_untouched_is_an_error_of_the_model() -> None:
+    """A future in which the cube leaps to the goal while the hand is elsewhere loses to one that moves it by hand."""
+    spec = make_spec()
+    hand = torch.zeros(2, 4, 4)
+    hand[..., 2] = 0.02
+    hand[0, :, 0] = torch.tensor([0.0, 0.03, 0.06, 0.09])  # pushes a cube that is 4 cm before it
+    hand[1, :, 0] = -0.2
+    cube = torch.zeros(2, 4, 1, 3)
+    cube[..., 0, 2] = 0.02
+    cube[:, :, 0, 0] = torch.tensor([0.04, 0.07, 0.10, 0.13])
+    lost = untouched_motion(Future(None, None, None, proprio=hand, objects=cube), spec)
+    assert lost[0].tolist() == pytest.approx([0, 0, 0, 0], abs=1e-6)
+    assert lost[1].tolist() == pytest.approx([0, 0.02, 0.02, 0.02], abs=1e-6)
+    with pytest.raises(ValueError, match="untouched_penalty needs a model that reads objects"):
+        cem(PointWorld(), start(PointWorld()), untouched_penalty=1.0)
+
+
+def test_the_bundled_model_is_held_to_what_hands_can_do() -> None:
+    model = WorldModel.from_pretrained("kairos-tiny")
+    state = model.observe(model.starts[0])
+    search = {"horizon": 3, "population": 8, "iterations": 1, "elites": 4, "rollout": True}
+    plan = cem(model, state, untouched_penalty=10.0, **search)
+    moved = untouched_motion(plan.rollout, model.spec).sum()
+    assert plan.value == pytest.approx(float(Objective()(plan.rollout)[0]) - 10 * moved, abs=1e-3)
