@@ -18,7 +18,7 @@ kairos record-libero --out "$out/demonstrations" --per-task 40 --initial-states 
 
 # First model. `tiny-words` reads instructions word by word: two equal bowls differ by the sentence only.
 kairos train --data.path "$out/demonstrations" --out "$out/first" --preset tiny-words --pixels.coloured 10 \
-  --tokenizer.steps 1600 --model.steps 2400 --loss.frames 12 --loss.history-noise 0.2 --video-every 4
+  --tokenizer.steps 1600 --model.steps 2400 --loss.frames 12 --video-every 4
 
 # Dataset aggregation: the model acts, the expert says at every frame what it would have done.
 kairos record-libero --out "$out/own" --model "$out/first/model" --behaviours policy=0.7,disturbed_policy=0.3 \
@@ -26,7 +26,7 @@ kairos record-libero --out "$out/own" --model "$out/first/model" --behaviours po
 
 # Second model, from both recordings. Of twelve steps one learns to imagine, the others act only.
 kairos train --data.path "$out/demonstrations" --data.more "$out/own" --data.weights 0.8,0.2 --init "$out/first/model" \
-  --out "$out/second" --model.steps 2400 --loss.frames 12 --loss.history-noise 0.1 --loss.policy 3 --video-every 12
+  --out "$out/second" --model.steps 2400 --loss.frames 12 --loss.policy 3 --video-every 12
 
 # Success on initial states that no recording holds, with intervals, and the perturbed tasks by dimension.
 kairos eval libero --policy policy --model "$out/second/model" --suites "$suites" \

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kairos_env.collect.behaviours import Behaviour, Expert, make_behaviour
+from kairos_env.collect.behaviours import Behaviour, Expert, Hold, make_behaviour
 from kairos_env.eval.report.text import format_table
 from kairos_env.policies.planners.action_sampling import stay
 from kairos_env.records import Array, Observation
@@ -82,21 +82,7 @@ class Hover(Expert):
         return stay(self.env.robot_spec, action) if solves else action
 
 
-class Still:
-    """Does nothing: no motion, and the gripper's command is the middle of its range."""
-
-    def __init__(self, env: Any, task: str, rng: np.random.Generator) -> None:
-        spec = env.robot_spec
-        self.action = stay(spec, (spec.action_low + spec.action_high) / 2)
-
-    def act(self, observation: Observation, info: Mapping[str, Any]) -> Array:
-        return self.action
-
-    def follow(self, observation: Observation, action: Array) -> None:
-        pass
-
-
-_OWN: dict[str, Callable[[Any, str, np.random.Generator], Behaviour]] = {"hover": Hover, "still": Still}
+_OWN: dict[str, Callable[[Any, str, np.random.Generator], Behaviour]] = {"hover": Hover, "still": Hold}
 
 
 def compare_rewards(config: RewardsConfig) -> list[Earnings]:
