@@ -7,6 +7,7 @@ from typing import Literal
 
 from kairos_env.training.loop import LoopConfig
 from kairos_env.training.losses import LossConfig
+from kairos_env.training.precision import Precision
 from kairos_env.world_model.config import get_preset
 
 
@@ -33,7 +34,7 @@ class TrainConfig:
         preset: model size (debug, tiny, small); unused with ``init``, which has its own.
         seed: fixes initialisation, clips and noise.
         device: cpu or cuda.
-        precision: bf16 (autocast) or fp32.
+        precision: bf16 (autocast) or fp32; auto takes what this machine is faster in, and a run keeps it.
         validation: episodes kept out of training, for the validation rows and strips.
         tokenizer: optimisation of stage 1, the tokenizer.
         tokenizer_batch: images in a step of stage 1.
@@ -57,7 +58,7 @@ class TrainConfig:
     preset: str = "tiny"
     seed: int = 0
     device: str = "cpu"
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "auto"
     validation: int = 16
     tokenizer: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2000, lr=2e-3, ema=0.995))
     tokenizer_batch: int = 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -79,6 +80,12 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.lr * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
+def cpu_seconds() -> float:
+    """Processor time of this process and of those that it started and that have ended, such as compilers."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 class Progress:
     """All that a checkpoint holds: parameters, their moving average, the optimiser, steps taken, time spent.
 
@@ -89,7 +96,7 @@ class Progress:
 
     def __init__(self, modules: nn.Module, config: LoopConfig) -> None:
         self.step, self._config = 0, config
-        self._began, self._cpu_began = time.monotonic(), time.process_time()
+        self._began, self._cpu_began = time.monotonic(), cpu_seconds()
         self._parameters = {k: p for k, p in modules.named_parameters() if p.requires_grad}
         matrices = [p for p in self._parameters.values() if p.ndim >= 2]
         others = [p for p in self._parameters.values() if p.ndim < 2]
@@ -112,7 +119,7 @@ class Progress:
     @property
     def cpu_seconds(self) -> float:
         """Processor time of this stage, like `seconds`."""
-        return time.process_time() - self._cpu_began
+        return cpu_seconds() - self._cpu_began
 
     def restore(self, checkpoint: Path) -> None:
         """Goes on from a checkpoint."""

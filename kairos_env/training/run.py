@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,10 +16,12 @@ from kairos_env.records import Episode, Observation, RobotSpec
 from kairos_env.runs import ConfigMismatch, WriteLock, atomic_write, write_json
 from kairos_env.training.batches import Clips, check_encoder, object_names
 from kairos_env.training.card import write_card
+from kairos_env.training.compiled import compiled_passes
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import split
-from kairos_env.training.launch import LaunchConfig, open_training
+from kairos_env.training.launch import LaunchConfig, open_training, stored_config
 from kairos_env.training.log import TrainingLog, open_trackers
+from kairos_env.training.precision import choose_precision
 from kairos_env.training.summary import read_summary, write_summary
 from kairos_env.training.tokenizer import train_tokenizer
 from kairos_env.training.transfer import initialise_from
@@ -67,9 +70,13 @@ def train(
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     with WriteLock(folder, "training into"):
+        wanted = stored_config(folder).get("precision", "auto") if config.precision == "auto" else config.precision
+        precision, why = choose_precision(wanted, config.device)
+        config = dataclasses.replace(config, precision=precision)
+        say(f"precision {precision}: {why}")
         values = dataclasses.asdict(config)
         trackers = open_trackers(launch.log, folder, values)
-        open_training(folder, values, launch, {"threads": torch.get_num_threads()})
+        open_training(folder, values, launch, {"threads": torch.get_num_threads(), "precision": why})
         _require_same_data(folder, episodes)
         chosen = [episodes[i] for i in parts.training]
         with_pictures = pictures or episodes.__getitem__
@@ -88,7 +95,8 @@ def train(
             if launch.snapshot_every:
                 hooks.append((launch.snapshot_every, _snapshots(folder, starts, config)))
             hooks.append((config.sample_every, _reports(report, folder)))
-            train_world_action(model, clips, config, log, hooks, say)
+            with compiled_passes(model, folder) if launch.compile else nullcontext():
+                train_world_action(model, clips, config, log, hooks, say)
         _write_model(model, starts, config, folder, folder / "model")
         report(folder)
     return folder / "model"
