@@ -61,9 +61,8 @@ def cem(
         )
     evaluator, spec = Evaluator(model, state, **options), model.spec
     distribution = ActionDistribution.around(spec, horizon, initial, spread, smoothness, stickiness)
-    own = propose(evaluator, proposals, horizon)
+    own, own_values = propose(evaluator, proposals, horizon)
     prior = prior_of(own, distribution)
-    own_values = evaluator.values(own)
     kept, kept_values, scale = own, own_values, 0.0
 
     for _ in range(iterations):

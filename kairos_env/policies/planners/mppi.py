@@ -51,9 +51,8 @@ def mppi(
         )
     evaluator, spec = Evaluator(model, state, **options), model.spec
     distribution = ActionDistribution.around(spec, horizon, initial, spread, smoothness, stickiness)
-    own = propose(evaluator, proposals, horizon)
+    own, own_values = propose(evaluator, proposals, horizon)
     prior = prior_of(own, distribution)
-    own_values = evaluator.values(own)
     best, best_values = distribution.mode(), np.full(evaluator.samples, -np.inf)
 
     for number in range(iterations):

@@ -16,8 +16,8 @@ PRIOR_SPREAD = 0.2
 from each other than from what would be best."""
 
 
-def propose(evaluator: Evaluator, proposals: int | Array, horizon: int) -> Array:
-    """Action sequences (K, horizon, A), the first of which is what the policy does by itself.
+def propose(evaluator: Evaluator, proposals: int | Array, horizon: int) -> tuple[Array, Array]:
+    """Action sequences (K, horizon, A), the first of which is what the policy does by itself, and values (K, samples).
 
     Args:
         evaluator: whose model has a policy, `ProposingModel`.
@@ -27,16 +27,24 @@ def propose(evaluator: Evaluator, proposals: int | Array, horizon: int) -> Array
     """
     model: Any = evaluator.model
     if not isinstance(proposals, int | np.integer):
-        return np.stack([continued(model.spec, chunk, horizon) for chunk in proposals])
+        given = np.stack([continued(model.spec, chunk, horizon) for chunk in proposals])
+        return given, evaluator.values(given)
     if proposals < 0:
         raise ValueError(f"proposals must be >= 0, got {proposals}")
     if proposals == 0:
-        return np.empty((0, horizon, model.spec.action_dim), np.float32)
+        return np.empty((0, horizon, model.spec.action_dim), np.float32), np.empty((0, evaluator.samples))
     chunks = first_chunks(evaluator, proposals)
-    size = evaluator.batch_size
-    parts = [chunks[i : i + size] for i in range(0, len(chunks), size)]
-    played = [play_on(evaluator, evaluator.state.fork(len(part)), part, horizon)[1] for part in parts]
-    return np.stack([continued(model.spec, actions, horizon) for part in played for actions in part])
+    taken: list[Array] = []
+
+    def play(part: Array) -> Any:
+        actions = np.repeat(part, evaluator.samples, axis=0)
+        rollout, actions = play_on(evaluator, evaluator.fork(len(part)), actions, horizon)
+        taken.extend(actions[:: evaluator.samples])
+        return rollout
+
+    values = evaluator.in_batches(chunks, play)
+    sequences = [*taken, *chunks[len(taken) :]]  # a deadline may have left some out
+    return np.stack([continued(model.spec, actions, horizon) for actions in sequences]), values
 
 
 def prior_of(proposals: Array, distribution: ActionDistribution) -> ActionDistribution | None:

@@ -16,8 +16,9 @@ from kairos_env.policies.planners.proposals import prior_of, propose
 
 def test_the_first_proposal_is_what_the_policy_does_by_itself() -> None:
     model = PointWorld(aim=1.0)
-    proposals = propose(Evaluator(model, start(model, 7)), 5, horizon=7)
+    proposals, values = propose(Evaluator(model, start(model, 7)), 5, horizon=7)
     assert proposals.shape == (5, 7, 3)
+    assert values == pytest.approx(Evaluator(model, start(model, 7)).values(proposals))
     state, acted = start(model, 7), []
     for _ in range(3):
         chunk = model.act(state)
@@ -34,8 +35,7 @@ def test_proposals_help_a_small_search_and_never_hurt(planner: Any, seed: int) -
     options = {"horizon": 8, "population": 12, "iterations": 2, "seed": seed} | (
         {"elites": 4} if planner is cem else {}
     )
-    policy = propose(Evaluator(model, start(model, seed)), 1, 8)
-    own = float(Evaluator(model, start(model, seed)).values(policy)[0, 0])
+    own = float(propose(Evaluator(model, start(model, seed)), 1, 8)[1][0, 0])
     alone = planner(model, start(model, seed), **options)
     helped = planner(model, start(model, seed), proposals=6, **options)
     assert helped.value > max(own - 1e-6, alone.value - 0.05)
@@ -47,7 +47,7 @@ def test_the_policy_acts_unless_something_is_clearly_better() -> None:
     for planner in (cem, mppi):
         plan = planner(model, start(model), horizon=8, population=32, proposals=2, margin=1.0)
         assert plan.chosen == 0
-        assert np.array_equal(plan.actions, propose(Evaluator(model, start(model)), 1, 8)[0])
+        assert np.array_equal(plan.actions, propose(Evaluator(model, start(model)), 1, 8)[0][0])
 
 
 def test_anybodys_sequences_are_proposals() -> None:
@@ -79,3 +79,15 @@ def test_a_model_without_a_policy_says_so() -> None:
         cem(Blind(), start(Blind()), proposals=3)
     with pytest.raises(ValueError, match="proposals must be >= 0"):
         cem(PointWorld(), start(PointWorld()), proposals=-1)
+
+
+@pytest.mark.parametrize("planner", [cem, mppi])
+def test_proposals_are_judged_under_every_sample_of_the_noise(planner: Any) -> None:
+    model = PointWorld(noise=0.1, aim=1.0)
+    evaluator = Evaluator(model, start(model), samples=3, batch_size=6)
+    proposals, values = propose(evaluator, 5, horizon=6)
+    assert proposals.shape == (5, 6, 3) and values.shape == (5, 3)
+    assert evaluator.evaluations == 5 and (values.std(1) > 0).all()
+    plans = [planner(model, start(model), proposals=5, samples=3, risk=0.5, batch_size=size) for size in (6, 64)]
+    assert plans[0].value == pytest.approx(plans[1].value)
+    assert np.array_equal(plans[0].actions, plans[1].actions)
