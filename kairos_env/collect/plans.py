@@ -12,10 +12,21 @@ from typing import Any, Literal
 import numpy as np
 
 from kairos_env.collect.behaviours import check_behaviour, disturbed
+from kairos_env.collect.planned import check_planner
 from kairos_env.runs import INITIAL_STATES, check_initial_states, did_you_mean, split_initial_states
 from kairos_env.sims.simulator import require_condition, start_options
 
 HELD_OUT = "held-out"
+MIXTURE = {
+    "expert": 0.1,
+    "noisy_expert": 0.3,
+    "recovery": 0.25,
+    "mixed": 0.1,
+    "attracted": 0.1,
+    "random": 0.05,
+    "still": 0.1,
+}
+"""Who acts in a recording that names nobody -> weight."""
 _MAY_CHANGE = ("out", "episodes", "per_task", "workers", "device")
 
 
@@ -39,6 +50,9 @@ class RecordConfig:
         behaviours: who acts -> weight: expert, noisy_expert, recovery, mixed, attracted, random, still, or a policy as
             in kairos eval; with disturbed_ before it, its motion is disturbed.
         noise: the largest disturbance, as a standard deviation in units of the largest action.
+        from_planner: a planner in the imagination of ``model``, such as cem(horizon=8;execute=4), acts in the place of
+            ``behaviours``. Only the episodes in which it fails, or in which the model has imagined a success that did
+            not come, are kept. After its time, the simulator's limit, the expert goes on as long again.
         keep: all episodes, or the successes only: a failure is tried again from the same initial state, disturbed.
         attempts: after which an episode without success is given up.
         model: world model that acts where a behaviour is a policy; the simulator's pictures and rate are then its own.
@@ -62,17 +76,8 @@ class RecordConfig:
     after_success: int = -1
     tasks: dict[str, float] = field(default_factory=dict)
     conditions: dict[str, float] = field(default_factory=dict)
-    behaviours: dict[str, float] = field(
-        default_factory=lambda: {
-            "expert": 0.1,
-            "noisy_expert": 0.3,
-            "recovery": 0.25,
-            "mixed": 0.1,
-            "attracted": 0.1,
-            "random": 0.05,
-            "still": 0.1,
-        }
-    )
+    behaviours: dict[str, float] = field(default_factory=lambda: dict(MIXTURE))
+    from_planner: str = ""
     noise: float = 0.2
     keep: Literal["all", "successes"] = "all"
     attempts: int = 3
@@ -100,6 +105,25 @@ class RecordConfig:
             raise ValueError("behaviours is empty: nobody would act")
         for name in self.behaviours:
             check_behaviour(name)
+        if self.from_planner:
+            check_planner(self.from_planner)
+            self._require_planner_alone()
+
+    @property
+    def acting_model(self) -> str:
+        """The model whose robot the simulator must be; "" if none acts."""
+        return self.model or ("kairos-tiny" if self.from_planner else "")
+
+    def _require_planner_alone(self) -> None:
+        """Raises ValueError for what a recording from a planner would ignore."""
+        ignored = {"behaviours": self.behaviours != MIXTURE, "keep": self.keep != "all"}
+        for name in (name for name, given in ignored.items() if given):
+            raise ValueError(
+                f"{name}={getattr(self, name)!r} with from_planner={self.from_planner!r}: the planner acts, and what "
+                f"it gets wrong is kept; leave {name} out"
+            )
+        if self.layout != "kairos":
+            raise ValueError(f"layout={self.layout!r} has no place for what a planner imagined: give layout=kairos")
 
     def split(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """JSON values: those that the episodes depend on, and those that may change when a recording is continued."""
@@ -149,7 +173,7 @@ def plan_episodes(config: RecordConfig, env: Any) -> list[EpisodePlan]:
     for number in range(config.per_task * len(tasks) or config.episodes):
         rng = np.random.default_rng([config.seed, number])
         task = names[number % len(names)] if config.per_task else _draw(rng, tasks)
-        behaviour, seed = _draw(rng, config.behaviours), int(rng.integers(2**31))
+        behaviour, seed = config.from_planner or _draw(rng, config.behaviours), int(rng.integers(2**31))
         turn, known = number // len(names) if config.per_task else number, states[task]
         state = config.first_initial_state + number if known is None else known[turn % len(known)]
         condition = _draw(rng, config.conditions) if config.conditions else ""

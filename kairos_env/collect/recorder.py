@@ -22,9 +22,11 @@ import numpy as np
 
 from kairos_env.collect.behaviours import make_behaviour
 from kairos_env.collect.folder import STATES, Layout, LiberoLayout, RecordingFolder, ShardLayout, write_part
+from kairos_env.collect.movements import Behaviour
+from kairos_env.collect.planned import PlannerThenExpert, planner_errors
 from kairos_env.collect.plans import EpisodePlan, RecordConfig, plan_episodes
 from kairos_env.collect.pool import WorkerDied, in_workers
-from kairos_env.policies.make import robot_of
+from kairos_env.policies.make import model_digest, robot_of
 from kairos_env.records import Array, Episode, Observation
 from kairos_env.runs import WriteLock, describe_machine, open_run, single_threaded_workers
 from kairos_env.sims.make import make_simulator as make
@@ -51,13 +53,20 @@ def record_episode(env: Any, plan: EpisodePlan, config: RecordConfig) -> Episode
     rng = np.random.default_rng([plan.seed, 1])
     raw, info = env.reset(seed=plan.seed, options=plan.start)
     tasks = tuple(info.get("task_success", (plan.task,)))
-    behaviour = make_behaviour(plan.behaviour, env, plan.task, rng, config.noise, config.model, config.device)
+    limit = env.max_episode_steps
+    behaviour: Behaviour
+    if config.from_planner:
+        behaviour = PlannerThenExpert(
+            env, plan.task, rng, config.from_planner, limit, config.acting_model, config.device
+        )
+    else:
+        behaviour = make_behaviour(plan.behaviour, env, plan.task, rng, config.noise, config.model, config.device)
     teaches, has_states = hasattr(env, "expert_action"), config.layout == "libero"
     seen, infos = [Observation.from_gym(raw, info["instruction"])], [info]
     actions: list[Array] = []
     experts = [[env.expert_action(task) for task in tasks]] if teaches else []
     states: list[Array] = []
-    left = config.decisions or env.max_episode_steps
+    left = config.decisions or (2 * limit if config.from_planner else limit)
     while left:
         if has_states:
             states.append(env.simulator_state()["state"])
@@ -74,6 +83,8 @@ def record_episode(env: Any, plan: EpisodePlan, config: RecordConfig) -> Episode
         if config.after_success >= 0 and info["success"] and not solved:
             left = min(left, config.after_success)
     labels = _labels(infos, tasks)
+    if isinstance(behaviour, PlannerThenExpert):
+        labels |= behaviour.labels()
     if teaches:
         labels["expert_actions"] = np.array(experts, np.float32)
     if has_states:
@@ -100,22 +111,26 @@ def record_episode(env: Any, plan: EpisodePlan, config: RecordConfig) -> Episode
 
 def make_simulator(config: RecordConfig) -> Any:
     """The simulator that ``config`` describes; with a model, one of its robot."""
-    spec = robot_of("policy", config.model) if config.model else None
+    spec = robot_of(config.from_planner or "policy", config.acting_model) if config.acting_model else None
     return make(config.simulator, spec, **config.options)
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """Outcome of a recording: task -> episodes kept and episodes planned, and attempts in all."""
+    """Outcome of a recording: task -> episodes kept and episodes planned, and attempts in all.
+
+    ``selective``: only what a planner got wrong was to be kept, so that nothing is missing.
+    """
 
     folder: Path
     tasks: Mapping[str, tuple[int, int]]
     attempts: int
+    selective: bool = False
 
     @property
     def short(self) -> list[str]:
         """Tasks of which episodes are missing, because no attempt succeeded."""
-        return [task for task, (kept, wanted) in self.tasks.items() if kept < wanted]
+        return [] if self.selective else [task for task, (kept, wanted) in self.tasks.items() if kept < wanted]
 
     def table(self) -> str:
         """One line for each task."""
@@ -150,7 +165,10 @@ def record(config: RecordConfig, make_env: MakeEnv = make_simulator, progress: b
             layout.file_of(plan)  # says what it cannot hold, before anything is written
         (out / "parts").mkdir(parents=True, exist_ok=True)
         with WriteLock(out, "recording into"), single_threaded_workers():
-            open_run(out, *config.split())
+            decisive, others = config.split()
+            if config.acting_model:  # episodes of other weights under the same name are no more of the same
+                decisive["model_digest"] = model_digest(config.acting_model)
+            open_run(out, decisive, others)
             folder = RecordingFolder(out, plans, layout)
             missing = [folder.plans[number] for number in folder.missing]
             bar = tqdm(total=len(plans), initial=len(plans) - len(missing), unit="episode", disable=not progress)
@@ -164,7 +182,7 @@ def record(config: RecordConfig, make_env: MakeEnv = make_simulator, progress: b
             folder.finish()
     finally:
         env.close()
-    return _summary(folder)
+    return _summary(folder, bool(config.from_planner))
 
 
 def make_layout(config: RecordConfig, env: Any) -> Layout:
@@ -225,18 +243,22 @@ def _record_part(plan: EpisodePlan) -> dict[str, Any]:
     if isinstance(_worker, str):
         raise NoSimulator(f"a worker could not start its simulator; {_worker}")
     config, env, layout = _worker
-    for attempt in range(1 if config.keep == "all" else config.attempts):
+    found: dict[str, Any] = {}
+    for attempt in range(config.attempts if config.keep == "successes" else 1):
         now = plan.again(attempt)
         episode = _survived(env, now, config)
         success = bool(episode.success.any())
-        if success or config.keep == "all":
+        kept = success or config.keep == "all"
+        if config.from_planner:
+            errors = planner_errors(episode)
+            kept, found = errors.any, errors.to_dict()
+        if kept:
             write_part(Path(config.out), layout, plan.number, episode)
             break
-    kept = success or config.keep == "all"
     row = {"task": now.task, "behaviour": now.behaviour, "initial_state": now.initial_state, "seed": now.seed}
     if now.condition:
         row["condition"] = now.condition
-    return row | {"attempts": attempt + 1, "success": success, "kept": kept, "decisions": len(episode)}
+    return row | {"attempts": attempt + 1, "success": success, "kept": kept, "decisions": len(episode)} | found
 
 
 def _survived(env: Any, plan: EpisodePlan, config: RecordConfig) -> Episode:
@@ -258,14 +280,14 @@ def _started(make_env: MakeEnv, config: RecordConfig) -> Any:
         raise NoSimulator(f"the simulator does not start; {type(error).__name__}: {error}") from error
 
 
-def _summary(folder: RecordingFolder) -> Recorded:
+def _summary(folder: RecordingFolder, selective: bool) -> Recorded:
     kept = set(folder.kept)
     wanted: dict[str, tuple[int, int]] = {}
     for number, plan in sorted(folder.plans.items()):
         have, planned = wanted.get(plan.task, (0, 0))
         wanted[plan.task] = (have + (number in kept), planned + 1)
     attempts = sum(int(folder.rows.get(number, {}).get("attempts", 1)) for number in folder.plans)
-    return Recorded(folder.folder, wanted, attempts)
+    return Recorded(folder.folder, wanted, attempts, selective)
 
 
 def _labels(infos: list[Mapping[str, Any]], tasks: tuple[str, ...]) -> dict[str, Array]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from kairos_env.collect.behaviours import Behaviour, Expert, Hold, make_behaviour
+from kairos_env.collect.behaviours import make_behaviour
+from kairos_env.collect.movements import Behaviour, Expert, Hold
 from kairos_env.eval.report.text import format_table
 from kairos_env.policies.planners.action_sampling import stay
 from kairos_env.records import Array, Observation

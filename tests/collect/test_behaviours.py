@@ -59,3 +59,30 @@ def test_robots_without_a_hand_that_moves_and_unknown_names_are_refused() -> Non
         with pytest.raises(ValueError, match=said):
             check_behaviour(name)
     assert check_behaviour("disturbed_policy") == "disturbed_policy"
+
+
+def test_stillness_moves_nothing_and_keeps_the_gripper_for_stretches() -> None:
+    always = stretches = 0
+    for seed in range(8):
+        actions, hands = played("still", seed, decisions=40)
+        at_rest = ~actions[:, :6].any(axis=1)
+        always += bool(at_rest.all())
+        stretches += bool(at_rest.any() and not at_rest.all())
+        changes = np.flatnonzero(np.diff(actions[at_rest, 6]))
+        assert at_rest.sum() >= 8 and len(changes) < at_rest.sum() / 3, "kept, then opened or closed in place"
+    assert always and stretches and always + stretches == 8
+
+
+@pytest.mark.parametrize("name", ["recovery", "mixed"])
+def test_recovery_and_mixed_hand_over_to_experts(name: str) -> None:
+    by_expert = []
+    for seed in range(4):
+        env = Table()
+        raw, info = env.reset(0, {"task": BUTTER, "initial_state": 0})
+        behaviour = make_behaviour(name, env, BUTTER, np.random.default_rng(seed))
+        for _ in range(40):
+            wanted = env.expert_action()
+            action = behaviour.act(Observation.from_gym(raw, info["instruction"]), info)
+            by_expert.append(np.array_equal(action, wanted))
+            raw, _, _, _, info = env.step(action)
+    assert 0.1 < np.mean(by_expert) < 0.9, "at times the expert without noise"

@@ -28,7 +28,7 @@ from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.records import Array, Episode, RobotSpec
 from kairos_env.runs import WriteLock, atomic_write, remove_leftovers
 
-_WORDS = ("task", "instruction", "source", "seed", "initial_state", "outcome_known")
+_WORDS = ("task", "instruction", "source", "seed", "initial_state", "condition", "outcome_known")
 _MASKS = ("proprio_mask", "action_mask")
 
 

@@ -293,6 +293,7 @@ class LeRobotData(Recording):
             source=str(notes.get("source", "demonstration")),
             seed=int(notes.get("seed", -1)),
             initial_state=stored_initial_state(notes),
+            condition=str(notes.get("condition", "")),
             labels=self._labels(rows, frames, decisions),
             label_tasks=(task,) if label_tasks is None else tuple(label_tasks),  # None: each its own
             outcome_known=bool(mapping.reward or mapping.success),

@@ -149,7 +149,7 @@ class LeRobotWriter:
         """
         if self._state != "open":
             raise ValueError(f"nothing can be added to {self.folder}: the export is {self._state}")
-        own = {key: getattr(episode, key) for key in ("task", "source", "seed", "initial_state")}
+        own = {key: getattr(episode, key) for key in ("task", "source", "seed", "initial_state", "condition")}
         own |= provenance or {}
         problem = episode_problem(episode, self.spec) or self._problem(episode, own)
         if problem:

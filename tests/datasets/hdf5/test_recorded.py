@@ -39,6 +39,7 @@ def make_episode(seed: int = 0, steps: int = 5) -> Episode:
         source="noisy_expert",
         seed=seed,
         initial_state=100 + seed,
+        condition="varied",
         labels={
             "expert_actions": numbers(steps + 1, 2, 2),
             "task_rewards": numbers(steps, 2),
@@ -66,7 +67,7 @@ def assert_same(a: Episode, b: Episode) -> None:
         for key in first:
             np.testing.assert_array_equal(first[key], second[key])
             assert first[key].dtype == second[key].dtype, key
-    for name in ("task", "instruction", "source", "seed", "initial_state"):
+    for name in ("task", "instruction", "source", "seed", "initial_state", "condition"):
         assert getattr(a, name) == getattr(b, name)
     assert tuple(a.label_tasks) == tuple(b.label_tasks)
 

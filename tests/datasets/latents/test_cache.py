@@ -51,6 +51,7 @@ def episode(seed: int, steps: int, spec: RobotSpec = SPEC) -> Episode:
         task="push",
         instruction="schiebe den Würfel",
         source="expert",
+        condition="wide",
         seed=seed,
         labels={"object_position": rng.random((steps + 1, 3), np.float32)},
     )
@@ -114,7 +115,8 @@ def test_everything_but_the_pictures_comes_back(home: Path) -> None:
     assert cache.lengths == list(LENGTHS) and cache.origin.encoder == model.encoder_sha256
     for before, after in zip(recording, cache, strict=True):
         assert not after.images and after.cameras == {"scene", "wrist.left"} and after.encoder == model.encoder_sha256
-        for key in ("task", "instruction", "source", "seed", "initial_state", "label_tasks", "proprio_mask"):
+        words = ("task", "instruction", "source", "seed", "initial_state", "condition", "label_tasks", "proprio_mask")
+        for key in words:
             assert getattr(after, key) == getattr(before, key)
         for key in ("proprio", "actions", "rewards", "success"):
             new, old = getattr(after, key), getattr(before, key)

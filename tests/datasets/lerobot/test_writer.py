@@ -62,6 +62,7 @@ def episode(seed: int = 0, steps: int = 5, **changes: Any) -> Episode:
         "task": "push",
         "instruction": ["push it", "lift it", "do something"][seed % 3],
         "source": "noisy_expert",
+        "condition": "varied",
         "seed": seed + 100,
         "initial_state": 7,
         "labels": {
@@ -98,7 +99,7 @@ def assert_same_numbers(a: Episode, b: Episode) -> None:
     for name, (one, other) in (pairs | {k: (v, b.labels[k]) for k, v in a.labels.items()}).items():
         assert (one.dtype, one.shape) == (other.dtype, other.shape), name
         assert one.tobytes() == other.tobytes(), name
-    for name in ("task", "instruction", "source", "seed", "initial_state"):
+    for name in ("task", "instruction", "source", "seed", "initial_state", "condition"):
         assert getattr(a, name) == getattr(b, name), name
     assert tuple(a.label_tasks) == tuple(b.label_tasks)
 
