@@ -107,7 +107,19 @@ class WorldState:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> WorldState:
-        return cls._unflat(load_file(str(path)))
+        """Inverse of `save`.
+
+        Raises:
+            ValueError: the file is no state, or one of a version that did not know objects and errors.
+        """
+        flat = load_file(str(path))
+        needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING} - {"layers"}
+        if needed - set(flat):
+            lacking = ", ".join(sorted(needed - set(flat)))
+            raise ValueError(
+                f"{path} lacks {lacking}: a state of another version cannot be gone on from; observe again"
+            )
+        return cls._unflat(flat)
 
     def _own(self) -> dict[str, Tensor]:
         """The tensors beside the layers' memory."""

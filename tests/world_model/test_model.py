@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from kairos_env.records import Camera, Observation, SpecMismatch
 from kairos_env.sims.tabletop.env import TASKS, make_spec
@@ -201,6 +202,10 @@ def test_state_is_a_value_of_constant_size(model: WorldModel, tmp_path) -> None:
     stepped.save(tmp_path / "state.safetensors")
     loaded = WorldState.load(tmp_path / "state.safetensors")
     assert_same_state(loaded, stepped, 0)
+    older = {k: v for k, v in load_file(tmp_path / "state.safetensors").items() if k not in ("objects", "errors")}
+    save_file(older, tmp_path / "older.safetensors")
+    with pytest.raises(ValueError, match="lacks errors, objects"):
+        WorldState.load(tmp_path / "older.safetensors")
     action = np.full((2, 4), 0.01, np.float32)
     torch.testing.assert_close(model.step(loaded, action).latent, model.step(stepped, action).latent)
 
