@@ -16,7 +16,8 @@ class PixelWeights:
     """Which pixels the tokenizer must get right. Of the defaults, nothing depends on what a scene looks like.
 
     Args:
-        unusual: extra weight of pixels that differ from the camera's median image by more than 40 grey levels.
+        unusual: extra weight of pixels that differ by more than 25 grey levels from the camera's median image and from
+            the picture's own median colour.
         coloured: extra weight of those among them that have a colour (channels more than 80 apart). It keeps a small
             coloured object beside a large grey robot, as on the table top and in LIBERO; 10 was right for both.
     """

@@ -18,7 +18,7 @@ from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.tokenizers.image import to_unit
 
 LATENT_NOISE = 0.1  # makes the decoder forgive the errors that a predicted latent has
-UNUSUAL, COLOURED = 40, 80  # grey levels, see `PixelWeights`
+UNUSUAL, COLOURED = 25, 80  # grey levels, see `PixelWeights`
 
 
 def train_tokenizer(
@@ -59,8 +59,13 @@ def median_image(frames: Tensor) -> Tensor:
 
 
 def pixel_weights(images: Tensor, usual: Tensor, weights: PixelWeights) -> Tensor:
-    """uint8 (B, H, W, 3) and what their cameras usually see -> (B, 1, H, W), mean 1."""
-    unusual = (images.float() - usual).abs().amax(-1) > UNUSUAL
+    """uint8 (B, H, W, 3) and what their cameras usually see -> (B, 1, H, W), mean 1.
+
+    A pixel is unusual if it differs from both that and the picture's own median colour: under another light or on
+    another table the whole background differs from what is usual, and is still the background.
+    """
+    own = images.float().flatten(1, 2).median(1).values[:, None, None]
+    unusual = torch.minimum(*((images.float() - x).abs().amax(-1) for x in (usual, own))) > UNUSUAL
     spread = images.amax(-1).float() - images.amin(-1).float()
     found = 1 + weights.unusual * unusual.float() + weights.coloured * (unusual & (spread > COLOURED)).float()
     return (found / found.mean()).unsqueeze(1)

@@ -30,6 +30,14 @@ def test_colour_counts_only_where_a_data_set_says_so() -> None:
         assert float(found[1, 1] / found[3, 3]) == pytest.approx(5.0)
 
 
+def test_another_light_is_not_unusual_but_what_stands_in_it_is() -> None:
+    usual = median_image(torch.full((1, 8, 8, 3), 110, dtype=torch.uint8))
+    dark = torch.full((1, 8, 8, 3), 50, dtype=torch.uint8)
+    dark[0, 0, 0] = 140
+    found = pixel_weights(dark, usual, PixelWeights())[0, 0]
+    assert float(found[0, 0] / found[3, 3]) == pytest.approx(5.0) and float(found[5, 5] / found[3, 3]) == 1
+
+
 @pytest.mark.parametrize("height", [48, 96])
 def test_pictures_need_not_be_square(height: int, tmp_path: Path) -> None:
     spec = dataclasses.replace(SPEC, cameras=(Camera("scene", height, 64), Camera("wrist", height, 64)))
