@@ -11,7 +11,7 @@ from kairos_env.records import Episode
 from kairos_env.sims.tabletop.env import TASKS, make_spec
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.loop import LoopConfig
-from kairos_env.training.losses import LossConfig
+from kairos_env.training.passes import LossConfig
 from kairos_env.training.run import train
 
 SPEC = make_spec()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kairos_env.training.loop import LoopConfig
-from kairos_env.training.losses import LossConfig
+from kairos_env.training.passes import LossConfig
 from kairos_env.training.precision import Precision
 from kairos_env.world_model.config import get_preset
 

@@ -1,103 +1,38 @@
 """The loss of all five modes, from one batch of clips.
 
-One pass over the clips does what streaming inference does, for all frames at once: every frame has a noise level of
-its own, the first few are observed, the others imagined from nothing but what came before (`world_model.one_pass`).
-What an imagined frame is told of its predecessor comes from the model itself, rolled out over several frames, so that
-it learns to hold its course on its own errors. A second, short pass continues the memory with N future frames and
-actions that are denoised together (joint), or one given the other (inverse, forward).
+One pass over the clips does what streaming inference does, for all frames at once (`training.passes`). A second, short
+pass continues the memory with N future frames and actions that are denoised together (joint), or one given the other
+(inverse, forward).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kairos_env.training.batches import Batch
+from kairos_env.training.passes import (
+    Draws,
+    LossConfig,
+    Pass,
+    imagined_frames,
+    instructions,
+    main_pass,
+    noised,
+    rolled_out,
+    state_after,
+)
 from kairos_env.world_model.features import FAR
-from kairos_env.world_model.flow import expand, interpolate, to_sample, training_levels
-from kairos_env.world_model.mixture import Contexts, Memory
+from kairos_env.world_model.flow import interpolate, to_sample
 from kairos_env.world_model.model import WorldModel
-from kairos_env.world_model.one_pass import CERTAIN, LOST, Estimate, Frames, pass_frames
-from kairos_env.world_model.state import LATENT_LIMIT, WorldState
+from kairos_env.world_model.one_pass import LOST, Estimate
+from kairos_env.world_model.state import WorldState
 
-MOST_OBSERVED = 6  # frames that a clip observes at most, unless all
-BLEMISH = (0.15, 0.05, 0.1)  # largest noise on a true predecessor: latents, proprioception [std], objects [dm]
 FINE = 0.05  # below this many standard deviations errors of proprioception weigh less and less
 FAITHFUL = 0.15  # decimetres; an imagined frame farther off than that is no example for the policy
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Weights and noise of the training loss.
-
-    Args:
-        frames: F, frames of the main pass; a clip has N more for the joint pass.
-        tasks: T, tasks that each clip is read as, for the price of the action expert and the heads alone.
-        observed: share of clips of which every frame is observed, as an acting policy sees them.
-        partly: share of imagined frames that are partly denoised already, for more denoising steps than one.
-        no_action: share of clips whose imagined frames are told no action (video mode).
-        pure_noise: share of exact 1 among the noise levels of action chunks and of the joint pass.
-        motion: extra weight of latent cells that change; otherwise fading a small object out is the cheapest
-            prediction.
-        proprio: weight of the next proprioception, beside a weight of 1 for the next latent frame.
-        policy: weight of the action chunks.
-        reward: weight of the reward, where the data say it.
-        success: weight of the success, where the data say it.
-        object: weight of the objects' positions, where the data have them.
-        uncertainty: weight of the expected errors.
-        joint: weight of the joint pass (actions and frames together, and one given the other).
-    """
-
-    frames: int = 24
-    tasks: int = 2
-    observed: float = 0.2
-    partly: float = 0.1
-    no_action: float = 0.04
-    pure_noise: float = 0.7
-    motion: float = 4.0
-    proprio: float = 0.5
-    policy: float = 1.0
-    reward: float = 1.0
-    success: float = 0.3
-    object: float = 1.0
-    uncertainty: float = 0.05
-    joint: float = 0.3
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        """Name of each loss -> its weight in the sum."""
-        own = {name: getattr(self, name) for name in ("proprio", "policy", "reward", "success", "object")}
-        return own | {"video": 1.0, "uncertainty": self.uncertainty, "inverse": self.joint, "future": self.joint}
-
-
-class Draws:
-    """The random numbers of one step, all from its generator."""
-
-    def __init__(self, config: LossConfig, generator: torch.Generator, device: torch.device) -> None:
-        self._pure_noise, self._generator, self._device = config.pure_noise, generator, device
-
-    def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self._generator).to(self._device)
-
-    def normal(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self._generator).to(self._device)
-
-    def levels(self, *shape: int) -> Tensor:
-        return training_levels(shape, self._pure_noise, self._generator).to(self._device)
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Results of the main pass: the frames, what the heads read (B, F, n), and the memory with all its windows."""
-
-    frames: Frames
-    estimate: Estimate
-    flat: Tensor
-    memory: Memory
 
 
 def world_model_loss(
@@ -133,76 +68,9 @@ def world_model_loss(
         losses |= video_losses(clip, done, config)
     losses["uncertainty"] = uncertainty_loss(model, clip, done)
     if joint and future.latents.shape[1]:
-        losses |= joint_losses(model, future, _state_after(model, context, done), config, draw)
+        losses |= joint_losses(model, future, state_after(model, context, done), config, draw)
     total = torch.stack([config.weights[name] * value for name, value in losses.items()]).sum()
     return total, {name: value.detach() for name, value in losses.items()}
-
-
-def instructions(model: WorldModel, clip: Batch) -> Tensor:
-    """Context tokens (B, T, S, text) of each clip's tasks."""
-    unique = sorted({text for texts in clip.texts for text in texts})
-    tokens = model.text(model.text.codes(unique).to(clip.latents.device))
-    return tokens[torch.tensor([[unique.index(text) for text in texts] for texts in clip.texts])]
-
-
-# inputs of the main pass ----------------------------------------------------------------------------------------------
-
-
-def noised(clip: Batch, draw: Draws, config: LossConfig, video: bool) -> Frames:
-    """The clip as the model meets it: a few observed frames, then imagined ones that are told the true predecessor."""
-    size, count = clip.latents.shape[:2]
-    number = torch.arange(count, device=clip.latents.device)
-    seen = torch.where(draw.uniform(size) < 0.5, 1, 1 + (draw.uniform(size) * MOST_OBSERVED).long())
-    seen = torch.where(draw.uniform(size) < config.observed, count, seen)
-    imagined = (number >= seen[:, None]).float() if video else clip.latents.new_zeros(size, count)
-    sigma = imagined * torch.where(draw.uniform(size, count) < config.partly, draw.uniform(size, count), 1.0)
-    latents, proprio = (interpolate(x, draw.normal(x), sigma) for x in (clip.latents, clip.proprio))
-    told = (draw.uniform(size, 1) >= config.no_action).float()
-    has_action = clip.has_lead * torch.maximum(told, 1 - imagined)
-    return Frames(latents, proprio, sigma, clip.lead, has_action, blemished(clip, imagined, draw))
-
-
-def blemished(clip: Batch, imagined: Tensor, draw: Draws) -> Estimate:
-    """The true predecessor of every frame; that of an imagined one with errors such as the model's own."""
-    size, count = imagined.shape
-    strength = [largest * imagined * draw.uniform(size, count) for largest in BLEMISH]
-    true = [_one_later(x) for x in (clip.latents, clip.proprio, clip.objects)]
-    latents, proprio, objects = (x + expand(s, x) * draw.normal(x) for x, s in zip(true, strength, strict=True))
-    picture, hand, place = ((s.square() + 1e-6).log().clamp(CERTAIN, LOST) for s in strength)
-    errors = torch.stack([hand, *[place] * clip.objects.shape[2], picture], -1)
-    return Estimate(latents, proprio, objects, errors)
-
-
-@torch.no_grad()
-def rolled_out(model: WorldModel, frames: Frames, contexts: Contexts, horizon: int) -> Estimate:
-    """What each frame is told of its predecessor if the model goes on from its own predictions.
-
-    Exactly what imagining frame by frame does. After ``horizon`` imagined frames the truth is told once.
-    """
-    size, count = frames.sigma.shape
-    memory = model.mixture.empty_memory(size, model.frame_tokens, False)
-    past = torch.zeros(size, dtype=torch.int64, device=frames.sigma.device)
-    run = torch.zeros_like(past)  # imagined frames since the truth was told
-    told: list[Estimate] = []
-    estimate = _part(frames, 0).before
-    for index in range(count):
-        now = _part(frames, index)
-        if told:
-            run = torch.where(now.sigma[:, 0] > 0, run + 1, 0)
-            own = (run.remainder(horizon) != 1) | (run == 1)  # the first one goes on from what was observed
-            now = replace(now, before=_choose(own, estimate, now.before))
-        told.append(now.before)
-        estimate, _, memory = pass_frames(model, now, contexts, memory, past + index)
-        estimate = replace(estimate, latents=estimate.latents.clamp(-LATENT_LIMIT, LATENT_LIMIT))
-    return Estimate(*(torch.cat([getattr(e, f.name) for e in told], 1) for f in fields(Estimate)))
-
-
-def main_pass(model: WorldModel, frames: Frames, contexts: Contexts) -> Pass:
-    """All frames at once; the memory keeps the window of every frame, for a chunk at each."""
-    size, count = frames.sigma.shape
-    memory = model.mixture.empty_memory(size, model.frame_tokens, False, count)
-    past = torch.zeros(size, dtype=torch.int64, device=frames.sigma.device)
-    return Pass(frames, *pass_frames(model, frames, contexts, memory, past))
 
 
 # losses by mode -------------------------------------------------------------------------------------------------------
@@ -211,7 +79,7 @@ def main_pass(model: WorldModel, frames: Frames, contexts: Contexts) -> Pass:
 def video_losses(clip: Batch, done: Pass, config: LossConfig) -> dict[str, Tensor]:
     """Forward and video mode: the latent frames and the proprioception that are imagined."""
     view, known = clip.view_mask[:, None, None, None, :], clip.proprio_mask[:, None]
-    imagined = _imagined(done)[:, 1:]
+    imagined = imagined_frames(done)[:, 1:]
     error = (done.estimate.latents - clip.latents).square()[:, 1:] * view
     picture = share(error * motion_weights(clip.latents, config.motion), view).mean((2, 3, 4))
     moved = F.smooth_l1_loss(done.estimate.proprio, clip.proprio, reduction="none", beta=FINE)[:, 1:] * known
@@ -261,7 +129,7 @@ def policy_loss(model: WorldModel, clip: Batch, context: Tensor, done: Pass, dra
 def uncertainty_loss(model: WorldModel, clip: Batch, done: Pass) -> Tensor:
     """Negative log-likelihood of the errors that were made, under those that were expected (normal distributions)."""
     made = squared_errors(model, clip, done.estimate).detach().clamp(max=torch.tensor(LOST).exp())
-    expected, imagined = done.estimate.errors, _imagined(done).unsqueeze(-1)
+    expected, imagined = done.estimate.errors, imagined_frames(done).unsqueeze(-1)
     counts = torch.cat([imagined, clip.object_mask, imagined], -1)
     return masked_mean(0.5 * (made * (-expected).exp() + expected), counts)
 
@@ -330,7 +198,7 @@ def faithful(model: WorldModel, clip: Batch, done: Pass) -> Tensor:
     errors = squared_errors(model, clip, done.estimate).detach()[..., :-1]
     known = torch.cat([torch.ones_like(errors[..., :1]), clip.object_mask], -1)
     near = (errors * known).amax(-1) < FAITHFUL**2
-    return torch.maximum(near.float(), 1 - _imagined(done))
+    return torch.maximum(near.float(), 1 - imagined_frames(done))
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -348,51 +216,3 @@ def motion_weights(latents: Tensor, extra: float) -> Tensor:
     change = (latents[:, 1:] - latents[:, :-1]).square().mean(2, keepdim=True)
     weights = 1 + extra * (change / 0.1).clamp(max=1)
     return weights / weights.mean()
-
-
-def _imagined(done: Pass) -> Tensor:
-    return (done.frames.sigma > 0).float()
-
-
-def _one_later(frames: Tensor) -> Tensor:
-    """The previous frame at each frame; the first is its own predecessor."""
-    return torch.cat([frames[:, :1], frames[:, :-1]], 1)
-
-
-def _part(frames: Frames, index: int) -> Frames:
-    """One of the frames."""
-
-    def cut(x: Tensor) -> Tensor:
-        return x[:, index : index + 1]
-
-    before = Estimate(*(cut(getattr(frames.before, f.name)) for f in fields(Estimate)))
-    own = {f.name: cut(getattr(frames, f.name)) for f in fields(Frames) if f.name != "before"}
-    return Frames(**own, before=before)
-
-
-def _choose(own: Tensor, one: Estimate, other: Estimate) -> Estimate:
-    """Of each element ``one`` where ``own`` (B,), else ``other``."""
-    pairs = ((getattr(one, f.name), getattr(other, f.name)) for f in fields(Estimate))
-    return Estimate(*(torch.where(expand(own, a), a, b) for a, b in pairs))
-
-
-def _state_after(model: WorldModel, context: Tensor, done: Pass) -> WorldState:
-    """The state that the main pass ends in, read as the first task, from which the joint pass goes on."""
-    size, frames = done.frames.sigma.shape
-    newest = [slice(-(model.mixture.video_dit.config.offsets(kind)[-1] + 1), None) for kind in model.mixture.kinds]
-    layers = tuple(
-        m._replace(keys=m.keys[:, part], values=m.values[:, part]) for m, part in zip(done.memory, newest, strict=True)
-    )
-    nothing = torch.zeros(size, device=done.flat.device)
-    return WorldState(
-        layers,
-        nothing.long() + frames,
-        done.estimate.latents[:, -1],
-        model.physical_proprio(done.estimate.proprio[:, -1]),
-        context[:, 0],
-        nothing.long(),
-        nothing,
-        nothing,
-        FAR * done.estimate.objects[:, -1].detach(),
-        (0.5 * done.estimate.errors[:, -1]).exp().detach() * model.error_scale,
-    )

@@ -23,7 +23,7 @@ from kairos_env.sims.tabletop.env import TASKS
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.launch import FIXED, LaunchConfig
 from kairos_env.training.log import TIMES
-from kairos_env.training.losses import LossConfig
+from kairos_env.training.passes import LossConfig
 from kairos_env.training.run import train
 from kairos_env.training.validation import rollout_metrics
 from kairos_env.world_model.model import WorldModel

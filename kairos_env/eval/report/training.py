@@ -98,9 +98,7 @@ def _curves(summary: TrainingSummary, stage: str) -> Section | None:
     return Section(f"Stage {STAGES.index(stage) + 1}: {stage}", 2, charts=charts, page_only=True)
 
 
-def _curve(
-    name: str, rows: Sequence[Mapping[str, float]], key: str, colour: int = 0, dashed: bool = False
-) -> Curve:
+def _curve(name: str, rows: Sequence[Mapping[str, float]], key: str, colour: int = 0, dashed: bool = False) -> Curve:
     """The values of a key; of many rows the means of neighbours, `POINTS` in all."""
     points = [(row["step"], row[key]) for row in rows if key in row]
     size = -(-len(points) // POINTS) or 1

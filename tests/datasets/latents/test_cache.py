@@ -31,7 +31,7 @@ from kairos_env.training.batches import PER_EPISODE, PER_FRAME, Clips
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import DataConfig, instructions, load_mixture
 from kairos_env.training.loop import LoopConfig
-from kairos_env.training.losses import LossConfig
+from kairos_env.training.passes import LossConfig
 from kairos_env.training.run import train
 from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.tokenizers.image import to_unit

@@ -1,0 +1,208 @@
+"""What a training step shows the model: clips of observed and imagined frames, rolled out by the model itself.
+
+Every frame of a clip has a noise level of its own; the first few are observed, the others imagined from nothing but
+what came before (`world_model.one_pass`). What an imagined frame is told of its predecessor comes from the model's own
+predictions over several frames, so that it learns to hold its course on its own errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from kairos_env.training.batches import Batch
+from kairos_env.world_model.features import FAR
+from kairos_env.world_model.flow import expand, interpolate, training_levels
+from kairos_env.world_model.mixture import Contexts, Memory
+from kairos_env.world_model.model import WorldModel
+from kairos_env.world_model.one_pass import CERTAIN, LOST, Estimate, Frames, pass_frames
+from kairos_env.world_model.state import LATENT_LIMIT, WorldState
+
+MOST_OBSERVED = 6  # frames that a clip observes at most, unless all
+BLEMISH = (0.15, 0.05, 0.1)  # largest noise on a true predecessor: latents, proprioception [std], objects [dm]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and noise of the training loss.
+
+    Args:
+        frames: F, frames of the main pass; a clip has N more for the joint pass.
+        tasks: T, tasks that each clip is read as, for the price of the action expert and the heads alone.
+        observed: share of clips of which every frame is observed, as an acting policy sees them.
+        partly: share of imagined frames that are partly denoised already, for more denoising steps than one.
+        no_action: share of clips whose imagined frames are told no action (video mode).
+        pure_noise: share of exact 1 among the noise levels of action chunks and of the joint pass.
+        motion: extra weight of latent cells that change; otherwise fading a small object out is the cheapest
+            prediction.
+        proprio: weight of the next proprioception, beside a weight of 1 for the next latent frame.
+        policy: weight of the action chunks.
+        reward: weight of the reward, where the data say it.
+        success: weight of the success, where the data say it.
+        object: weight of the objects' positions, where the data have them.
+        uncertainty: weight of the expected errors.
+        joint: weight of the joint pass (actions and frames together, and one given the other).
+    """
+
+    frames: int = 24
+    tasks: int = 2
+    observed: float = 0.2
+    partly: float = 0.1
+    no_action: float = 0.04
+    pure_noise: float = 0.7
+    motion: float = 4.0
+    proprio: float = 0.5
+    policy: float = 1.0
+    reward: float = 1.0
+    success: float = 0.3
+    object: float = 1.0
+    uncertainty: float = 0.05
+    joint: float = 0.3
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Name of each loss -> its weight in the sum."""
+        own = {name: getattr(self, name) for name in ("proprio", "policy", "reward", "success", "object")}
+        return own | {"video": 1.0, "uncertainty": self.uncertainty, "inverse": self.joint, "future": self.joint}
+
+
+class Draws:
+    """The random numbers of one step, all from its generator."""
+
+    def __init__(self, config: LossConfig, generator: torch.Generator, device: torch.device) -> None:
+        self._pure_noise, self._generator, self._device = config.pure_noise, generator, device
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self._generator).to(self._device)
+
+    def normal(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self._generator).to(self._device)
+
+    def levels(self, *shape: int) -> Tensor:
+        return training_levels(shape, self._pure_noise, self._generator).to(self._device)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Results of the main pass: the frames, what the heads read (B, F, n), and the memory with all its windows."""
+
+    frames: Frames
+    estimate: Estimate
+    flat: Tensor
+    memory: Memory
+
+
+def instructions(model: WorldModel, clip: Batch) -> Tensor:
+    """Context tokens (B, T, S, text) of each clip's tasks."""
+    unique = sorted({text for texts in clip.texts for text in texts})
+    tokens = model.text(model.text.codes(unique).to(clip.latents.device))
+    return tokens[torch.tensor([[unique.index(text) for text in texts] for texts in clip.texts])]
+
+
+def noised(clip: Batch, draw: Draws, config: LossConfig, video: bool) -> Frames:
+    """The clip as the model meets it: a few observed frames, then imagined ones that are told the true predecessor."""
+    size, count = clip.latents.shape[:2]
+    number = torch.arange(count, device=clip.latents.device)
+    seen = torch.where(draw.uniform(size) < 0.5, 1, 1 + (draw.uniform(size) * MOST_OBSERVED).long())
+    seen = torch.where(draw.uniform(size) < config.observed, count, seen)
+    imagined = (number >= seen[:, None]).float() if video else clip.latents.new_zeros(size, count)
+    sigma = imagined * torch.where(draw.uniform(size, count) < config.partly, draw.uniform(size, count), 1.0)
+    latents, proprio = (interpolate(x, draw.normal(x), sigma) for x in (clip.latents, clip.proprio))
+    told = (draw.uniform(size, 1) >= config.no_action).float()
+    has_action = clip.has_lead * torch.maximum(told, 1 - imagined)
+    return Frames(latents, proprio, sigma, clip.lead, has_action, blemished(clip, imagined, draw))
+
+
+def blemished(clip: Batch, imagined: Tensor, draw: Draws) -> Estimate:
+    """The true predecessor of every frame; that of an imagined one with errors such as the model's own."""
+    size, count = imagined.shape
+    strength = [largest * imagined * draw.uniform(size, count) for largest in BLEMISH]
+    true = [_one_later(x) for x in (clip.latents, clip.proprio, clip.objects)]
+    latents, proprio, objects = (x + expand(s, x) * draw.normal(x) for x, s in zip(true, strength, strict=True))
+    picture, hand, place = ((s.square() + 1e-6).log().clamp(CERTAIN, LOST) for s in strength)
+    errors = torch.stack([hand, *[place] * clip.objects.shape[2], picture], -1)
+    return Estimate(latents, proprio, objects, errors)
+
+
+@torch.no_grad()
+def rolled_out(model: WorldModel, frames: Frames, contexts: Contexts, horizon: int) -> Estimate:
+    """What each frame is told of its predecessor if the model goes on from its own predictions.
+
+    Exactly what imagining frame by frame does. After ``horizon`` imagined frames the truth is told once.
+    """
+    size, count = frames.sigma.shape
+    memory = model.mixture.empty_memory(size, model.frame_tokens, False)
+    past = torch.zeros(size, dtype=torch.int64, device=frames.sigma.device)
+    run = torch.zeros_like(past)  # imagined frames since the truth was told
+    told: list[Estimate] = []
+    estimate = _part(frames, 0).before
+    for index in range(count):
+        now = _part(frames, index)
+        if told:
+            run = torch.where(now.sigma[:, 0] > 0, run + 1, 0)
+            own = (run.remainder(horizon) != 1) | (run == 1)  # the first one goes on from what was observed
+            now = replace(now, before=_choose(own, estimate, now.before))
+        told.append(now.before)
+        estimate, _, memory = pass_frames(model, now, contexts, memory, past + index)
+        estimate = replace(estimate, latents=estimate.latents.clamp(-LATENT_LIMIT, LATENT_LIMIT))
+    return Estimate(*(torch.cat([getattr(e, f.name) for e in told], 1) for f in fields(Estimate)))
+
+
+def main_pass(model: WorldModel, frames: Frames, contexts: Contexts) -> Pass:
+    """All frames at once; the memory keeps the window of every frame, for a chunk at each."""
+    size, count = frames.sigma.shape
+    memory = model.mixture.empty_memory(size, model.frame_tokens, False, count)
+    past = torch.zeros(size, dtype=torch.int64, device=frames.sigma.device)
+    return Pass(frames, *pass_frames(model, frames, contexts, memory, past))
+
+
+def _one_later(frames: Tensor) -> Tensor:
+    """The previous frame at each frame; the first is its own predecessor."""
+    return torch.cat([frames[:, :1], frames[:, :-1]], 1)
+
+
+def _part(frames: Frames, index: int) -> Frames:
+    """One of the frames."""
+
+    def cut(x: Tensor) -> Tensor:
+        return x[:, index : index + 1]
+
+    before = Estimate(*(cut(getattr(frames.before, f.name)) for f in fields(Estimate)))
+    own = {f.name: cut(getattr(frames, f.name)) for f in fields(Frames) if f.name != "before"}
+    return Frames(**own, before=before)
+
+
+def _choose(own: Tensor, one: Estimate, other: Estimate) -> Estimate:
+    """Of each element ``one`` where ``own`` (B,), else ``other``."""
+    pairs = ((getattr(one, f.name), getattr(other, f.name)) for f in fields(Estimate))
+    return Estimate(*(torch.where(expand(own, a), a, b) for a, b in pairs))
+
+
+def imagined_frames(done: Pass) -> Tensor:
+    """(B, F): 1 where a frame is imagined, 0 where it is observed."""
+    return (done.frames.sigma > 0).float()
+
+
+def state_after(model: WorldModel, context: Tensor, done: Pass) -> WorldState:
+    """The state that the main pass ends in, read as the first task, from which the joint pass goes on."""
+    size, frames = done.frames.sigma.shape
+    newest = [slice(-(model.mixture.video_dit.config.offsets(kind)[-1] + 1), None) for kind in model.mixture.kinds]
+    layers = tuple(
+        m._replace(keys=m.keys[:, part], values=m.values[:, part]) for m, part in zip(done.memory, newest, strict=True)
+    )
+    nothing = torch.zeros(size, device=done.flat.device)
+    return WorldState(
+        layers,
+        nothing.long() + frames,
+        done.estimate.latents[:, -1],
+        model.physical_proprio(done.estimate.proprio[:, -1]),
+        context[:, 0],
+        nothing.long(),
+        nothing,
+        nothing,
+        FAR * done.estimate.objects[:, -1].detach(),
+        (0.5 * done.estimate.errors[:, -1]).exp().detach() * model.error_scale,
+    )
