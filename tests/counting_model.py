@@ -69,6 +69,10 @@ class CountingState:
         return self.proprio[:, None, :1].expand(-1, 1, 3)
 
     @property
+    def errors(self) -> Tensor:
+        return self.past[:, None] / 10
+
+    @property
     def reward(self) -> Tensor:
         return self.past.float() + self.moved
 
@@ -101,6 +105,7 @@ class CountingModel:
         self.tasks, self.starts, self.follows_actions = TASKS, tuple(starts), True
         self.device = torch.device("cpu")
         self.latent_shape = (2, 3, 3)
+        self.error_names, self.horizons, self.released = ("picture",), dict[str, int](), False
         self.objects, self.feature_names = ("thing",), ("x", "y", "thing.x", "thing.y", "thing.z")
         self.breaks_at = breaks_at
         self.calls: Counter[str] = Counter()
@@ -117,7 +122,7 @@ class CountingModel:
         new = CountingState(state.past + 1, state.seed, state.moved + torch.as_tensor(SPEC.check_action(action))[:, 0])
         broken = new.past >= (self.breaks_at or 10**9)
         latent = new.latent.masked_fill(broken[:, None, None, None], torch.nan)
-        read = new.reward, new.success, new.past / 10, new.objects, (new.past / 10)[:, None]
+        read = new.reward, new.success, new.past / 10, new.objects, new.errors
         return StepOutput(new, latent, new.proprio, *read)  # type: ignore[arg-type]
 
     def features(self, proprio: Tensor, objects: Tensor) -> Tensor:

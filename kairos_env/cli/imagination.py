@@ -1,10 +1,11 @@
-"""`kairos eval imagination`, `correlation`, `probe`, `state-model`: imagination against reality, and its controls."""
+"""`kairos eval imagination`, `calibration`, `correlation`, `probe`, `state-model`: imagination against reality."""
 
 from __future__ import annotations
 
 from kairos_env.cli.options import Fields
 from kairos_env.cli.values import print_json
 from kairos_env.eval.controls.state_training import StateTrainingConfig, run_state_training
+from kairos_env.eval.imagination.calibration import CalibrationConfig, run_calibration
 from kairos_env.eval.imagination.correlation import CorrelationConfig, success_correlation
 from kairos_env.eval.imagination.evaluate import ImaginationConfig, run_imagination
 from kairos_env.eval.imagination.probe import ProbeConfig, train_probe
@@ -13,6 +14,13 @@ from kairos_env.eval.imagination.probe import ProbeConfig, train_probe
 def imagination(config: Fields[ImaginationConfig]) -> int:
     """Measures imagined rollouts."""
     report = run_imagination(config, progress=True)
+    print(f"{report.table()}\n\nwritten to {config.output}")
+    return 0
+
+
+def calibration(config: Fields[CalibrationConfig]) -> int:
+    """Measures whether expected errors and success are the true ones."""
+    report = run_calibration(config, progress=True)
     print(f"{report.table()}\n\nwritten to {config.output}")
     return 0
 

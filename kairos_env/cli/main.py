@@ -202,6 +202,13 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "kairos eval imagination --model runs/tiny/model --data runs/heldout --horizons 1,5,10,20",
                 "imagination:imagination",
             ),
+            "calibration": Command(
+                "are expected errors and success true? reliability, rank correlation, horizon of trust",
+                "kairos eval calibration --model runs/tiny/model\n"
+                "kairos eval calibration --data runs/heldout --horizons 1,5,10,20\n"
+                "kairos card runs/tiny/model --measured runs/calibration",
+                "imagination:calibration",
+            ),
             "correlation": Command(
                 "does success in imagination predict success in the simulator?",
                 "kairos eval correlation --workers 2\n"

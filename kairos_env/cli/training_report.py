@@ -25,7 +25,7 @@ def card(model: Positional[Path], measured: tuple[Path, ...] = (), name: str = "
 
     Args:
         model: its folder.
-        measured: folders of `kairos eval closed-loop` and `imagination` whose tables it gets.
+        measured: folders of `kairos eval closed-loop`, `imagination` and `calibration` whose tables it gets.
         name: of the model; by default that of its folder.
     """
     from kairos_env.eval.report.measured import add_to_card

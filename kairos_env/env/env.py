@@ -30,17 +30,26 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
     episode starts from a real observation and is imagined from there on.
 
     ``info`` of reset and step: ``success`` (bool), ``success_probability`` (0 ... 1), ``uncertainty``
-    (>= 0, 0 for a real observation), ``imagined_step``, ``task``, ``instruction``, ``seed`` (of the
-    episode: `reset` with it starts the same one again), of models that read them ``objects`` (float32
-    (O, 3), see `WorldState.objects`), and, when truncated here, ``truncated_reason``:
-    ``"time_limit"``, ``"non_finite"`` (the model broke down) or ``"uncertainty"``.
+    (the largest expected error of a position [m]; of models that expect none, see `StepOutput`),
+    ``imagined_step``, ``task``, ``instruction``, ``seed`` (of the episode: `reset` with it starts the
+    same one again), and where there is such a thing:
+
+    - ``objects``: float32 (O, 3), of models that read them, see `WorldState.objects`;
+    - ``familiarity``: 0 ... 1, how well the tokenizer knows what the episode started from, see `Familiarity`;
+      ``uncertainty`` is divided by it;
+    - ``trust``: 0 ... 1, the chance that hand and objects are within 3 cm of where they are imagined,
+      times ``familiarity``; of models that expect errors of positions;
+    - ``known_instruction``: whether the model was trained on the instruction;
+    - ``truncated_reason``, when truncated here: ``"time_limit"``, ``"horizon"`` (imagination is not to be
+      believed for longer), ``"non_finite"`` (the model broke down) or ``"uncertainty"``.
 
     Args:
         model: bundled name, folder, hub id, a loaded `WorldModel`, or an `Imagination` to share.
         render_mode: ``"rgb_array"`` or None. ``gym.make(..., render_mode="human")`` shows it in a window
             (Gymnasium's HumanRendering, needs pygame).
         settings: ``task``, ``start``, ``reward``, ``steps``, ``device``, ``max_episode_steps``,
-            ``observation``, ``success_threshold``, ``uncertainty_limit``, see `Imagination`. ``gym.make``
+            ``observation``, ``success_threshold``, ``uncertainty_limit``, ``horizon``,
+            ``unknown_instructions``, see `Imagination`. ``gym.make``
             keeps ``max_episode_steps`` for itself (Gymnasium's TimeLimit around this environment).
 
     Example:
@@ -98,7 +107,7 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
 
         Raises:
             SpecMismatch: the observation of another robot.
-            ValueError: an unknown option, task or start.
+            ValueError: an unknown option, task, instruction or start.
         """
         super().reset(seed=seed)
         episode = draw_seed(self.np_random) if seed is None else seed

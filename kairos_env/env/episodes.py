@@ -23,6 +23,8 @@ class EpisodeState:
         seeds: int64 (B,), the episode seeds; ``reset(seed=...)`` with one starts the same episode again.
         tasks: str objects (B,), task names, empty for a free instruction.
         instructions: str objects (B,).
+        known: objects (B,), whether the model was trained on the instruction, see `Wish`.
+        strangeness: float64 (B,), >= 1, of the real observation that the episode started from, see `Familiarity`.
         finished: bool (B,), the episode has terminated or was truncated.
     """
 
@@ -31,6 +33,8 @@ class EpisodeState:
     seeds: Array
     tasks: Array
     instructions: Array
+    known: Array
+    strangeness: Array
     finished: Array
 
     def __len__(self) -> int:
@@ -54,7 +58,7 @@ class EpisodeState:
         )
 
 
-_COLUMNS = ("steps", "seeds", "tasks", "instructions", "finished")
+_COLUMNS = ("steps", "seeds", "tasks", "instructions", "known", "strangeness", "finished")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import gymnasium as gym
 import numpy as np
@@ -19,17 +19,20 @@ import torch
 
 from kairos_env.env.episodes import EpisodeState, Outcome
 from kairos_env.env.initial_observations import InitialObservations, Start
+from kairos_env.env.instructions import UnknownInstructions, Wish, check_task, choose_instruction
 from kairos_env.env.reward import RewardChoice, make_reward, reward_form
+from kairos_env.env.trust import Familiarity, chance_within, expects_positions, horizon_of, largest_error
 from kairos_env.env.view import ObservationForm, View
 from kairos_env.records import Array, Observation
-from kairos_env.runs import did_you_mean
 from kairos_env.sims.reward import step_reward
 from kairos_env.sims.simulator import check_names
 from kairos_env.world_model.model import WorldModel
+from kairos_env.world_model.state import WorldState
 
 logger = logging.getLogger(__name__)
 
 RESET_OPTIONS = ("observation", "instruction", "task", "start", "initial_state")
+Horizon = int | None | Literal["measured"]
 RENDER_HEIGHT = 256  # pixels; what a model sees is often too small to look at
 
 
@@ -45,6 +48,8 @@ class ImaginationOptions(TypedDict, total=False):
     observation: ObservationForm
     success_threshold: float | None
     uncertainty_limit: float | None
+    horizon: Horizon
+    unknown_instructions: UnknownInstructions
 
 
 class Imagination:
@@ -63,8 +68,14 @@ class Imagination:
         max_episode_steps: decisions until an episode is truncated; None never truncates by time.
         observation: ``"pixels"`` (the robot's own observation space), ``"latent"`` or ``"features"``, see `View`.
         success_threshold: imagined success probability from which an episode terminates; None never.
-        uncertainty_limit: imagined uncertainty above which the episode is truncated, because what follows
-            is not to be trusted; None never.
+        uncertainty_limit: uncertainty above which the episode is truncated, because what follows is not to be
+            trusted, in metres (of models that expect no errors of positions in standard deviations of the latent);
+            None never.
+        horizon: decisions after which an episode is truncated because imagination is no longer to be believed:
+            ``"measured"`` are those that `kairos eval calibration` found for its task and the model's folder states
+            (nothing where none are stated), None never.
+        unknown_instructions: whether to ``"refuse"`` or to ``"accept"`` a reset option ``instruction`` that the model
+            was never trained on.
 
     Raises:
         ValueError: a setting that is not legal, with what is.
@@ -84,12 +95,18 @@ class Imagination:
         observation: ObservationForm = "pixels",
         success_threshold: float | None = 0.5,
         uncertainty_limit: float | None = None,
+        horizon: Horizon = "measured",
+        unknown_instructions: UnknownInstructions = "refuse",
     ) -> None:
         _check_count("steps", steps)
         if success_threshold is not None and not 0 < success_threshold <= 1:
             raise ValueError(f"success_threshold is {success_threshold}; use a probability in (0, 1], or None")
         if uncertainty_limit is not None and not uncertainty_limit > 0:
             raise ValueError(f"uncertainty_limit is {uncertainty_limit}; use a number > 0, or None")
+        if horizon != "measured" and (isinstance(horizon, str) or (horizon is not None and horizon < 1)):
+            raise ValueError(f"horizon is {horizon!r}; use 'measured', a whole number >= 1, or None")
+        if unknown_instructions not in ("refuse", "accept"):
+            raise ValueError(f"unknown_instructions is {unknown_instructions!r}; use 'refuse' or 'accept'")
         self.model = load_model(model, device)
         self.spec = self.model.imagined_spec
         if not self.model.follows_actions:
@@ -98,13 +115,15 @@ class Imagination:
                 "which kairos train cannot do yet; info['follows_actions'] says so too",
                 self.model.config.preset,
             )
-        self.task = self._check_task(task)
+        self.task = check_task(task, self.model.tasks)
         self.initial_observations = InitialObservations(start, self.model)
         self.reward, self.reward_form = make_reward(reward, self.model), reward_form(reward)
         self.steps = steps
         self.limit_episodes(max_episode_steps)
         self.success_threshold = success_threshold
-        self.uncertainty_limit = uncertainty_limit
+        self.uncertainty_limit, self.horizon = uncertainty_limit, horizon
+        self.unknown_instructions: UnknownInstructions = unknown_instructions
+        self.familiarity, self._metric = Familiarity(self.model), expects_positions(self.model)
         self.view = View(self.model, observation)
         self.observation_space: gym.spaces.Dict = self.view.space
         self.action_space = self.spec.action_space
@@ -124,15 +143,17 @@ class Imagination:
             options: the reset options of each episode, see `WorldModelEnv.reset`.
         """
         begun = [self._first_observation(seed, option) for seed, option in zip(seeds, options, strict=True)]
-        observations, tasks = [b[0] for b in begun], [b[1] for b in begun]
+        observations, wishes = [b[0] for b in begun], [b[1] for b in begun]
         state = self.model.observe(observations, seeds=list(seeds))
         count = len(observations)
         episodes = EpisodeState(
             state,
             steps=np.zeros(count, np.int64),
             seeds=np.array(seeds, np.int64),
-            tasks=np.array(tasks, object),
-            instructions=np.array([o.instruction for o in observations], object),
+            tasks=np.array([wish.task for wish in wishes], object),
+            instructions=np.array([wish.instruction for wish in wishes], object),
+            known=np.array([wish.known for wish in wishes], object),
+            strangeness=self._strangeness(state, begun),
             finished=np.zeros(count, bool),
         )
         if self.view.form != "pixels":
@@ -146,6 +167,7 @@ class Imagination:
         """The result of a reset to ``episodes``; the observation is imagined unless it is given."""
         state, count = episodes.world_state, len(episodes)
         success, objects = np.asarray(state.success.cpu(), np.float64), state.objects.cpu().numpy()
+        uncertainty = np.asarray(largest_error(state).cpu(), np.float64) * episodes.strangeness
         no_truncation = np.full(count, "", object)
         if observation is None:
             observation = self.view.observe(state.latent, state.proprio, state.objects, state.before)
@@ -155,15 +177,13 @@ class Imagination:
             reward=np.zeros(count),
             terminated=episodes.finished.copy(),
             truncated=np.zeros(count, bool),
-            info=self._info(episodes, success, np.zeros(count), objects, no_truncation),
+            info=self._info(episodes, success, uncertainty, objects, no_truncation),
         )
 
-    def _first_observation(self, seed: int, options: Mapping[str, Any]) -> tuple[Observation, str]:
-        """The observation from which an episode starts, with its instruction, and the task's name."""
+    def _first_observation(self, seed: int, options: Mapping[str, Any]) -> tuple[Observation, Wish, bool]:
+        """The observation from which an episode starts, what it is for, and whether it ships with the model."""
         check_names(options, RESET_OPTIONS, "reset option")
-        task = self._check_task(options.get("task")) or self.task
-        if not isinstance(options.get("instruction") or "", str):
-            raise ValueError(f"the reset option 'instruction' takes words, got {options['instruction']!r}")
+        task = check_task(options.get("task"), self.model.tasks) or self.task
         given = options.get("observation")
         if given is None:
             observation = self.initial_observations.draw(seed, task, options)
@@ -172,20 +192,17 @@ class Imagination:
                 raise ValueError("reset got both an observation and a start; pass one of them")
             observation = given if isinstance(given, Observation) else Observation.from_gym(given)
             observation.check(self.spec)
-        tasks = self.model.tasks
-        instruction = options.get("instruction") or (tasks[task] if task else observation.instruction)
-        instruction = instruction or self.spec.instruction or next(iter(tasks.values()), "")
-        if not task or tasks[task] != instruction:
-            task = next((name for name, text in tasks.items() if text == instruction), "")
-        return dataclasses.replace(observation, instruction=instruction), task
+        words = options.get("instruction")
+        wish = choose_instruction(self.model, words, task, observation.instruction, self.unknown_instructions)
+        own = given is None and self.initial_observations.shipped
+        return dataclasses.replace(observation, instruction=wish.instruction), wish, own
 
-    def _check_task(self, task: str | None) -> str | None:
-        if task is None or task in self.model.tasks:
-            return task
-        raise ValueError(
-            f"the model knows no task {task!r} (wishes in words: reset(options={{'instruction': ...}})); "
-            + did_you_mean(str(task), self.model.tasks)
-        )
+    def _strangeness(self, state: WorldState, begun: Sequence[tuple[Observation, Wish, bool]]) -> Array:
+        """See `Familiarity`; observations that ship with the model are what others are compared with."""
+        found, others = np.ones(len(begun)), [i for i, (_, _, own) in enumerate(begun) if not own]
+        if others and self.familiarity.known:
+            found[others] = self.familiarity.strangeness([begun[i][0] for i in others], state.latent[others])
+        return found
 
     # Stepping
 
@@ -214,13 +231,14 @@ class Imagination:
             table = np.nan_to_num(table)
             latent, proprio, objects = latent.nan_to_num(), proprio.nan_to_num(), objects.nan_to_num()
         rewards, success, uncertainty = table[:, -4:-1].T.astype(np.float64)
+        uncertainty = uncertainty * episodes.strangeness
 
         steps = episodes.steps + 1
-        terminated, reason = self._judge(steps, success, uncertainty, broken)
+        terminated, reason = self._judge(steps, episodes.tasks, success, uncertainty, broken)
         rewards = step_reward(rewards, terminated, self.reward_form)
         truncated = reason != ""
         finished = episodes.finished | terminated | truncated
-        after = EpisodeState(out.state, steps, episodes.seeds, episodes.tasks, episodes.instructions, finished)
+        after = dataclasses.replace(episodes, world_state=out.state, steps=steps, finished=finished)
         places = table[:, proprio.shape[1] : -4].reshape(objects.shape)
         info = self._info(after, success, uncertainty, places, reason)
         seen = self.view.observe(latent, proprio, objects, out.state.before)
@@ -237,11 +255,17 @@ class Imagination:
             self.spec.check_action(actions)  # says more, if it is about the robot
             raise ValueError(f"actions have shape {np.shape(actions)}, expected {(count, self.spec.action_dim)}")
 
-    def _judge(self, steps: Array, success: Array, uncertainty: Array, broken: Array) -> tuple[Array, Array]:
+    def _judge(
+        self, steps: Array, tasks: Array, success: Array, uncertainty: Array, broken: Array
+    ) -> tuple[Array, Array]:
         """Ends in success, (B,) bool, and the reasons why others are cut off, (B,) str."""
         reason = np.full(len(steps), "", object)
         if self.max_episode_steps is not None:
             reason[steps >= self.max_episode_steps] = "time_limit"
+        if self.horizon == "measured" and self.model.horizons:
+            reason[steps >= [horizon_of(task, self.model.horizons) for task in tasks]] = "horizon"
+        elif isinstance(self.horizon, int):
+            reason[steps >= self.horizon] = "horizon"
         terminated = self._succeeded(success)
         reason[terminated] = ""
         distrusted = broken.copy()
@@ -260,6 +284,12 @@ class Imagination:
         told: dict[str, Array] = {"objects": objects.copy()} if self.model.objects else {}
         if not self.model.follows_actions:
             told["follows_actions"] = np.zeros(len(episodes), bool)
+        if self.familiarity.known:
+            told["familiarity"] = 1 / episodes.strangeness
+        if self._metric:
+            told["trust"] = chance_within(uncertainty) / episodes.strangeness
+        if self.model.tasks:
+            told["known_instruction"] = episodes.known.astype(bool)
         return told | {
             "success": self._succeeded(success),
             "success_probability": success.copy(),

@@ -41,7 +41,8 @@ class InitialObservations:
         self.recorded: list[Observation] = []
         self.simulator: gym.Env[Any, Any] | None = None
         self._made_simulator = False
-        if isinstance(start, str) and start == "dataset":
+        self.shipped = isinstance(start, str) and start == "dataset"  # with the model
+        if self.shipped:
             # Which task a bundled observation was recorded for says nothing about what is wanted now.
             self.recorded = [dataclasses.replace(o, instruction="") for o in model.starts]
             if not self.recorded:

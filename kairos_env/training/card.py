@@ -21,10 +21,10 @@ from kairos_env.datasets.card import field_table, hub_header, table
 from kairos_env.runs import write_json, write_text
 from kairos_env.training.summary import STAGES, SUMMARY, TrainingSummary, read_summary
 from kairos_env.world_model import checkpoint
+from kairos_env.world_model.checkpoint import HORIZONS, MEASURED, read_measured
 
-CARD, MEASURED = "README.md", "measured.json"
+CARD = "README.md"
 OWN_WORDS = "<!-- What stands below is written by hand and stays. -->"
-HORIZONS = "trust_horizon"  # in measured.json: task -> decisions up to which imagination may be believed
 _FILES = {
     checkpoint.CONFIG: "shapes, defaults, robot, tasks",
     checkpoint.WEIGHTS: "weights",
@@ -59,19 +59,6 @@ class Measurement:
 def add_measurement(folder: str | Path, kind: str, measurement: Measurement) -> None:
     """Puts a table into a model's ``measured.json``, in place of an older one of the same kind."""
     write_json(Path(folder) / MEASURED, read_measured(folder) | {kind: asdict(measurement)})
-
-
-def read_measured(folder: str | Path) -> dict[str, Any]:
-    """A model's ``measured.json``; empty if there is none.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    path = Path(folder) / MEASURED
-    try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error})") from None
 
 
 def write_card(folder: str | Path, name: str = "") -> Path:

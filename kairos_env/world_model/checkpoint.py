@@ -1,6 +1,7 @@
 """Model folders: ``config.json``, ``model.safetensors``, ``statistics.json``, ``starts.safetensors``.
 
-Those of published weights have more in their ``config.json``, and weights in parts (`published.folder`).
+Those of published weights have more in their ``config.json``, and weights in parts (`published.folder`). What was
+measured of a model stands in its ``measured.json``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ BUNDLED = Path(__file__).resolve().parent.parent / "pretrained"
 FORMAT = 3  # 2: embeddings and outputs in the published layout; 3: imagines in one pass a frame
 EARLIER = {"one_pass": False, "objects": ["object"]}  # what a configuration of format 2 did not say
 WEIGHTS, CONFIG, STATISTICS, STARTS = "model.safetensors", "config.json", "statistics.json", "starts.safetensors"
+MEASURED = "measured.json"  # what evaluations found of the model
+HORIZONS = "trust_horizon"  # in it: task -> decisions up to which imagination may be believed
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,32 @@ def read_robot(folder: str | os.PathLike[str], imagined: bool = False) -> RobotS
         raise CheckpointError(
             f"{folder} names no robot ({error!r}): a policy needs weights with an action expert"
         ) from None
+
+
+def read_measured(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """A model's ``measured.json``; empty if there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = Path(folder) / MEASURED
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from None
+
+
+def read_horizons(folder: str | os.PathLike[str]) -> dict[str, int]:
+    """Task -> decisions up to which imagination may be believed, as far as somebody measured it.
+
+    Raises:
+        ValueError: damaged, or a horizon that is no whole number >= 0.
+    """
+    found = read_measured(folder).get(HORIZONS, {})
+    for task, decisions in found.items():
+        if not isinstance(decisions, int) or decisions < 0:
+            raise ValueError(f"{Path(folder) / MEASURED}: the horizon of {task!r} is {decisions!r}; use a number >= 0")
+    return dict(found)
 
 
 def read(folder: Path) -> StoredModel:

@@ -104,7 +104,9 @@ class WorldModel(StreamingPasses):
         if is_world_action(folder):
             dtype = {None: None, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
             robot = RobotPart.read(folder, parts.pop("statistics", None))
-            return cls.of_clips(WorldActionModel.from_pretrained(folder, device, dtype, **parts), robot)
+            model = cls.of_clips(WorldActionModel.from_pretrained(folder, device, dtype, **parts), robot)
+            model.horizons = checkpoint.read_horizons(folder)
+            return model
         if parts:
             raise ValueError(
                 f"{', '.join(sorted(parts))}: only folders of published weights have parts; {folder} is none"
@@ -112,7 +114,7 @@ class WorldModel(StreamingPasses):
         stored = checkpoint.read(folder)
         model = cls(stored.config, stored.spec, stored.tasks, stored.statistics, stored.starts)
         checkpoint.load_into(model, folder, stored.config.preset)
-        model.precision = precision or "fp32"
+        model.precision, model.horizons = precision or "fp32", checkpoint.read_horizons(folder)
         return model.to(device).eval()
 
     @classmethod

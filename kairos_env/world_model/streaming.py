@@ -41,6 +41,7 @@ class StreamingPasses(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.tasks, self.starts = config, dict(tasks), tuple(starts)
+        self.horizons: dict[str, int] = {}  # task -> decisions up to which imagination may be believed, as measured
         self._clips = (clips,)  # not registered: its transformer is the mixture
         self._interface: Interface | None = None
         if clips is not None:

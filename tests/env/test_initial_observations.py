@@ -45,6 +45,8 @@ def test_a_reset_shows_the_real_start() -> None:
         "task": "count",
         "instruction": "count",
         "seed": 0,
+        "familiarity": 1.0,
+        "known_instruction": True,
     }
 
 
@@ -66,7 +68,7 @@ def test_every_start_is_drawn() -> None:
 
 @pytest.mark.parametrize("form", ["record", "gym"])
 def test_a_given_observation_starts_the_episode(form: str) -> None:
-    env = counting_env()
+    env = counting_env(unknown_instructions="accept")
     given = observation(42.0)
     option = given if form == "record" else given.to_gym()
     observed, _ = env.reset(seed=0, options={"observation": option, "instruction": "count sheep"})
@@ -93,7 +95,7 @@ def test_fixed_starts_as_a_setting() -> None:
     ],
 )
 def test_what_the_robot_is_asked_to_do(task: str | None, options: dict[str, Any], wanted: tuple[str, str]) -> None:
-    env = counting_env(task=task)
+    env = counting_env(task=task, unknown_instructions="accept")
     _, info = env.reset(seed=0, options=options)
     assert (info["task"], info["instruction"]) == wanted
     assert env.model.instructions == [wanted[1]]  # type: ignore[attr-defined]

@@ -140,6 +140,7 @@ def _first_state(config: CorrelationConfig, count: int | None, task: str) -> int
 
 def _imagined_options(config: CorrelationConfig) -> dict[str, Any]:
     options: dict[str, Any] = {"model": config.model, "start": config.simulator, "device": config.device}
+    options |= {"horizon": None}  # as long as the real episodes
     return options | {"success_threshold": config.success_threshold} | ({"steps": config.steps} if config.steps else {})
 
 

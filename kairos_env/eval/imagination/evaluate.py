@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kairos_env.eval.imagination.held_out import record_held_out
 from kairos_env.eval.imagination.image_metrics import mean_squared_error, psnr, ssim
 from kairos_env.eval.imagination.probe import VISIBLE_PIXELS, Probe, red_pixels
 from kairos_env.eval.imagination.report import (
@@ -102,7 +103,7 @@ def run_imagination(config: ImaginationConfig, progress: bool = False) -> Imagin
     settings = dataclasses.asdict(config)
     identity = {k: v for k, v in settings.items() if k not in ("output", "episodes", "batch", "films", "device")}
     identity |= {"model_digest": model_digest(config.model)}
-    recording = open_recording(config.data or _record(config, progress))
+    recording = open_recording(config.data or record_held_out(config, Path(config.output) / "episodes", progress))
     model.spec.require_same(recording.spec, "model", "data")
     folder = open_run(config.output, identity, {"config": settings})  # once nothing else can be wrong
     episodes = [recording[i] for i in range(min(config.episodes, len(recording)))]
@@ -134,25 +135,6 @@ def run_imagination(config: ImaginationConfig, progress: bool = False) -> Imagin
 def _check_horizons(context: int, horizons: Sequence[int]) -> None:
     if context < 1 or not horizons or min(horizons) < 1:
         raise ValueError(f"context and horizons must be >= 1, got {context} and {list(horizons)}")
-
-
-def _record(config: ImaginationConfig, progress: bool) -> Path:
-    from kairos_env.collect.plans import HELD_OUT, RecordConfig
-    from kairos_env.collect.recorder import record
-
-    recording = RecordConfig(
-        out=str(Path(config.output) / "episodes"),
-        simulator=config.simulator,
-        options=config.options,
-        episodes=config.episodes,
-        workers=1,
-        seed=config.seed,
-        decisions=config.decisions,
-        model=config.model,
-        first_initial_state=config.first_initial_state,
-        initial_states=HELD_OUT,
-    )
-    return record(recording, progress=progress).folder
 
 
 def evaluate_imagination(

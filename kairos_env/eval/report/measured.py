@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kairos_env.eval.imagination.calibration_report import in_unit
 from kairos_env.eval.report.task_rates import rate_table, task_rates
 from kairos_env.eval.rows import read_rows, results_files
 from kairos_env.eval.statistics import Interval
 from kairos_env.policies.make import model_digest
-from kairos_env.runs import read_jsonl
+from kairos_env.runs import read_jsonl, write_json
 from kairos_env.training.card import Measurement, add_measurement
+from kairos_env.world_model.checkpoint import HORIZONS, MEASURED, read_measured
 
 _SHOWN = {
     "PSNR, dB": "imagined/psnr",
@@ -31,7 +33,8 @@ def add_to_card(model: str | Path, run: str | Path) -> str:
 
     Args:
         model: folder.
-        run: folder of `kairos eval closed-loop` or `imagination`.
+        run: folder of `kairos eval closed-loop`, `imagination` or `calibration`; the last also states the horizons up
+            to which imagination may be believed.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -41,12 +44,16 @@ def add_to_card(model: str | Path, run: str | Path) -> str:
     kinds: dict[str, tuple[bool, Callable[[Path, str], Measurement]]] = {
         "closed_loop": (bool(results_files(run)), _closed_loop),
         "imagination": ((run / "imagination.json").exists(), _imagination),
+        "calibration": ((run / "calibration.json").exists(), _calibration),
     }
     for kind, (there, read) in kinds.items():
         if there:
             add_measurement(model, kind, read(run, model_digest(str(model))))
+            if kind == "calibration":
+                horizons = json.loads((run / "calibration.json").read_text())["trust_horizon"]
+                write_json(Path(model) / MEASURED, read_measured(model) | {HORIZONS: horizons})
             return kind
-    raise FileNotFoundError(f"{run} is no folder of `kairos eval closed-loop` or `kairos eval imagination`")
+    raise FileNotFoundError(f"{run} is no folder of `kairos eval closed-loop`, `imagination` or `calibration`")
 
 
 def _closed_loop(run: Path, digest: str) -> Measurement:
@@ -71,6 +78,23 @@ def _imagination(run: Path, digest: str) -> Measurement:
     header = ["", *(f"{horizon} decisions" for horizon in found["horizons"])]
     notes = [f"{len(found['episodes'])} held-out episodes; means with 95 % intervals (bootstrap)."]
     return Measurement("Imagined beside real, under the same actions", header, lines, notes, **_origin(run))
+
+
+def _calibration(run: Path, digest: str) -> Measurement:
+    found = json.loads((run / "calibration.json").read_text())
+    _require(run, digest, {json.loads((run / "config.json").read_text())["model_digest"]})
+    ranges = list(found["success_ece"])
+    lines = []
+    for name, errors in found["errors"].items():
+        scale, unit = in_unit(name)
+        for kind in ("true", "expected"):
+            cells = [errors[part][kind] for part in ranges]
+            lines.append([f"{name}, {unit}, {kind}", *("–" if x is None else f"{scale * x:.2f}" for x in cells)])
+    lines.append(["ECE of success", *("–" if x is None else f"{x:.3f}" for x in found["success_ece"].values())])
+    ranks = found["rank_correlation"]["usual"]
+    notes = [f"Rank correlation with the true error: {what} {_cell(value)}." for what, value in ranks.items()]
+    header = ["root mean squared errors", *(f"decisions {part}" for part in ranges)]
+    return Measurement("Expected and true errors of imagination", header, lines, notes, **_origin(run))
 
 
 def _cell(interval: dict[str, Any] | None) -> str:

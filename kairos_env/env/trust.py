@@ -1,0 +1,105 @@
+"""How far imagination may be believed: expected errors, starts unlike the training data, and measured horizons.
+
+A model of one pass expects its errors, which grow along a rollout (`WorldModel.error_names`). They are calibrated for
+what resembles its training data. How much a real observation does, its tokenizer tells: pictures unlike those that it
+was trained on come back changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from kairos_env.records import Array, Observation
+
+if TYPE_CHECKING:
+    from kairos_env.world_model.model import WorldModel
+    from kairos_env.world_model.state import WorldState
+
+TOLERANCE = 0.03
+"""Metres: hand and objects that are imagined nearer to where they are than that can be acted on."""
+_FAINT = 5.0  # grey levels; a picture of less contrast is taken to have so much
+
+
+class Familiarity:
+    """How much real observations resemble a model's training data, as its tokenizer sees it.
+
+    The measure is the share of a picture's contrast that encoding and decoding loses, largest of all cameras. It is
+    compared with the real observations that ship with the model (`WorldModel.starts`), held-out ones of the training
+    data: `lost` by the worst of them is the unit.
+
+    Args:
+        model: a small model that ships observations. Of any other nothing is known, and every observation is familiar.
+    """
+
+    def __init__(self, model: WorldModel) -> None:
+        self.model = model
+        self.known = bool(model.starts) and not model.released
+
+    @cached_property
+    def usual(self) -> float:
+        """The largest share that is lost of an observation of the training data."""
+        starts = list(self.model.starts)
+        return float(lost_contrast(self.model, starts, self.model.encode(starts)).max())
+
+    def strangeness(self, observations: Sequence[Observation], latents: torch.Tensor) -> Array:
+        """How many times more is lost of each observation than of the training data: (B,) float64, >= 1.
+
+        Args:
+            observations: B of them.
+            latents: (B, C, h, w), what the model made of their pictures.
+        """
+        if not self.known:
+            return np.ones(len(observations))
+        return np.maximum(1.0, lost_contrast(self.model, observations, latents) / self.usual)
+
+
+def lost_contrast(model: WorldModel, observations: Sequence[Observation], latents: torch.Tensor) -> Array:
+    """Share of the contrast of each observation's pictures that their latents (B, C, h, w) lose: (B,), >= 0."""
+    lost = []
+    for name, decoded in model.decode(latents).items():
+        true = np.stack([o.images[name] for o in observations]).astype(np.float64)
+        error = np.sqrt(np.square(decoded - true).mean((1, 2, 3)))
+        contrast = np.sqrt(true.var((1, 2)).mean(-1))
+        lost.append(error / np.maximum(contrast, _FAINT))
+    return np.max(lost, axis=0)
+
+
+def chance_within(errors: Array, distance: float = TOLERANCE) -> Array:
+    """Probability that a position is off by less than ``distance``.
+
+    Args:
+        errors: (...) expected root mean squared errors of positions, in the unit of ``distance``; the three
+            coordinates are taken to be normal, with a third of the mean square each.
+        distance: > 0.
+    """
+    squares = 3 * np.square(distance / np.maximum(np.asarray(errors, np.float64), 1e-9))
+    # the chi-squared distribution of three squares
+    return torch.special.gammainc(torch.tensor(1.5, dtype=torch.float64), torch.as_tensor(squares / 2)).numpy()
+
+
+def expects_positions(model: WorldModel) -> bool:
+    """Whether the model's uncertainty is an error of positions in metres."""
+    return len(model.error_names) > 1 and bool(model.spec.hand_fields)
+
+
+def largest_error(state: WorldState) -> torch.Tensor:
+    """(B,) the largest expected error of a position in the newest frame; 0 of models that expect none."""
+    positions = state.errors[:, :-1]
+    return positions.amax(1) if positions.shape[1] else positions.new_zeros(len(positions))
+
+
+def horizon_of(task: str, horizons: Mapping[str, int]) -> float:
+    """Decisions up to which an imagined episode may be believed; infinite where nobody measured any.
+
+    Args:
+        task: name; one that was not measured, or words that are no task, get the shortest horizon of all.
+        horizons: `WorldModel.horizons`.
+    """
+    if not horizons:
+        return np.inf
+    return max(1, horizons.get(task, min(horizons.values())))
