@@ -172,7 +172,7 @@ def _compare(
         "uncertainty": padded(rollout.uncertainty[place, :steps].cpu().numpy() * strangeness),
         "success": padded(rollout.success[place, :steps].cpu().numpy()),
         "solved": padded(episode.success[:steps] if episode.outcome_known else np.full(steps, math.nan)),
-        "strangeness": np.float64(strangeness),
+        "strangeness": np.array(strangeness),
     }
 
 

@@ -131,8 +131,8 @@ class CalibrationReport:
             found = [[scale * x for x in self.errors(name, part)] for _, part in self.ranges()]
             for kind, values in zip(("true", "expected"), zip(*found, strict=True), strict=True):
                 lines.append([f"{name}, {what}, {kind}", *(number(value, 2) for value in values)])
-            for kind, values in (("true", self.usual.true), ("expected", self.usual.expected)):
-                points = [(t + 1.0, scale * _rms(values[:, t, colour])) for t in range(values.shape[1])]
+            for kind, errors in (("true", self.usual.true), ("expected", self.usual.expected)):
+                points = [(t + 1.0, scale * _rms(errors[:, t, colour])) for t in range(errors.shape[1])]
                 curves.append(Curve(f"{name} {kind}", points, kind == "expected", colour))
         chart = Chart("root mean squared errors (cm; picture in standard deviations)", curves, "decision", True)
         notes = [f"{len(self.usual.tasks)} held-out episodes, imagined from their first frames under their actions."]
@@ -196,6 +196,8 @@ class CalibrationReport:
         return Section("Unlike the training data", 2, header, lines)
 
     def _horizons(self) -> Section:
+        if not self.horizons:
+            return Section("Horizon of trust", 2, notes=["Too few episodes of each task, or no position of the hand."])
         most = self.usual.true.shape[1]
         lines = []
         for task, count in self.horizons.items():
@@ -224,6 +226,7 @@ class CalibrationReport:
         }
         return {
             "trust_horizon": dict(self.horizons),
+            "units": {name: in_unit(name) for name in self.usual.names},  # of the tables; the values are in m and std
             "errors": {
                 name: {r: dict(zip(("true", "expected"), v)) for r, v in e.items()} for name, e in errors.items()
             },

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kairos_env.eval.imagination.calibration_report import in_unit
 from kairos_env.eval.report.task_rates import rate_table, task_rates
 from kairos_env.eval.rows import read_rows, results_files
 from kairos_env.eval.statistics import Interval
@@ -86,7 +85,7 @@ def _calibration(run: Path, digest: str) -> Measurement:
     ranges = list(found["success_ece"])
     lines = []
     for name, errors in found["errors"].items():
-        scale, unit = in_unit(name)
+        scale, unit = found["units"][name]
         for kind in ("true", "expected"):
             cells = [errors[part][kind] for part in ranges]
             lines.append([f"{name}, {unit}, {kind}", *("–" if x is None else f"{scale * x:.2f}" for x in cells)])
