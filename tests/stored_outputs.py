@@ -66,7 +66,8 @@ def world_model_outputs(model: WorldModel) -> dict[str, Tensor]:
     seen = model.observe(second, model.observe(first, seeds=[3, 4]), actions[:, 0])
     found |= {"act_seen": model.act(seen), "seen_reward": seen.reward}
     for index in (0, 3):
-        found |= {f"keys_{index}": roll.state.layers[index].keys, f"values_{index}": roll.state.layers[index].values}
+        memory = roll.state.layers[index]
+        found |= {f"keys_{index}": torch.stack(memory.keys, 1), f"values_{index}": torch.stack(memory.values, 1)}
     return {name: sample(value) for name, value in found.items()}
 
 

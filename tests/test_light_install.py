@@ -26,7 +26,17 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 """
 SIMULATORS = ("mujoco", "robosuite", "OpenGL", "mink", "numba")
-OPTIONAL = (*SIMULATORS, "transformers", "diffusers", "torchao", "stable_baselines3", "ray", "fla", "flash_attn")
+OPTIONAL = (
+    *SIMULATORS,
+    "transformers",
+    "diffusers",
+    "torchao",
+    "openvino",
+    "stable_baselines3",
+    "ray",
+    "fla",
+    "flash_attn",
+)
 POSIX = ("fcntl", "pwd", "grp", "termios", "resource", "pty", "tty")
 NEEDS_ITS_EXTRA = {"kairos_env.env.sb3": "kairos-env[rl]"}  # a subclass of what the extra brings
 

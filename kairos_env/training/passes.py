@@ -191,7 +191,7 @@ def state_after(model: WorldModel, context: Tensor, done: Pass) -> WorldState:
     size, frames = done.frames.sigma.shape
     newest = [slice(-(model.mixture.video_dit.config.offsets(kind)[-1] + 1), None) for kind in model.mixture.kinds]
     layers = tuple(
-        m._replace(keys=m.keys[:, part], values=m.values[:, part]) for m, part in zip(done.memory, newest, strict=True)
+        m._replace(keys=m.keys[part], values=m.values[part]) for m, part in zip(done.memory, newest, strict=True)
     )
     nothing = torch.zeros(size, device=done.flat.device)
     return WorldState(

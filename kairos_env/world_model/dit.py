@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from kairos_env.world_model.attention.kernels import softmax_attention
-from kairos_env.world_model.attention.rotary import rope
+from kairos_env.world_model.attention.rotary import placed
 from kairos_env.world_model.attention.visibility import Tokens
 from kairos_env.world_model.config import VideoConfig
 from kairos_env.world_model.flow import timestep_embedding
@@ -154,14 +154,21 @@ class TimeEmbedding(nn.Module):
         self.time_embedding = two_layers(FREQUENCIES, dim)
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
 
-    def embed(self, sigma: Tensor, extra: Tensor | None = None, rounded: bool = False) -> tuple[Tensor, Tensor]:
+    def embed_level(self, sigma: Tensor, rounded: bool = False) -> Tensor:
+        """The part of t that follows from the noise level alone: sigma (...) -> (..., D); ``rounded`` as in `embed`."""
+        return in_float32(self.time_embedding, timestep_embedding(sigma, FREQUENCIES, rounded))
+
+    def embed(
+        self, sigma: Tensor, extra: Tensor | None = None, rounded: bool = False, level: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """sigma (...) -> t (..., D), t_mod (..., 6 D); ``extra`` (..., D) is added to t.
 
         Args:
             rounded: round the timestep and its sinusoids to bfloat16, as the published weights were run.
+            level: `embed_level` of sigma, if it is known already.
         """
         dtype = next(self.time_projection.parameters()).dtype
-        t = in_float32(self.time_embedding, timestep_embedding(sigma, FREQUENCIES, rounded))
+        t = self.embed_level(sigma, rounded) if level is None else level
         if extra is not None:
             t = t + extra
         return t.to(dtype), in_float32(self.time_projection, t).to(dtype)
@@ -236,10 +243,7 @@ class VideoDiT(TimeEmbedding):
 
     def rotations(self, time: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Rotary table of frames: times (..., F), token rows and columns -> cos, sin (..., F, L, K / 2)."""
-        plane = torch.tensor(self.places(grid), dtype=torch.float64, device=time.device)
-        shape = (*time.shape, len(plane))
-        when = time.double()[..., None, None].expand(*shape, 1)
-        return rope(torch.cat([when, plane.expand(*shape, 2)], -1), self.config.head_dim)
+        return placed(time, tuple(self.places(grid)), self.config.head_dim)
 
     def embed_clip(self, latents: Tensor, sigma: Tensor, rounded: bool = False) -> Tokens:
         """Latent frames (B, F, C, h, w) at noise levels sigma (B, F), from time 0; ``rounded`` as in `embed`."""
@@ -311,9 +315,15 @@ class StreamingVideoDiT(VideoDiT):
             state = state + self.scene_embedding(scene).unflatten(-1, (1 + self.objects, -1))
         return torch.cat([state, visual], -2)
 
-    def condition(self, sigma: Tensor, action: Tensor, has_action: Tensor) -> tuple[Tensor, Tensor]:
-        """Conditioning of a frame: its noise level and the action that led to it (zero where there is none)."""
-        return self.embed(sigma, self.action_embedding(action) * has_action.unsqueeze(-1))
+    def condition(
+        self, sigma: Tensor, action: Tensor, has_action: Tensor, level: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Conditioning of a frame: its noise level and the action that led to it (zero where there is none).
+
+        Args:
+            level: as in `embed`.
+        """
+        return self.embed(sigma, self.action_embedding(action) * has_action.unsqueeze(-1), level=level)
 
     def read(self, tokens: Tensor, t: Tensor, height: int) -> tuple[Tensor, Tensor]:
         """Tokens (..., L, D) -> latents (..., C, h, w), proprio (..., P), both before the residual is added."""

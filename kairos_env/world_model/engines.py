@@ -1,7 +1,8 @@
-"""Which engine computes attention and the gated delta rule, and why: the one place that decides.
+"""Which engine computes attention, the gated delta rule and imagined steps, and why: the one place that decides.
 
-An argument beats the environment (``KAIROS_ATTENTION``, ``KAIROS_GATED_DELTA``), which beats the automatic choice.
-A choice that cannot be honoured is an error; nothing is replaced silently. ``kairos doctor`` prints `report`.
+An argument beats the environment (``KAIROS_ATTENTION``, ``KAIROS_GATED_DELTA``, ``KAIROS_STEP``), which beats the
+automatic choice. A choice that cannot be honoured is an error; nothing is replaced silently. ``kairos doctor`` prints
+`report`.
 """
 
 from __future__ import annotations
@@ -13,17 +14,25 @@ from typing import Literal
 
 import torch
 
-from kairos_env.extras import require
+from kairos_env.extras import Extra, require
 
-Kind = Literal["attention", "gated_delta"]
+Kind = Literal["attention", "gated_delta", "step"]
 
 # Fastest first, which is the order of the automatic choice.
 NAMES: dict[Kind, tuple[str, ...]] = {
     "attention": ("flash", "flex", "sdpa", "dense"),
     "gated_delta": ("fla", "chunked", "naive"),
+    "step": ("openvino", "traced", "eager"),
 }
-VARIABLES: dict[Kind, str] = {"attention": "KAIROS_ATTENTION", "gated_delta": "KAIROS_GATED_DELTA"}
+VARIABLES: dict[Kind, str] = {
+    "attention": "KAIROS_ATTENTION",
+    "gated_delta": "KAIROS_GATED_DELTA",
+    "step": "KAIROS_STEP",
+}
 KERNELS = {"flash": "flash_attn", "fla": "fla.ops.gated_delta_rule"}
+COMPILERS = ("traced", "openvino")  # of an imagined step and of the decoder
+# Never chosen automatically: it takes seconds for each batch size, and its last digits are its own.
+BY_CHOICE = ("openvino",)
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -53,7 +62,8 @@ def choose(kind: Kind, device: torch.device, dtype: torch.dtype, override: str |
     """The engine to use for tensors of ``dtype`` on ``device``.
 
     Automatically: for attention in half precision on CUDA flash-attn, without it flex attention; anywhere else
-    ``"sdpa"``. For the gated delta rule flash-linear-attention where it can run, else ``"chunked"``.
+    ``"sdpa"``. For the gated delta rule flash-linear-attention where it can run, else ``"chunked"``. Imagined steps are
+    traced on a CPU in float32, and elsewhere eager.
 
     Args:
         kind: what is to be computed.
@@ -67,7 +77,8 @@ def choose(kind: Kind, device: torch.device, dtype: torch.dtype, override: str |
     wanted = override or os.environ.get(VARIABLES[kind])
     possible = [name for name in NAMES[kind] if not why_not(name, device, dtype)]
     if not wanted:
-        return next(name for name in possible if name != "flex" or (device.type == "cuda" and dtype in HALF))
+        automatic = [name for name in possible if name not in BY_CHOICE]
+        return next(name for name in automatic if name != "flex" or (device.type == "cuda" and dtype in HALF))
     if wanted in possible:
         return wanted
     reason = f" cannot run here: {why_not(wanted, device, dtype)}" if wanted in NAMES[kind] else ""
@@ -82,6 +93,10 @@ def why_not(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """What keeps an engine from running on tensors of ``dtype`` on ``device``; empty if nothing does."""
     if name == "flex" and device.type not in ("cuda", "cpu"):
         return f"runs on cuda and cpu, not on {device.type}"
+    if name in COMPILERS:
+        if device.type != "cpu" or dtype != torch.float32:
+            return f"runs on cpu in float32, not on {device.type} in {str(dtype).removeprefix('torch.')}"
+        return import_error("openvino", "fast") if name == "openvino" else ""
     if name not in KERNELS:
         return ""
     if device.type != "cuda":
@@ -92,14 +107,14 @@ def why_not(name: str, device: torch.device, dtype: torch.dtype) -> str:
 
 
 @cache
-def import_error(module: str) -> str:
+def import_error(module: str, extra: Extra = "gpu") -> str:
     """Why a kernel library does not import; empty if it does. Asked once, because a failed import is slow."""
     try:
-        require(module, "gpu")
+        require(module, extra)
     except ImportError as error:
         cause = error.__cause__
         missing = isinstance(cause, ModuleNotFoundError) and module.startswith(str(cause.name))
-        return "not installed: pip install 'kairos-env[gpu]'" if missing else str(error)
+        return f"not installed: pip install 'kairos-env[{extra}]'" if missing else str(error)
     except Exception as error:  # noqa: BLE001 -- kernel libraries compile and ask for drivers while they import
         return f"{module} fails to import: {type(error).__name__}: {error}"
     return ""

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -144,6 +144,7 @@ class SmallInterface:
             )
         height, width = next(iter(sizes))
         self.spec, self.tokenizer, self.text = spec, tokenizer, text
+        self.decode_latents: Callable[[Tensor], Tensor] = tokenizer.decode  # or the same, compiled
         rows, columns = height // DOWNSAMPLING, width // DOWNSAMPLING * len(spec.cameras)
         self.latent_shape = (tokenizer.channels, rows, columns)
         low, high = spec.action_low, spec.action_high
@@ -171,7 +172,7 @@ class SmallInterface:
         """See `Interface`."""
         cameras = self.spec.cameras
         flat = self._latents.backward(latents.flatten(0, 1))
-        views = to_uint8(self.tokenizer.decode(torch.cat(flat.chunk(len(cameras), -1)))).chunk(len(cameras))
+        views = to_uint8(self.decode_latents(torch.cat(flat.chunk(len(cameras), -1)))).chunk(len(cameras))
         shape = (*latents.shape[:2], 1)
         return {c.name: view.unflatten(0, shape) for c, view in zip(cameras, views, strict=True)}
 

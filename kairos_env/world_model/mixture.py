@@ -150,7 +150,7 @@ class MixtureOfTransformers(nn.Module, Generic[Video, Action]):
         for kind, block in zip(self.kinds, self.video_dit.blocks, strict=True):
             size = lead if kind == "gdn" else lead + frame_tokens
             ring = config.offsets(kind)[-1] + frames
-            empty = weight.new_zeros(batch, ring, size, config.heads, config.head_dim)
+            empty = (weight.new_zeros(batch, size, config.heads, config.head_dim),) * ring
             layers.append(LayerMemory(empty, empty, block.gated_delta.initial_state(batch) if kind == "gdn" else None))
         return tuple(layers)
 
@@ -163,6 +163,7 @@ class MixtureOfTransformers(nn.Module, Generic[Video, Action]):
         past: Tensor,
         grid: tuple[int, int],
         remembered: bool = True,
+        table: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Memory]:
         """F consecutive decisions in one pass.
 
@@ -174,12 +175,13 @@ class MixtureOfTransformers(nn.Module, Generic[Video, Action]):
             past: (B,) int64, number of frames before.
             grid: token rows and columns of a frame.
             remembered: False for a single frame that only reads.
+            table: rotations of the frames, if they are known already.
 
         Returns:
             output tokens (B, F, L, D), and the memory after the last frame.
         """
         time = past[:, None] + torch.arange(frames[0].shape[1], device=past.device)
-        video = Tokens(frames[0], frames[1].unsqueeze(-2), self.video_dit.rotations(time, grid))
+        video = Tokens(frames[0], frames[1].unsqueeze(-2), table or self.video_dit.rotations(time, grid))
         action = None if lead is None else self._actions(lead, time[..., None])
         out = self.run(video, action, contexts, Stream(self.video_dit.config, past, remembered), memory)
         assert out.video is not None

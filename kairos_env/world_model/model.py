@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from kairos_env.records import Array, Observation, RobotSpec, check_observation
 from kairos_env.world_model import checkpoint, one_pass, two_pass
+from kairos_env.world_model.compiled_step import use_engine
 from kairos_env.world_model.config import WorldModelConfig, get_preset
 from kairos_env.world_model.interface import ACTION_NOISE, PROPRIO_NOISE, VIDEO_NOISE, stack_images
 from kairos_env.world_model.published.folder import is_world_action
@@ -84,6 +85,7 @@ class WorldModel(StreamingPasses):
         name: str | os.PathLike[str],
         device: str | torch.device = "cpu",
         precision: Precision | None = None,
+        engine: str | None = None,
         **parts: Any,
     ) -> WorldModel:
         """Loads a bundled model by name, or a folder that `save_pretrained` or `kairos convert` wrote.
@@ -92,6 +94,7 @@ class WorldModel(StreamingPasses):
             precision: of a small model ``"fp32"`` by default; ``"bf16"`` computes the verbs under bfloat16 autocast:
                 faster in large batches on hardware with bfloat16 units. A trajectory then depends, by rounding, on
                 the batch around it. Published weights are loaded in this precision, by default as they are stored.
+            engine: of a small model's steps and pictures: eager, traced or openvino; None is automatic, see `engines`.
             parts: of published weights: ``vae``, ``text`` and ``statistics`` name other files than the folder's own.
 
         Raises:
@@ -115,7 +118,8 @@ class WorldModel(StreamingPasses):
         model = cls(stored.config, stored.spec, stored.tasks, stored.statistics, stored.starts)
         checkpoint.load_into(model, folder, stored.config.preset)
         model.precision, model.horizons = precision or "fp32", checkpoint.read_horizons(folder)
-        return model.to(device).eval()
+        use_engine(model.to(device).eval(), engine, torch.bfloat16 if precision == "bf16" else torch.float32)
+        return model
 
     @classmethod
     def of_clips(cls, clips: WorldActionModel, robot: RobotPart | None = None) -> WorldModel:
@@ -253,8 +257,9 @@ class WorldModel(StreamingPasses):
             raise ValueError(
                 f"step takes actions (B, A) = ({state.batch_size}, {self.spec.action_dim}), got {tuple(lead.shape)}"
             )
-        step = one_pass if self.config.one_pass else two_pass
-        return step.imagine_frame(self, state, lead, steps or self.config.denoising_steps)
+        passes = one_pass if self.config.one_pass else two_pass
+        imagine = self.compiled or functools.partial(passes.imagine_frame, self)
+        return imagine(state, lead, steps or self.config.denoising_steps)
 
     def remember(
         self, state: WorldState, latents: Tensor, proprio: Tensor, actions: Tensor | None, level: float = 0.0

@@ -8,7 +8,7 @@ between are further denoising steps. Training knows all three, side by side in a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,22 +62,43 @@ class Frames:
     before: Estimate
 
 
+class Known(NamedTuple):
+    """What follows from the time and the noise level of frames alone, before anything is known of them.
+
+    Both are angles of large numbers, exact in float64 only, which not every engine has.
+
+    Args:
+        table: their rotations, cos and sin (B, F, L, K / 2).
+        level: (B, F, D), see `TimeEmbedding.embed_level`.
+    """
+
+    table: tuple[Tensor, Tensor]
+    level: Tensor
+
+
 def pass_frames(
-    model: StreamingPasses, frames: Frames, contexts: Contexts, memory: Memory, past: Tensor
+    model: StreamingPasses,
+    frames: Frames,
+    contexts: Contexts,
+    memory: Memory,
+    past: Tensor,
+    known: Known | None = None,
 ) -> tuple[Estimate, Tensor, Memory]:
     """F frames through the video expert: what they are, what the heads read (B, F, n), and the memory after them.
 
-    Of observed frames, pictures and proprioception come back as they were given.
+    Of observed frames, pictures and proprioception come back as they were given. ``known``: if it is already.
     """
     dit, kind = model.mixture.video_dit, model.config.prediction
     before, sigma = frames.before, frames.sigma
     imagined = sigma > 0
     latents, proprio = shown(kind, frames.latents, sigma), shown(kind, frames.proprio, sigma)
-    time, modulation = dit.condition(sigma, frames.actions, frames.has_action)
+    time, modulation = dit.condition(sigma, frames.actions, frames.has_action, known and known.level)
     tokens = dit.embed_frames(
         latents, proprio, before.latents, before.proprio, scene(model, before) * imagined.unsqueeze(-1)
     )
-    outputs, memory = model.mixture.frames(None, (tokens, modulation), contexts, memory, past, model.grid)
+    outputs, memory = model.mixture.frames(
+        None, (tokens, modulation), contexts, memory, past, model.grid, table=known and known.table
+    )
     out, change = (x.float() for x in dit.read(outputs, time, model.latent_shape[1]))
     if kind == "sample":
         out, change = out + before.latents, change + before.proprio
@@ -112,18 +133,24 @@ def estimate_of(model: StreamingPasses, state: WorldState) -> Estimate:
     return Estimate(*(x[:, None] for x in values))
 
 
-def imagine_frame(model: StreamingPasses, state: WorldState, action: Tensor, steps: int) -> StepOutput:
-    """The frame after a normalised action (B, A), and the memory of it."""
+def imagine_frame(
+    model: StreamingPasses,
+    state: WorldState,
+    action: Tensor,
+    steps: int,
+    known: Known | None = None,
+) -> StepOutput:
+    """The frame after a normalised action (B, A), and the memory of it; ``known`` as in `pass_frames`."""
     before, memory = estimate_of(model, state), state.layers
     passed: tuple[Estimate, Tensor, Memory]
-    contexts = model.contexts(state.context, state.mask)
+    contexts = model.mixture.read_context(state.context, state.mask, action=False)
     has_action = torch.ones_like(before.latents[:, :, 0, 0, 0])
 
     def predict(data: Parts, level: tuple[float, ...]) -> Parts:
         nonlocal passed
         latent, proprio = data
         frames = Frames(latent, proprio, has_action * level[0], action[:, None], has_action, before)
-        passed = pass_frames(model, frames, contexts, memory, state.past)
+        passed = pass_frames(model, frames, contexts, memory, state.past, known)
         return passed[0].latents, passed[0].proprio
 
     levels = model.interface.levels(steps, VIDEO_NOISE)
@@ -162,7 +189,7 @@ def remember(
     frames = latents.shape[1]
     before = Estimate(*previous, *(x.expand(-1, frames, *x.shape[2:]) for x in (last.objects, last.errors)))
     given = Frames(latents, normal, torch.zeros_like(has_action), actions, has_action, before)
-    contexts = model.contexts(state.context, state.mask)
+    contexts = model.mixture.read_context(state.context, state.mask, action=False)
     estimate, flat, layers = pass_frames(model, given, contexts, state.layers, state.past)
     return state_after(model, state, estimate, flat, layers, proprio[:, -1])
 

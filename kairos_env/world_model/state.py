@@ -57,14 +57,11 @@ class WorldState:
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
-        return sum(t.numel() * t.element_size() for t in self._flat().values())
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
     def map(self, transform: Callable[[Tensor], Tensor]) -> WorldState:
         """Applies ``transform`` to every tensor."""
-        layers = tuple(
-            LayerMemory(transform(m.keys), transform(m.values), m.delta and m.delta.map(transform)) for m in self.layers
-        )
-        return WorldState(layers=layers, **{name: transform(value) for name, value in self._own().items()})
+        return WorldState.of_tensors({name: transform(value) for name, value in self.tensors().items()})
 
     def fork(self, copies: int) -> WorldState:
         """Each element ``copies`` times, copies of one element side by side: [0, 0, 0, 1, 1, 1]."""
@@ -90,8 +87,8 @@ class WorldState:
         """States of the same model, one batch."""
         longest = max(s.context.shape[1] for s in states)
         ragged = any(s.mask is not None or s.context.shape[1] != longest for s in states)
-        flats = [(s._padded(longest) if ragged else s)._flat() for s in states]
-        return WorldState._unflat({k: torch.cat([f[k] for f in flats]) for k in flats[0]})
+        flats = [(s._padded(longest) if ragged else s).tensors() for s in states]
+        return WorldState.of_tensors({k: torch.cat([f[k] for f in flats]) for k in flats[0]})
 
     def _padded(self, length: int) -> WorldState:
         """The same with ``length`` instruction tokens, those behind the own ones masked."""
@@ -103,48 +100,60 @@ class WorldState:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a safetensors file, atomically."""
         with atomic_write(path) as part:
-            save_file({k: v.detach().cpu().contiguous().clone() for k, v in self._flat().items()}, str(part))
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in self.tensors().items()}, str(part))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> WorldState:
         """Inverse of `save`.
 
         Raises:
-            ValueError: the file is no state, or one of a version that did not know objects and errors.
+            ValueError: the file is no state, or one of another version.
         """
         flat = load_file(str(path))
         needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING} - {"layers"}
+        needed |= {"layers.0.keys.0"}  # all remembered frames were one tensor
         if needed - set(flat):
             lacking = ", ".join(sorted(needed - set(flat)))
             raise ValueError(
                 f"{path} lacks {lacking}: a state of another version cannot be gone on from; observe again"
             )
-        return cls._unflat(flat)
+        return cls.of_tensors(flat)
 
     def _own(self) -> dict[str, Tensor]:
         """The tensors beside the layers' memory."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "layers"}
         return {name: value for name, value in values.items() if value is not None}
 
-    def _flat(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name: fields, and ``layers.<layer>.<part>``, remembered frames with their number behind."""
         flat = self._own()
         for i, memory in enumerate(self.layers):
-            flat |= {f"layers.{i}.keys": memory.keys, f"layers.{i}.values": memory.values}
+            for kind, frames in (("keys", memory.keys), ("values", memory.values)):
+                flat |= {f"layers.{i}.{kind}.{at}": frame for at, frame in enumerate(frames)}
             if memory.delta is not None:
                 flat |= {f"layers.{i}.recurrent": memory.delta.recurrent, f"layers.{i}.conv": memory.delta.conv}
         return flat
 
     @classmethod
-    def _unflat(cls, flat: dict[str, Tensor]) -> WorldState:
+    def of_tensors(cls, flat: dict[str, Tensor]) -> WorldState:
+        """Inverse of `tensors`."""
         layers: list[LayerMemory] = []
-        while f"layers.{len(layers)}.keys" in flat:
+        while keys := _numbered(flat, f"layers.{len(layers)}.keys."):
             at = f"layers.{len(layers)}."
             delta = None
             if at + "recurrent" in flat:
                 delta = GatedDeltaState(flat[at + "recurrent"], flat[at + "conv"])
-            layers.append(LayerMemory(flat[at + "keys"], flat[at + "values"], delta))
+            layers.append(LayerMemory(keys, _numbered(flat, at + "values."), delta))
         values = {k: v for k, v in flat.items() if not k.startswith("layers.")}
         return cls(layers=tuple(layers), **values)
+
+
+def _numbered(flat: dict[str, Tensor], name: str) -> tuple[Tensor, ...]:
+    """The tensors ``name + "0"``, ``name + "1"``, and so on."""
+    found: list[Tensor] = []
+    while f"{name}{len(found)}" in flat:
+        found.append(flat[f"{name}{len(found)}"])
+    return tuple(found)
 
 
 @dataclass(frozen=True)

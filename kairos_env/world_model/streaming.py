@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from kairos_env.world_model.published.interface import ReleasedInterface, Stream
 from kairos_env.world_model.published.robot_part import RobotPart
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.sampling import Advance, along, towards
-from kairos_env.world_model.state import WorldState
+from kairos_env.world_model.state import StepOutput, WorldState
 from kairos_env.world_model.text.small import make_encoder
 from kairos_env.world_model.tokenizers.image import DOWNSAMPLING, Tokenizer
 
@@ -50,6 +50,7 @@ class StreamingPasses(nn.Module):
             self._make(spec, statistics)
 
     mixture: MixtureOfTransformers[Any, Any]
+    compiled: Callable[[WorldState, Tensor, int], StepOutput] | None = None  # see `compiled_step.use_engine`
 
     def _make(self, spec: RobotSpec, statistics: ModelStatistics | None) -> None:
         """A small model."""

@@ -117,7 +117,11 @@ def test_report_has_one_choice_of_each_kind_and_a_reason_for_each_lack(monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("KAIROS_GATED_DELTA", "naive")
     status = {(s.kind, s.name): s for s in report()}
-    assert {key for key, s in status.items() if s.chosen} == {("attention", "sdpa"), ("gated_delta", "naive")}
+    assert {key for key, s in status.items() if s.chosen} == {
+        ("attention", "sdpa"),
+        ("gated_delta", "naive"),
+        ("step", "traced"),
+    }
     assert status["attention", "sdpa"].reason == "chosen for cpu"
     assert status["gated_delta", "naive"].reason == "chosen by KAIROS_GATED_DELTA"
     assert status["attention", "flash"].reason == why_not("flash", CPU, torch.float32) == "needs a CUDA device, not cpu"
@@ -133,4 +137,4 @@ def test_doctor_shows_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAIROS_ATTENTION", "flash")
     (problem,) = doctor.check_engines()
     assert problem.status == "problem" and "needs a CUDA device" in problem.text
-    assert problem.remedy == "unset KAIROS_ATTENTION KAIROS_GATED_DELTA"
+    assert problem.remedy == "unset KAIROS_ATTENTION KAIROS_GATED_DELTA KAIROS_STEP"

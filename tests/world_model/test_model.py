@@ -83,9 +83,8 @@ def test_streaming_equals_one_pass_for_every_split(model: WorldModel, cuts: set[
 
 def relative_difference(a: WorldState, b: WorldState) -> float:
     """Largest root mean squared difference of any remembered tensor, as a share of that tensor's own size."""
-    pairs = [(x.keys, y.keys) for x, y in zip(a.layers, b.layers)] + [
-        (x.values, y.values) for x, y in zip(a.layers, b.layers)
-    ]
+    frames = [(x.keys + x.values, y.keys + y.values) for x, y in zip(a.layers, b.layers)]
+    pairs = [pair for one, other in frames for pair in zip(one, other, strict=True)]
     pairs += [(x.delta.recurrent, y.delta.recurrent) for x, y in zip(a.layers, b.layers) if x.delta and y.delta]
     return max(float((x.float() - y.float()).norm() / x.float().norm()) for x, y in pairs)
 
@@ -144,7 +143,8 @@ def test_actions_and_instruction_matter(model: WorldModel) -> None:
     assert (out.latent[0] - out.latent[1]).abs().max() > 1e-3
     other = model.observe([observation(), observation(instruction=TASKS["reach"])])
     if model.config.one_pass:  # the world does not listen
-        torch.testing.assert_close(other.layers[0].keys[0], other.layers[0].keys[1])
+        for frame in other.layers[0].keys:
+            torch.testing.assert_close(frame[0], frame[1])
     assert (model.act(other)[0] - model.act(other)[1]).abs().max() > 1e-6
 
 
@@ -208,6 +208,9 @@ def test_state_is_a_value_of_constant_size(model: WorldModel, tmp_path) -> None:
         WorldState.load(tmp_path / "older.safetensors")
     action = np.full((2, 4), 0.01, np.float32)
     torch.testing.assert_close(model.step(loaded, action).latent, model.step(stepped, action).latent)
+    save_file({"layers.0.keys": torch.zeros(2, 3, 4, 2, 8)}, tmp_path / "old.safetensors")
+    with pytest.raises(ValueError, match="old.safetensors lacks .*layers.0.keys.0"):
+        WorldState.load(tmp_path / "old.safetensors")
 
 
 def test_policy_runs_no_video(model: WorldModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ class WindowMixer(SelfAttention):
         table = rope(positions, k.shape[-1])
         q, k = rotate(q, table), rotate(k, table)
         before = (0, 0, 0, 0, 0, 0, self.offsets[-1], 0)  # frames that do not exist: masked
-        keys, values = (window(F.pad(t.unsqueeze(2), before), self.offsets, frames) for t in (k, v))
+        keys, values = (window(F.pad(t.unsqueeze(2), before).unbind(1), self.offsets, frames) for t in (k, v))
         valid = window_valid(torch.zeros(batch, dtype=torch.int64), self.offsets, frames)
         return self.o(attend(q.unsqueeze(2), keys, values, valid.unsqueeze(2)).squeeze(2))
 

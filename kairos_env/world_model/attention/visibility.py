@@ -11,11 +11,12 @@ length of the clip, and only the last groups' keys and values are kept. Whole cl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kairos_env.world_model.attention.kernels import attend
@@ -76,11 +77,12 @@ def related(relation: Relation | None, q: Tensor, k: Tensor, offsets: Tensor, ne
 class LayerMemory(NamedTuple):
     """What one layer keeps of the past: the last R groups, oldest first, and the delta rule's state.
 
-    keys, values: (B, R, G, H, K); of a gated delta layer only the lead actions' (G = 1, or 0 without them).
+    keys, values: R of (B, G, H, K), tensors of their own, so that a new one moves none of the others; of a gated delta
+        layer only the lead actions' (G = 1, or 0 without them).
     """
 
-    keys: Tensor
-    values: Tensor
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
     delta: GatedDeltaState | None = None
 
 
@@ -118,19 +120,22 @@ class Rule(Protocol):
         """Video tokens (B, ..., T, D) through the gated delta net, and the state to remember."""
 
 
-def window(groups: Tensor, offsets: tuple[int, ...], frames: int) -> Tensor:
+def window(groups: Sequence[Tensor], offsets: tuple[int, ...], frames: int) -> Tensor:
     """The groups that each of the last ``frames`` groups may see.
 
     Args:
-        groups: (B, R + F, G, ...) past and present groups, oldest first.
+        groups: R + F of (B, G, ...), past and present ones, oldest first.
         offsets: distances back in frames; every one at most R.
         frames: F.
 
     Returns:
         (B, F, len(offsets) * G, ...).
     """
-    start = groups.shape[1] - frames
-    return torch.cat([groups[:, start - d : start - d + frames] for d in offsets], 2)
+    start = len(groups) - frames
+    if frames == 1:
+        return torch.cat([groups[start - d] for d in offsets], 1).unsqueeze(1)
+    together = torch.stack(tuple(groups), 1)
+    return torch.cat([together[:, start - d : start - d + frames] for d in offsets], 2)
 
 
 def window_valid(past: Tensor, offsets: tuple[int, ...], frames: int) -> Tensor:
@@ -169,20 +174,17 @@ class Stream:
         frames = next(iter(parts.values()))[0].shape[1]
         back = self.config.offsets(kind)[1:]
         q, k, v = (torch.cat([heads[i] for heads in parts.values()], 2) for i in range(3))
-        past_keys, past_values = memory.keys, memory.values
-        if self.remembered:
-            past_keys, past_values = torch.cat([past_keys, k], 1), torch.cat([past_values, v], 1)
-            ring = memory.keys.shape[1]
-            memory = memory._replace(keys=past_keys[:, -ring:], values=past_values[:, -ring:])
-        elif frames > 1:
+        if frames > 1 and not self.remembered:
             raise ValueError(f"{frames} frames that only read were given together: they go one at a time")
-        else:  # the own group is not among the remembered ones, behind which `window` looks for it
-            past_keys, past_values = (F.pad(x, (0, 0, 0, 0, 0, 0, 0, 1)) for x in (past_keys, past_values))
+        groups = [(*memory.keys, *k.unbind(1)), (*memory.values, *v.unbind(1))]
+        group, ring = memory.keys[0].shape[1], len(memory.keys)
+        if self.remembered:
+            memory = memory._replace(keys=groups[0][-ring:], values=groups[1][-ring:])
         if kind not in self._masks:
-            sizes = {name: heads[0].shape[2] for name, heads in parts.items()}
-            self._masks[kind] = self._mask(sizes, back, past_keys.shape[2], frames)
-        keys = torch.cat([window(past_keys, back, frames), k], 2)
-        out = attend(q, keys, torch.cat([window(past_values, back, frames), v], 2), self._masks[kind])
+            sizes = {name: int(heads[0].shape[2]) for name, heads in parts.items()}  # numbers, also while traced
+            self._masks[kind] = self._mask(sizes, back, group, frames)
+        keys, values = (torch.cat([window(past, back, frames), x], 2) for past, x in zip(groups, (k, v), strict=True))
+        out = attend(q, keys, values, self._masks[kind])
         mixed = dict(zip(parts, out.split([heads[0].shape[2] for heads in parts.values()], 2), strict=True))
         return mixed.get("clean", mixed.get("noisy")), mixed.get("lead"), memory
 
@@ -195,17 +197,21 @@ class Stream:
 
     def _mask(self, sizes: dict[str, int], back: tuple[int, ...], group: int, frames: int) -> Tensor:
         """(B, F, queries, keys) for keys ``[past groups | own kinds]``."""
-        device = self.past.device
-        zero = torch.zeros(1, dtype=torch.int64, device=device)
-        rows = []
-        for query, count in sizes.items():
-            sees = VISIBLE[query]
-            row = torch.cat([related(sees.get(key), zero, zero, zero).expand(size) for key, size in sizes.items()])
-            rows.append(row.expand(count, -1))
-        own = torch.cat(rows)
+        own = _own_decision(tuple(sizes.items()), self.past.device)
         # every kind sees the remembered groups of its window, whole
-        valid = window_valid(self.past, back, frames).repeat_interleave(group, -1)
+        valid = window_valid(self.past, back, frames).unsqueeze(-1).expand(-1, -1, -1, group).flatten(2)
         return torch.cat([valid.unsqueeze(2).expand(-1, -1, len(own), -1), own.expand(*valid.shape[:2], -1, -1)], -1)
+
+
+@cache
+def _own_decision(sizes: tuple[tuple[str, int], ...], device: torch.device) -> Tensor:
+    """Which tokens of a decision see each other, (queries, keys) bool; ``sizes``: their kinds and how many of each."""
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    rows = []
+    for query, count in sizes:
+        row = torch.cat([related(VISIBLE[query].get(key), zero, zero, zero).expand(size) for key, size in sizes])
+        rows.append(row.expand(count, -1))
+    return torch.cat(rows)
 
 
 @dataclass(frozen=True)
@@ -228,7 +234,7 @@ class Proposal:
         offsets = self.config.offsets(kind)
         q, k, v = action
         frames, each = q.shape[1], len(q) // len(self.past)
-        valid = window_valid(self.past - frames, offsets, frames).repeat_interleave(memory.keys.shape[2], -1)
+        valid = window_valid(self.past - frames, offsets, frames).repeat_interleave(memory.keys[0].shape[1], -1)
         seen = [valid, *(window(x, offsets, frames) for x in (memory.keys, memory.values))]
         valid, keys, values = (x.repeat_interleave(each, 0) if each > 1 else x for x in seen)
         mask = torch.cat([valid, valid.new_ones(*valid.shape[:2], q.shape[2])], -1).unsqueeze(2)
@@ -260,13 +266,13 @@ class Joint:
         """See `Rule`."""
         assert memory is not None and action is not None
         number, length = action[0].shape[1], 0 if video is None else video[0].shape[2]
-        q, keys, values = action[0], [memory.keys.flatten(1, 2), action[1]], [memory.values.flatten(1, 2), action[2]]
+        q, keys, values = action[0], [*memory.keys, action[1]], [*memory.values, action[2]]
         if video is not None:
             frames = [x.flatten(1, 2) for x in video]
             q = torch.cat([q, frames[0]], 1)
             keys, values = [*keys, frames[1]], [*values, frames[2]]
         if kind not in self._masks:
-            self._masks[kind] = self._mask(kind, number, length, *memory.keys.shape[1:3])
+            self._masks[kind] = self._mask(kind, number, length, len(memory.keys), memory.keys[0].shape[1])
         k, v, mask = torch.cat(keys, 1), torch.cat(values, 1), self._masks[kind]
         out = attend(q[:, None], k[:, None], v[:, None], mask[:, None]).squeeze(1)
         heads = None if video is None else out[:, number:].unflatten(1, (number, length))

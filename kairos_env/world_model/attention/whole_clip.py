@@ -121,13 +121,13 @@ class WholeClip:
             queries, keys, values = ([x.flatten(1, 2)] for x in video)
         else:
             assert memory is not None
-            keys, values, queries = [memory.keys.flatten(1, 2)], [memory.values.flatten(1, 2)], []
+            keys, values, queries = [*memory.keys], [*memory.values], []
             frames, tokens = 1, keys[0].shape[1]
         if action is not None:
             queries, keys, values = ([*a, b] for a, b in zip((queries, keys, values), action, strict=True))
         q, k, v = (torch.cat(x, 1) for x in (queries, keys, values))
         out = self.mixing.attention(q, k, v, self.pattern(kind, frames, tokens, number)).flatten(2)
-        kept = LayerMemory(video[1], video[2]) if self.keep and video is not None else None
+        kept = LayerMemory((keys[0],), (values[0],)) if self.keep and video is not None else None
         return (
             None if video is None else out[:, : frames * tokens].unflatten(1, (frames, tokens)),
             None if action is None else out[:, -number:],

@@ -71,8 +71,8 @@ def flat(tokens: list[list[Token]]) -> list[Token]:
 
 
 def empty(kind: str, lead: bool, frames: int = 1) -> LayerMemory:
-    keys = torch.zeros(1, CONFIG.offsets(kind)[-1] + frames, lead + L, CONFIG.heads, CONFIG.head_dim)
-    return LayerMemory(keys, keys)
+    groups = (torch.zeros(1, lead + L, CONFIG.heads, CONFIG.head_dim),) * (CONFIG.offsets(kind)[-1] + frames)
+    return LayerMemory(groups, groups)
 
 
 @pytest.mark.parametrize(("kind", "lead", "split"), [*itertools.product(["swa", "dswa"], [True, False], [FRAMES, 3])])
