@@ -132,6 +132,17 @@ def check_device() -> Iterator[Finding]:
     else:
         text = "none; everything bundled runs on the CPU"
         yield Finding("gpu", "note", text)
+    yield check_precision()
+
+
+def check_precision() -> Finding:
+    """What training computes in by default on the best device, and why."""
+    import torch
+
+    from kairos_env.training.precision import choose_precision
+
+    precision, why = choose_precision("auto", "cuda" if torch.cuda.is_available() else "cpu")
+    return Finding("training", "ok", f"in {precision}: {why}")
 
 
 def check_engines() -> Iterator[Finding]:

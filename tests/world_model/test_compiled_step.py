@@ -57,9 +57,10 @@ def assert_close(found: StepOutput, expected: StepOutput, error: float) -> None:
     torch.testing.assert_close(found.state.tensors(), expected.state.tensors(), atol=error, rtol=error)
 
 
-@pytest.mark.parametrize("objects", [("object", "goal"), ()])
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("engine", ["traced", "openvino"])
+@pytest.mark.parametrize(
+    ("engine", "batch", "objects"),
+    [("traced", 1, ("object", "goal")), ("traced", 3, ()), ("openvino", 3, ("object", "goal"))],
+)
 def test_engines_equal_the_eager_step(engine: str, batch: int, objects: tuple[str, ...]) -> None:
     if engine == "openvino":
         pytest.importorskip("openvino")
