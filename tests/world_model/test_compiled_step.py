@@ -73,7 +73,7 @@ def test_engines_equal_the_eager_step(engine: str, batch: int, objects: tuple[st
         assert_close(one, other, LARGEST_ERROR[engine])
     for _ in range(PATIENCE + 2):
         decoded = model.decode(expected[-1].latent)["scene"]
-    assert np.abs(decoded.astype(int) - picture).max() <= 1
+    assert np.abs(decoded.astype(int) - picture).max() <= (2 if engine == "openvino" else 0)  # grey levels
     # a state is a value, wherever it came from
     again = model.step(found[-2].state.select([batch - 1]), torch.full((1, 4), 0.1))
     use_engine(model, "eager")
