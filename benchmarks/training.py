@@ -1,7 +1,7 @@
 """Training throughput per CPU-second, beside that of the recipe before.
 
-    python benchmarks/training.py                            the default recipe with the preset tiny
-    python benchmarks/training.py --compile --rounds 12      its passes compiled, which takes minutes at first
+    python benchmarks/training.py                       the default recipe with the preset tiny
+    python benchmarks/training.py --precision fp32      in another precision
 
 One thread. Steps of stage 2 are spread evenly over a run, since what a step does depends on how far the run is. They
 take turns with a yardstick, a training step of PyTorch's own transformer layers, so that a busy machine slows both
@@ -13,7 +13,6 @@ CPU-second and per yardstick, and the latter are compared.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable
@@ -29,7 +28,6 @@ from kairos_env.records import Episode
 from kairos_env.runs import describe_machine
 from kairos_env.sims.tabletop.env import TASKS, make_spec
 from kairos_env.training.batches import Clips
-from kairos_env.training.compiled import compiled_passes
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.log import TrainingLog
 from kairos_env.training.loop import cpu_seconds
@@ -119,7 +117,6 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.add_argument("--rounds", type=int, default=24, help="steps")
-    parser.add_argument("--compile", action="store_true", help="compile the passes")
     options = parser.parse_args()
     torch.set_num_threads(1)
     precision, why = choose_precision(options.precision, "cpu")
@@ -127,20 +124,16 @@ def main() -> None:
     torch.manual_seed(0)
     model = WorldModel(one_pass_config(get_preset(options.preset), ("object", "goal")), make_spec(), TASKS)
     clips = Clips(model, [drawn_episode(seed) for seed in range(32)])
-    with tempfile.TemporaryDirectory() as folder:
-        with compiled_passes(model, Path(folder)) if options.compile else contextlib.nullcontext():
-            first = cpu_seconds()
-            timed(model, clips, config, 3)  # every kind of step once: kernels, caches
-            first = cpu_seconds() - first
-            found = timed(model, clips, config, options.rounds)
+    timed(model, clips, config, 3)  # every kind of step once: kernels, caches
+    found = timed(model, clips, config, options.rounds)
 
     frames = config.batch * (config.loss.frames + model.chunk_length)
     counts = {"frames": frames, "labels": frames * config.loss.tasks}
     step, unit = fmean(found.steps), median(found.yardsticks)
     machine = describe_machine()
     print(f"{machine['processor']}, one thread, torch {torch.__version__}, preset {options.preset}")
-    print(f"precision {precision}: {why}; {'compiled' if options.compile else 'eager'}")
-    print(f"first steps {first:.0f} CPU-seconds, then a step {step:.3f}; yardstick {unit:.3f}")
+    print(f"precision {precision}: {why}")
+    print(f"a step {step:.3f} CPU-seconds, the yardstick {unit:.3f}")
     print(f"{'learned from':24} | {'per CPU-second':>14} | {'per yardstick':>13} | {'x the recipe before':>19}")
     for name, count in counts.items():
         rate = count / step

@@ -23,14 +23,12 @@ class LaunchConfig:
     Args:
         log: also send the metrics to these: tensorboard, wandb, trackio.
         snapshot_every: steps of stage 2 between two whole model folders in <out>/snapshots; 0 keeps none.
-        compile: compile the passes of stage 2, which takes minutes at first and pays in runs of hours.
         change: go on with a run whose configuration differs, such as a lower model.lr or more model.steps. What was
             learned and held out before stays as it was; launches.jsonl says what changed.
     """
 
     log: tuple[TrackerName, ...] = ()
     snapshot_every: int = 0
-    compile: bool = False
     change: bool = False
 
     def __post_init__(self) -> None:

@@ -7,7 +7,6 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,7 +15,6 @@ from kairos_env.records import Episode, Observation, RobotSpec
 from kairos_env.runs import ConfigMismatch, WriteLock, atomic_write, write_json
 from kairos_env.training.batches import Clips, check_encoder, object_names
 from kairos_env.training.card import write_card
-from kairos_env.training.compiled import compiled_passes
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import split
 from kairos_env.training.launch import LaunchConfig, open_training, stored_config
@@ -95,8 +93,7 @@ def train(
             if launch.snapshot_every:
                 hooks.append((launch.snapshot_every, _snapshots(folder, starts, config)))
             hooks.append((config.sample_every, _reports(report, folder)))
-            with compiled_passes(model, folder) if launch.compile else nullcontext():
-                train_world_action(model, clips, config, log, hooks, say)
+            train_world_action(model, clips, config, log, hooks, say)
         _write_model(model, starts, config, folder, folder / "model")
         report(folder)
     return folder / "model"
