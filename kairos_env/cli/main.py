@@ -218,7 +218,13 @@ COMMANDS: Mapping[str, Command | Group] = {
             "rewards": Command(
                 "what solving and not solving a task earn, by each form of the reward",
                 "kairos eval rewards\nkairos eval rewards --tasks reach,push --episodes 100 --discount 0.9",
-                "rewards:rewards",
+                "reinforcement:rewards",
+            ),
+            "practice": Command(
+                "reinforcement learning in imagination only, judged in the simulator",
+                "kairos eval practice --task reach --algorithm ppo\n"
+                "kairos eval practice --task lift --algorithm sac --agents 2 --episodes 20 --decisions 20000",
+                "reinforcement:practice",
             ),
             "probe": Command(
                 "train the independent reader of positions that imagined frames are measured with",

@@ -48,7 +48,7 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
         render_mode: ``"rgb_array"`` or None. ``gym.make(..., render_mode="human")`` shows it in a window
             (Gymnasium's HumanRendering, needs pygame).
         settings: ``task``, ``start``, ``reward``, ``steps``, ``device``, ``max_episode_steps``,
-            ``observation``, ``success_threshold``, ``uncertainty_limit``, ``horizon``,
+            ``observation``, ``success_threshold``, ``success_ends``, ``uncertainty_limit``, ``horizon``,
             ``unknown_instructions``, see `Imagination`. ``gym.make``
             keeps ``max_episode_steps`` for itself (Gymnasium's TimeLimit around this environment).
 

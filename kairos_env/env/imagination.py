@@ -47,6 +47,7 @@ class ImaginationOptions(TypedDict, total=False):
     max_episode_steps: int | None
     observation: ObservationForm
     success_threshold: float | None
+    success_ends: bool
     uncertainty_limit: float | None
     horizon: Horizon
     unknown_instructions: UnknownInstructions
@@ -67,7 +68,10 @@ class Imagination:
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         max_episode_steps: decisions until an episode is truncated; None never truncates by time.
         observation: ``"pixels"`` (the robot's own observation space), ``"latent"`` or ``"features"``, see `View`.
-        success_threshold: imagined success probability from which an episode terminates; None never.
+        success_threshold: imagined success probability from which the task counts as solved; None never.
+        success_ends: an episode terminates once the task is solved. False goes on, and decisions cost nothing for as
+            long as it stays solved: an agent that practises so learns to be solved beyond doubt, where one that is
+            let off at the first claim stops where the claim is least sure.
         uncertainty_limit: uncertainty above which the episode is truncated, because what follows is not to be
             trusted, in metres (of models that expect no errors of positions in standard deviations of the latent);
             None never.
@@ -94,6 +98,7 @@ class Imagination:
         max_episode_steps: int | None = None,
         observation: ObservationForm = "pixels",
         success_threshold: float | None = 0.5,
+        success_ends: bool = True,
         uncertainty_limit: float | None = None,
         horizon: Horizon = "measured",
         unknown_instructions: UnknownInstructions = "refuse",
@@ -120,7 +125,7 @@ class Imagination:
         self.reward, self.reward_form = make_reward(reward, self.model), reward_form(reward)
         self.steps = steps
         self.limit_episodes(max_episode_steps)
-        self.success_threshold = success_threshold
+        self.success_threshold, self.success_ends = success_threshold, success_ends
         self.uncertainty_limit, self.horizon = uncertainty_limit, horizon
         self.unknown_instructions: UnknownInstructions = unknown_instructions
         self.familiarity, self._metric = Familiarity(self.model), expects_positions(self.model)
@@ -234,8 +239,9 @@ class Imagination:
         uncertainty = uncertainty * episodes.strangeness
 
         steps = episodes.steps + 1
-        terminated, reason = self._judge(steps, episodes.tasks, success, uncertainty, broken)
-        rewards = step_reward(rewards, terminated, self.reward_form)
+        solved, reason = self._judge(steps, episodes.tasks, success, uncertainty, broken)
+        rewards = step_reward(rewards, solved, self.reward_form)
+        terminated = solved if self.success_ends else np.zeros_like(solved)
         truncated = reason != ""
         finished = episodes.finished | terminated | truncated
         after = dataclasses.replace(episodes, world_state=out.state, steps=steps, finished=finished)
@@ -258,7 +264,7 @@ class Imagination:
     def _judge(
         self, steps: Array, tasks: Array, success: Array, uncertainty: Array, broken: Array
     ) -> tuple[Array, Array]:
-        """Ends in success, (B,) bool, and the reasons why others are cut off, (B,) str."""
+        """Which are solved, (B,) bool, and the reasons why others are cut off, (B,) str."""
         reason = np.full(len(steps), "", object)
         if self.max_episode_steps is not None:
             reason[steps >= self.max_episode_steps] = "time_limit"
@@ -266,14 +272,15 @@ class Imagination:
             reason[steps >= [horizon_of(task, self.model.horizons) for task in tasks]] = "horizon"
         elif isinstance(self.horizon, int):
             reason[steps >= self.horizon] = "horizon"
-        terminated = self._succeeded(success)
-        reason[terminated] = ""
+        solved = self._succeeded(success)
+        if self.success_ends:
+            reason[solved] = ""
         distrusted = broken.copy()
         if self.uncertainty_limit is not None:
             distrusted |= uncertainty > self.uncertainty_limit
             reason[distrusted] = "uncertainty"
         reason[broken] = "non_finite"
-        return terminated & ~distrusted, reason  # a success that cannot be trusted is none
+        return solved & ~distrusted, reason  # a success that cannot be trusted is none
 
     def _succeeded(self, success: Array) -> Array:
         return success >= self.success_threshold if self.success_threshold is not None else np.zeros(len(success), bool)

@@ -48,6 +48,10 @@ class SB3VecEnv(VecEnv):
         """Actions (..., A) in [-1, 1] -> physical units."""
         return self._low + (np.asarray(actions, np.float32) + 1) / 2 * (self._high - self._low)
 
+    def scaled(self, actions: Array) -> Array:
+        """Actions (..., A) in physical units -> [-1, 1]."""
+        return ((np.asarray(actions, np.float32) - self._low) / (self._high - self._low) * 2 - 1).astype(np.float32)
+
     def reset(self) -> Any:
         """Batched observations; uses the seeds of `seed` once."""
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None

@@ -45,7 +45,7 @@ class WorldModelVectorEnv(AutoresetVectorEnv):
             on ``"hold"``: imagined on, but it stays finished and its reward is 0.
         render_mode: ``"rgb_array"`` or None.
         settings: ``task``, ``start``, ``reward``, ``steps``, ``device``, ``max_episode_steps``,
-            ``observation``, ``success_threshold``, ``uncertainty_limit``, ``horizon``,
+            ``observation``, ``success_threshold``, ``success_ends``, ``uncertainty_limit``, ``horizon``,
             ``unknown_instructions``, see `Imagination`.
     """
 

@@ -25,7 +25,8 @@ class RewardsConfig:
     Args:
         simulator: Gymnasium id or ``module:factory``.
         tasks: names of the tasks; empty: all.
-        behaviours: those of recordings and policies by name, ``hover`` and ``still``.
+        behaviours: those of recordings and policies by name; ``hover``, which stays just short of success, and
+            ``still``, which never moves.
         episodes: of each behaviour and task, from the same initial states.
         decisions: an episode is cut off after so many.
         discount: of the discounted returns.

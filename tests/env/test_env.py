@@ -249,6 +249,17 @@ def test_every_imagined_decision_costs_until_success() -> None:
     assert doubtful.step(np.zeros(2))[1] == -0.75, "a success that cannot be trusted stops no cost"
 
 
+def test_success_may_end_nothing() -> None:
+    env = WorldModelEnv(QuarterModel(), success_ends=False, max_episode_steps=4)
+    env.reset(seed=0)  # solved after 2 decisions, and stays so
+    steps = [env.step(np.zeros(2)) for _ in range(4)]
+    assert [step[1] for step in steps] == [-0.75, 0.0, 0.0, 0.0]
+    assert not any(step[2] for step in steps)
+    assert [step[4]["success"] for step in steps] == [False, True, True, True]
+    assert [step[3] for step in steps] == [False, False, False, True]
+    assert steps[-1][4]["truncated_reason"] == "time_limit"
+
+
 # State
 
 
