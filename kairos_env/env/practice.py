@@ -83,7 +83,7 @@ class PracticeConfig:
     starts: int = 512
     robots: int = 32
     demonstrations: int = 3072
-    decisions: int = 15_360
+    decisions: int = 7_680
     horizon: int = 16
     success_threshold: float = 0.9
     uncertainty_limit: float | None = None
