@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,15 +22,18 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.03
 """Metres: hand and objects that are imagined nearer to where they are than that can be acted on."""
+_LEAST_SPREAD = 0.2  # standard deviations of a latent; differences of its mean below that say nothing
 _FAINT = 5.0  # grey levels; a picture of less contrast is taken to have so much
 
 
 class Familiarity:
     """How much real observations resemble a model's training data, as its tokenizer sees it.
 
-    The measure is the share of a picture's contrast that encoding and decoding loses, largest of all cameras. It is
-    compared with the real observations that ship with the model (`WorldModel.starts`), held-out ones of the training
-    data: `lost` by the worst of them is the unit.
+    Two measures are compared with the real observations that ship with the model (`WorldModel.starts`), held-out ones
+    of the training data; the larger ratio counts. One is the share of a picture's contrast that encoding and decoding
+    loses, largest of all cameras; its unit is the most that a shipped observation loses. A tokenizer that has seen many
+    lights codes darker pictures than those as well as any, so the other is how far the mean of the latent lies from
+    theirs (Mahalanobis distance); its unit is the distance that one in ten of them exceeds.
 
     Args:
         model: a small model that ships observations. Of any other nothing is known, and every observation is familiar.
@@ -38,16 +41,10 @@ class Familiarity:
 
     def __init__(self, model: WorldModel) -> None:
         self.model = model
-        self.known = bool(model.starts) and not model.released
-
-    @cached_property
-    def usual(self) -> float:
-        """The largest share that is lost of an observation of the training data."""
-        starts = list(self.model.starts)
-        return float(lost_contrast(self.model, starts, self.model.encode(starts)).max())
+        self.known = len(model.starts) > 1 and not model.released
 
     def strangeness(self, observations: Sequence[Observation], latents: torch.Tensor) -> Array:
-        """How many times more is lost of each observation than of the training data: (B,) float64, >= 1.
+        """How many times stranger each observation is than those of the training data: (B,) float64, >= 1.
 
         Args:
             observations: B of them.
@@ -55,7 +52,31 @@ class Familiarity:
         """
         if not self.known:
             return np.ones(len(observations))
-        return np.maximum(1.0, lost_contrast(self.model, observations, latents) / self.usual)
+        usual = self._usual
+        lost, apart = lost_contrast(self.model, observations, latents), _apart(_means(latents), usual.means)
+        return np.maximum(1.0, np.maximum(lost / usual.lost, apart / usual.apart))
+
+    @cached_property
+    def _usual(self) -> _Usual:
+        starts = list(self.model.starts)
+        latents = self.model.encode(starts)
+        lost, means = lost_contrast(self.model, starts, latents), _means(latents)
+        return _Usual(max(0.01, float(lost.max())), max(1.0, float(np.quantile(_apart(means, means), 0.9))), means)
+
+
+class _Usual(NamedTuple):
+    """The shipped observations: the most that is lost, the distance that a tenth exceeds, latent means (N, C)."""
+
+    lost: float
+    apart: float
+    means: Array
+
+
+def _apart(means: Array, usual: Array) -> Array:
+    """Mahalanobis distance (B,) of latent means (B, C) from usual ones (N, C)."""
+    spread = np.cov(usual.T) + _LEAST_SPREAD**2 * np.eye(usual.shape[1])
+    away = means - usual.mean(0)
+    return np.asarray(np.sqrt(np.einsum("bc,bc->b", away, np.linalg.solve(spread, away.T).T)))
 
 
 def lost_contrast(model: WorldModel, observations: Sequence[Observation], latents: torch.Tensor) -> Array:
@@ -67,6 +88,11 @@ def lost_contrast(model: WorldModel, observations: Sequence[Observation], latent
         contrast = np.sqrt(true.var((1, 2)).mean(-1))
         lost.append(error / np.maximum(contrast, _FAINT))
     return np.max(lost, axis=0)
+
+
+def _means(latents: torch.Tensor) -> Array:
+    """Mean over all cells of latents (B, C, h, w): float64 (B, C)."""
+    return latents.mean((2, 3)).double().cpu().numpy()
 
 
 def chance_within(errors: Array, distance: float = TOLERANCE) -> Array:

@@ -36,6 +36,8 @@ from kairos_env.runs import (
 from kairos_env.sims.make import make_simulator, spec_of
 from kairos_env.sims.simulator import matching_task
 
+IMAGINED = "Kairos-WorldModel-v0"
+
 
 @dataclass(frozen=True)
 class CorrelationConfig:
@@ -77,7 +79,7 @@ class CorrelationConfig:
     steps: int = 0
     simulator: str = "Kairos-Robosuite-v0"
     options: dict[str, Any] = field(default_factory=dict)
-    imagination: str = "Kairos-WorldModel-v0"
+    imagination: str = IMAGINED
     success_threshold: float = 0.5
     first_initial_state: int | None = None
     seed: int = 0
@@ -140,7 +142,8 @@ def _first_state(config: CorrelationConfig, count: int | None, task: str) -> int
 
 def _imagined_options(config: CorrelationConfig) -> dict[str, Any]:
     options: dict[str, Any] = {"model": config.model, "start": config.simulator, "device": config.device}
-    options |= {"horizon": None}  # as long as the real episodes
+    if config.imagination == IMAGINED:
+        options["horizon"] = None  # as long as the real episodes
     return options | {"success_threshold": config.success_threshold} | ({"steps": config.steps} if config.steps else {})
 
 
