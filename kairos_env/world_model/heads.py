@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kairos_env.world_model.dit import in_float32
+
 UNLIKELY = -10.0  # logit of a success that nobody has learnt to see
 
 
@@ -58,15 +60,21 @@ class FrameHeads(nn.Module):
     def outcome(self, flat: Tensor, context: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reward and logit of success (...), for pooled instructions (..., text_dim) and features (..., K)."""
         parts = [flat, context] if features is None else [flat, features, context]
-        found = self.task(torch.cat(parts, -1)).float()
+        found = _precisely(self.task, torch.cat(parts, -1))
         return found[..., 0], found[..., 1]
 
     def objects(self, flat: Tensor) -> Tensor:
         """Positions in decimetres (..., O, 3); of an imagined frame what changed since the one before."""
         if not hasattr(self, "object"):
             return flat.new_zeros(*flat.shape[:-1], 0, 3).float()
-        return self.object(flat).unflatten(-1, (-1, 3)).float()
+        return _precisely(self.object, flat).unflatten(-1, (-1, 3))
 
     def errors(self, flat: Tensor) -> Tensor:
         """Logarithm of the expected mean squared errors (..., E)."""
-        return self.error(flat).float()
+        return _precisely(self.error, flat)
+
+
+def _precisely(head: nn.Sequential, x: Tensor) -> Tensor:
+    """The head in float32 whatever is around it: in bfloat16 a position would be known to half a millimetre only."""
+    with torch.autocast(x.device.type, enabled=False):
+        return in_float32(head, x)
