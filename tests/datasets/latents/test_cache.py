@@ -305,7 +305,7 @@ def test_clips_of_a_cache_are_those_of_its_recording(home: Path) -> None:
     for name in (*PER_FRAME, *PER_EPISODE):
         torch.testing.assert_close(*(getattr(batch, name) for batch in drawn), atol=2e-3, rtol=1e-3)
     assert drawn[0].latents.shape == (8, 6, 4, 2, 4) and drawn[0].latents.dtype == torch.float32
-    assert drawn[0].texts == ["schiebe den Würfel"] * 8 and drawn[0].view_mask.all()
+    assert drawn[0].texts == [["schiebe den Würfel"]] * 8 and drawn[0].view_mask.all()
     with pytest.raises(ValueError, match="made by the encoder"):
         Clips(WorldModel.from_pretrained(home / "other"), cache)
 

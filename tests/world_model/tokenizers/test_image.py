@@ -46,4 +46,4 @@ def test_a_configuration_from_before_the_light_decoder_means_the_wide_one() -> N
     stored = json.loads(json.dumps(PRESETS["tiny"].to_dict()))
     assert WorldModelConfig.from_dict(stored) == PRESETS["tiny"]
     del stored["tokenizer"]["decoder"]
-    assert WorldModelConfig.from_dict(stored).tokenizer == TokenizerConfig()
+    assert WorldModelConfig.from_dict(stored).tokenizer == TokenizerConfig(latent_channels=16)
