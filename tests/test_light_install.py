@@ -83,7 +83,7 @@ planner = PlannerPolicy(env.unwrapped.model, best_of_n, task="push", n=2, horizo
 planner.reset(seed=0)
 action = planner.act(kairos_env.Observation.from_gym(observation, info["instruction"]))
 observation, reward, *_ = env.step(action)
-print(observation["image_scene"].shape, 0 <= reward <= 1)
+print(observation["image_scene"].shape, -1 <= reward <= 0)
 try:
     gym.make("Kairos-Robosuite-v0")
 except ImportError as error:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from kairos_env.env.imagination import load_model
-from kairos_env.env.sb3 import SB3VecEnv
 from kairos_env.env.vector_env import WorldModelVectorEnv
 from kairos_env.extras import require
 from kairos_env.records import Array, Observation
@@ -25,6 +24,7 @@ from kairos_env.sims.make import make_simulator
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
+    from kairos_env.env.sb3 import SB3VecEnv
     from kairos_env.world_model.model import WorldModel
 
 Algorithm = Literal["ppo", "sac"]
@@ -120,6 +120,8 @@ def practise(config: PracticeConfig, model: WorldModel | None = None) -> BaseAlg
 
 def practice_env(config: PracticeConfig, model: WorldModel) -> SB3VecEnv:
     """The imagined robots that an agent practises with."""
+    from kairos_env.env.sb3 import SB3VecEnv  # a subclass of what the extra `rl` brings
+
     envs = WorldModelVectorEnv(
         config.robots,
         model,
