@@ -6,7 +6,9 @@ Importing the package registers the Gymnasium ids by name and loads neither torc
 from __future__ import annotations
 
 import importlib
+import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs.registration import register
@@ -66,12 +68,24 @@ register(
     entry_point="kairos_env.sims.libero.env:LiberoEnv",
     vector_entry_point="kairos_env.sims.libero.env:make_vector",
 )
-# gym.make never hands max_episode_steps to an environment: only a limit that is registered can be raised.
+
+
+def _longest_trusted(folder: Path, unmeasured: int = 24) -> int:
+    """The longest horizon of trust that a model's folder states, or ``unmeasured`` where that is longer.
+
+    The environment ends each episode at the horizon of its own task. But ``gym.make`` hands ``max_episode_steps`` to no
+    environment: only a limit that is registered can be raised, and this one must cut none of them short.
+    """
+    measured = folder / "measured.json"  # see `kairos_env.world_model.checkpoint`, which imports torch
+    horizons = json.loads(measured.read_text()).get("trust_horizon", {}) if measured.exists() else {}
+    return max([unmeasured, *horizons.values()])
+
+
 register(
     id="Kairos-WorldModel-v0",
     entry_point="kairos_env.env.env:WorldModelEnv",
     vector_entry_point="kairos_env.env.vector_env:WorldModelVectorEnv",
-    max_episode_steps=24,
+    max_episode_steps=_longest_trusted(Path(__file__).parent / "pretrained" / "kairos-tiny"),
 )
 
 

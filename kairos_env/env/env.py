@@ -35,6 +35,7 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
     same one again), and where there is such a thing:
 
     - ``objects``: float32 (O, 3), of models that read them, see `WorldState.objects`;
+    - ``errors``: float32 (E,), what the model expects to be wrong by, named by `WorldModel.error_names`;
     - ``familiarity``: 0 ... 1, how well the tokenizer knows what the episode started from, see `Familiarity`;
       ``uncertainty`` is divided by it;
     - ``trust``: 0 ... 1, the chance that hand and objects are within 3 cm of where they are imagined,

@@ -46,6 +46,19 @@ class EpisodeState:
         columns = {k: getattr(self, k)[rows] for k in _COLUMNS}
         return EpisodeState(self.world_state.select(rows.tolist()), **columns)
 
+    def after(self, world_state: WorldState, steps: Array, ended: Array) -> EpisodeState:
+        """The episodes one decision later; those of ``ended`` (B,) have finished."""
+        return EpisodeState(
+            world_state,
+            steps,
+            self.seeds,
+            self.tasks,
+            self.instructions,
+            self.known,
+            self.strangeness,
+            self.finished | ended,
+        )
+
     def overwrite(self, rows: Array, other: EpisodeState) -> EpisodeState:
         """Episode ``rows[i]`` becomes episode ``i`` of ``other``; the rest stays."""
         if len(rows) == len(self):

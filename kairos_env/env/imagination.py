@@ -20,8 +20,9 @@ import torch
 from kairos_env.env.episodes import EpisodeState, Outcome
 from kairos_env.env.initial_observations import InitialObservations, Start
 from kairos_env.env.instructions import UnknownInstructions, Wish, check_task, choose_instruction
+from kairos_env.env.readings import read
 from kairos_env.env.reward import RewardChoice, make_reward, reward_form
-from kairos_env.env.trust import Familiarity, chance_within, expects_positions, horizon_of, largest_error
+from kairos_env.env.trust import Trust, horizon_of
 from kairos_env.env.view import ObservationForm, View
 from kairos_env.records import Array, Observation
 from kairos_env.sims.reward import step_reward
@@ -66,7 +67,8 @@ class Imagination:
             are taken as they are.
         steps: denoising steps of one imagined decision; None is the model's default.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
-        max_episode_steps: decisions until an episode is truncated; None never truncates by time.
+        max_episode_steps: decisions until an episode is truncated; None, or -1 as in Gymnasium, never truncates by
+            time.
         observation: ``"pixels"`` (the robot's own observation space), ``"latent"`` or ``"features"``, see `View`.
         success_threshold: imagined success probability from which the task counts as solved; None never.
         success_ends: an episode terminates once the task is solved. False goes on, and decisions cost nothing for as
@@ -128,15 +130,15 @@ class Imagination:
         self.success_threshold, self.success_ends = success_threshold, success_ends
         self.uncertainty_limit, self.horizon = uncertainty_limit, horizon
         self.unknown_instructions: UnknownInstructions = unknown_instructions
-        self.familiarity, self._metric = Familiarity(self.model), expects_positions(self.model)
+        self.trust = Trust(self.model)
         self.view = View(self.model, observation)
         self.observation_space: gym.spaces.Dict = self.view.space
         self.action_space = self.spec.action_space
 
     def limit_episodes(self, max_episode_steps: int | None) -> None:
-        """Truncates episodes after so many decisions; None never does."""
-        _check_count("max_episode_steps", max_episode_steps)
-        self.max_episode_steps = max_episode_steps
+        """Truncates episodes after so many decisions; None, or Gymnasium's -1, never does."""
+        self.max_episode_steps = None if max_episode_steps == -1 else max_episode_steps
+        _check_count("max_episode_steps", self.max_episode_steps)
 
     # Starting
 
@@ -171,9 +173,9 @@ class Imagination:
     def resume(self, episodes: EpisodeState, observation: dict[str, Array] | None = None) -> Outcome:
         """The result of a reset to ``episodes``; the observation is imagined unless it is given."""
         state, count = episodes.world_state, len(episodes)
-        success, objects = np.asarray(state.success.cpu(), np.float64), state.objects.cpu().numpy()
-        uncertainty = np.asarray(largest_error(state).cpu(), np.float64) * episodes.strangeness
-        no_truncation = np.full(count, "", object)
+        success = state.success.double().tolist()
+        uncertainty = self.trust.uncertainty(state, episodes.strangeness)
+        objects, errors = (x.float().cpu().numpy() for x in (state.objects, state.errors))
         if observation is None:
             observation = self.view.observe(state.latent, state.proprio, state.objects, state.before)
         return Outcome(
@@ -182,7 +184,7 @@ class Imagination:
             reward=np.zeros(count),
             terminated=episodes.finished.copy(),
             truncated=np.zeros(count, bool),
-            info=self._info(episodes, success, uncertainty, objects, no_truncation),
+            info=self._info(episodes, success, uncertainty, objects, errors, [""] * count),
         )
 
     def _first_observation(self, seed: int, options: Mapping[str, Any]) -> tuple[Observation, Wish, bool]:
@@ -205,8 +207,8 @@ class Imagination:
     def _strangeness(self, state: WorldState, begun: Sequence[tuple[Observation, Wish, bool]]) -> Array:
         """See `Familiarity`; observations that ship with the model are what others are compared with."""
         found, others = np.ones(len(begun)), [i for i, (_, _, own) in enumerate(begun) if not own]
-        if others and self.familiarity.known:
-            found[others] = self.familiarity.strangeness([begun[i][0] for i in others], state.latent[others])
+        if others:
+            found[others] = self.trust.familiarity.strangeness([begun[i][0] for i in others], state.latent[others])
         return found
 
     # Stepping
@@ -223,31 +225,25 @@ class Imagination:
         """
         self._check_shape(actions, len(episodes))
         out = self.model.step(episodes.world_state, actions, steps=self.steps)
-        latent, proprio, objects = out.latent, out.proprio, out.objects
-        reward = torch.as_tensor(self.reward(out), dtype=torch.float32, device=latent.device)
+        reward = torch.as_tensor(self.reward(out), dtype=torch.float32, device=out.latent.device)
         if reward.shape != (len(episodes),):
             raise ValueError(f"the reward function returned shape {tuple(reward.shape)}, expected {(len(episodes),)}")
-        # One table, because every copy from a GPU waits for it. Latents are bounded, so their sum is finite
-        # exactly if all of them are.
-        judged = torch.stack((reward, out.success, out.uncertainty, latent.flatten(1).sum(1)), 1)
-        table = torch.cat((proprio, objects.flatten(1), judged), 1).cpu().numpy()  # (B, P + 3 O + 4)
-        broken = ~np.isfinite(table).all(1)
-        if broken.any():  # what is returned still lies in its space; info says why the episode ends
-            table = np.nan_to_num(table)
+        told = read(out, reward)
+        steps, success = episodes.steps + 1, told.success.tolist()
+        uncertainty = (told.uncertainty * episodes.strangeness).tolist()
+        # Row by row: numbers are quicker than arrays of one.
+        rows = zip(steps.tolist(), episodes.tasks, success, uncertainty, told.broken, strict=True)
+        judged = [self._judge(*row) for row in rows]
+        earned = zip(told.reward.tolist(), judged, strict=True)
+        rewards = np.array([step_reward(dense, solved, self.reward_form) for dense, (solved, _) in earned])
+        terminated = np.array([solved and self.success_ends for solved, _ in judged])
+        truncated = np.array([bool(reason) for _, reason in judged])
+        after = episodes.after(out.state, steps, terminated | truncated)
+        latent, proprio, objects = out.latent, out.proprio, out.objects
+        if any(told.broken):  # what is returned still lies in its space; info says why the episode ends
             latent, proprio, objects = latent.nan_to_num(), proprio.nan_to_num(), objects.nan_to_num()
-        rewards, success, uncertainty = table[:, -4:-1].T.astype(np.float64)
-        uncertainty = uncertainty * episodes.strangeness
-
-        steps = episodes.steps + 1
-        solved, reason = self._judge(steps, episodes.tasks, success, uncertainty, broken)
-        rewards = step_reward(rewards, solved, self.reward_form)
-        terminated = solved if self.success_ends else np.zeros_like(solved)
-        truncated = reason != ""
-        finished = episodes.finished | terminated | truncated
-        after = dataclasses.replace(episodes, world_state=out.state, steps=steps, finished=finished)
-        places = table[:, proprio.shape[1] : -4].reshape(objects.shape)
-        info = self._info(after, success, uncertainty, places, reason)
         seen = self.view.observe(latent, proprio, objects, out.state.before)
+        info = self._info(after, success, uncertainty, told.objects, told.errors, [reason for _, reason in judged])
         return Outcome(after, seen, rewards, terminated, truncated, info)
 
     def check_actions(self, actions: Any, count: int) -> None:
@@ -261,52 +257,60 @@ class Imagination:
             self.spec.check_action(actions)  # says more, if it is about the robot
             raise ValueError(f"actions have shape {np.shape(actions)}, expected {(count, self.spec.action_dim)}")
 
-    def _judge(
-        self, steps: Array, tasks: Array, success: Array, uncertainty: Array, broken: Array
-    ) -> tuple[Array, Array]:
-        """Which are solved, (B,) bool, and the reasons why others are cut off, (B,) str."""
-        reason = np.full(len(steps), "", object)
-        if self.max_episode_steps is not None:
-            reason[steps >= self.max_episode_steps] = "time_limit"
-        if self.horizon == "measured" and self.model.horizons:
-            reason[steps >= [horizon_of(task, self.model.horizons) for task in tasks]] = "horizon"
-        elif isinstance(self.horizon, int):
-            reason[steps >= self.horizon] = "horizon"
-        solved = self._succeeded(success)
-        if self.success_ends:
-            reason[solved] = ""
-        distrusted = broken.copy()
-        if self.uncertainty_limit is not None:
-            distrusted |= uncertainty > self.uncertainty_limit
-            reason[distrusted] = "uncertainty"
-        reason[broken] = "non_finite"
-        return solved & ~distrusted, reason  # a success that cannot be trusted is none
+    def _judge(self, step: int, task: str, success: float, uncertainty: float, broken: bool) -> tuple[bool, str]:
+        """Whether the task is solved, and why the episode is cut off; empty if it is not."""
+        if broken:
+            return False, "non_finite"
+        if self._distrusted(uncertainty):
+            return False, "uncertainty"
+        solved = self._solved(success, uncertainty)
+        if solved and self.success_ends:
+            return True, ""
+        if step >= self._horizon(task):
+            return solved, "horizon"
+        late = self.max_episode_steps is not None and step >= self.max_episode_steps
+        return solved, "time_limit" if late else ""
 
-    def _succeeded(self, success: Array) -> Array:
-        return success >= self.success_threshold if self.success_threshold is not None else np.zeros(len(success), bool)
+    def _horizon(self, task: str) -> float:
+        if self.horizon == "measured":
+            return horizon_of(task, self.model.horizons)
+        return np.inf if self.horizon is None else self.horizon
+
+    def _distrusted(self, uncertainty: float) -> bool:
+        return self.uncertainty_limit is not None and uncertainty > self.uncertainty_limit
+
+    def _solved(self, success: float, uncertainty: float) -> bool:
+        """A success that cannot be trusted is none."""
+        return (
+            self.success_threshold is not None
+            and success >= self.success_threshold
+            and not self._distrusted(uncertainty)
+        )
 
     def _info(
-        self, episodes: EpisodeState, success: Array, uncertainty: Array, objects: Array, reason: Array
+        self,
+        episodes: EpisodeState,
+        success: list[float],
+        uncertainty: list[float],
+        objects: Array,
+        errors: Array,
+        reason: list[str],
     ) -> dict[str, Array]:
         told: dict[str, Array] = {"objects": objects.copy()} if self.model.objects else {}
         if not self.model.follows_actions:
             told["follows_actions"] = np.zeros(len(episodes), bool)
-        if self.familiarity.known:
-            told["familiarity"] = 1 / episodes.strangeness
-        if self._metric:
-            told["trust"] = chance_within(uncertainty) / episodes.strangeness
+        told |= self.trust.columns(uncertainty, episodes.strangeness)
         if self.model.tasks:
             told["known_instruction"] = episodes.known.astype(bool)
-        return told | {
-            "success": self._succeeded(success),
-            "success_probability": success.copy(),
-            "uncertainty": uncertainty.copy(),
-            "imagined_step": episodes.steps.copy(),
-            "task": episodes.tasks.copy(),
-            "instruction": episodes.instructions.copy(),
-            "seed": episodes.seeds.copy(),
-            "truncated_reason": reason,
-        }
+        told["errors"] = errors.copy()
+        told["success"] = np.array([self._solved(*row) for row in zip(success, uncertainty, strict=True)])
+        told["success_probability"] = np.array(success)
+        told["imagined_step"] = episodes.steps.copy()
+        told["task"] = episodes.tasks.copy()
+        told["instruction"] = episodes.instructions.copy()
+        told["seed"] = episodes.seeds.copy()
+        told["truncated_reason"] = np.array(reason, object)
+        return told
 
     # Looking
 

@@ -7,6 +7,7 @@ was trained on come back changed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -95,28 +96,52 @@ def _means(latents: torch.Tensor) -> Array:
     return latents.mean((2, 3)).double().cpu().numpy()
 
 
-def chance_within(errors: Array, distance: float = TOLERANCE) -> Array:
+def chance_within(error: float, distance: float = TOLERANCE) -> float:
     """Probability that a position is off by less than ``distance``.
 
     Args:
-        errors: (...) expected root mean squared errors of positions, in the unit of ``distance``; the three
-            coordinates are taken to be normal, with a third of the mean square each.
+        error: expected root mean squared error of the position, in the unit of ``distance``; the three coordinates are
+            taken to be normal, with a third of the mean square each.
         distance: > 0.
     """
-    squares = 3 * np.square(distance / np.maximum(np.asarray(errors, np.float64), 1e-9))
-    # the chi-squared distribution of three squares
-    return torch.special.gammainc(torch.tensor(1.5, dtype=torch.float64), torch.as_tensor(squares / 2)).numpy()
+    x = math.sqrt(1.5) * distance / max(error, 1e-9)
+    # the chi-squared distribution of three squares, at 2 x^2
+    return math.erf(x) - 2 / math.sqrt(math.pi) * x * math.exp(-x * x)
+
+
+class Trust:
+    """What ``info`` and pages say of how far a model is to be believed, see `WorldModelEnv`.
+
+    Args:
+        model: any; what is not known of it is not said.
+    """
+
+    def __init__(self, model: WorldModel) -> None:
+        self.model, self.familiarity = model, Familiarity(model)
+        self.metric = expects_positions(model)
+
+    def uncertainty(self, state: WorldState, strangeness: Array) -> list[float]:
+        """The largest expected error of a position in each of B newest frames, times how strange the starts were.
+
+        0 of models that expect none of positions.
+        """
+        positions = state.errors[:, :-1]
+        largest = positions.amax(1) if positions.shape[1] else positions.new_zeros(len(positions))
+        return list((largest.double().cpu().numpy() * strangeness).tolist())
+
+    def columns(self, uncertainty: Sequence[float], strangeness: Array) -> dict[str, Array]:
+        """``familiarity`` and ``trust``, (B,) each, as far as there are any, and ``uncertainty``."""
+        told = {}
+        if self.familiarity.known:
+            told["familiarity"] = 1 / strangeness
+        if self.metric:
+            told["trust"] = np.array([chance_within(error) for error in uncertainty]) / strangeness
+        return told | {"uncertainty": np.array(uncertainty)}
 
 
 def expects_positions(model: WorldModel) -> bool:
     """Whether the model's uncertainty is an error of positions in metres."""
     return len(model.error_names) > 1 and bool(model.spec.hand_fields)
-
-
-def largest_error(state: WorldState) -> torch.Tensor:
-    """(B,) the largest expected error of a position in the newest frame; 0 of models that expect none."""
-    positions = state.errors[:, :-1]
-    return positions.amax(1) if positions.shape[1] else positions.new_zeros(len(positions))
 
 
 def horizon_of(task: str, horizons: Mapping[str, int]) -> float:

@@ -64,10 +64,14 @@ class View:
         clipped = self.clip(proprio.cpu().numpy())
         if self.form == "latent":
             # Clipping copies: the state keeps the tensor, and users write into observations.
-            return {"latent": latent.float().clamp(-LATENT_LIMIT, LATENT_LIMIT).cpu().numpy(), "proprio": clipped}
+            return {"latent": _clip(latent.float().cpu().numpy(), -LATENT_LIMIT, LATENT_LIMIT), "proprio": clipped}
         frames = self.model.decode(latent, before)
         return {camera.key: frames[camera.name] for camera in self.spec.cameras} | {"proprio": clipped}
 
     def clip(self, proprio: Array) -> Array:
         """Proprioception (..., P) within the robot's ranges."""
-        return np.minimum(np.maximum(proprio, self._low), self._high)  # np.clip is slow on few numbers
+        return _clip(proprio, self._low, self._high)
+
+
+def _clip(values: Array, low: Array | float, high: Array | float) -> Array:
+    return np.minimum(np.maximum(values, low), high)  # np.clip is slow on few numbers

@@ -44,6 +44,9 @@ def step_reward(dense: Rewards, success: bool | Array, form: RewardForm) -> Rewa
     """
     if form == "dense":
         return dense
-    cost = np.zeros_like(dense) - 1 if form == "sparse" else np.clip(dense, 0.0, 1.0) - 1
-    earned = np.where(success, 0.0, cost)
-    return earned if isinstance(dense, np.ndarray) else float(earned)
+    if isinstance(dense, np.ndarray):
+        rows = zip(dense.tolist(), np.asarray(success).tolist(), strict=True)
+        return np.array([step_reward(value, solved, form) for value, solved in rows])
+    if success:
+        return 0.0
+    return -1.0 if form == "sparse" else min(max(float(dense), 0.0), 1.0) - 1

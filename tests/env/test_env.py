@@ -201,6 +201,15 @@ def test_a_success_that_is_not_trusted_is_none() -> None:
     env.step(np.zeros(2))
     *_, terminated, truncated, info = env.step(np.zeros(2))
     assert (terminated, truncated, info["truncated_reason"]) == (False, True, "uncertainty")
+    assert info["success"] is False and info["success_probability"] == 1
+
+
+def test_info_has_the_errors_that_the_model_expects() -> None:
+    for env in (counting_env(), gym.make(WORLD, model=CountingModel())):
+        _, reset = env.reset(seed=0)
+        info = env.step(np.zeros(2))[4]
+        assert (reset["errors"].dtype, reset["errors"].shape) == (np.float32, (1,))
+        assert [reset["errors"].item(), info["errors"].item()] == pytest.approx([0.1, 0.2])
 
 
 @pytest.mark.parametrize("seen", ["pixels", "latent", "features"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from counting_model import CountingModel, shaken_model
@@ -32,6 +33,8 @@ def test_reality_begins_as_imagination_does(model: WorldModel, seen: str) -> Non
         np.testing.assert_allclose(first[key], value, atol=1e-4)
     np.testing.assert_allclose(info["objects"], imagined_info["objects"], atol=1e-5)
     assert "privileged" in info, "what the simulator says stays"
+    for key in ("errors", "uncertainty", "familiarity", "trust"):
+        np.testing.assert_allclose(info[key], imagined_info[key], rtol=1e-3)
     real.close()
 
 
@@ -51,6 +54,28 @@ def test_every_observation_enters_the_memory_with_the_action_before_it(model: Wo
             np.testing.assert_array_equal(seen["features"], model.features(state.proprio, state.objects)[0].numpy())
             assert seen in real.observation_space and -1 <= reward <= 0
     np.testing.assert_array_equal(shown[:2], shown[2:])
+    real.close()
+
+
+class Darker(gym.ObservationWrapper[Any, Any, Any]):
+    """A simulator whose light goes out."""
+
+    light = 1.0
+
+    def observation(self, observation: Any) -> Any:
+        return {k: (v * self.light).astype(v.dtype) if k.startswith("image") else v for k, v in observation.items()}
+
+
+def test_a_light_that_goes_out_is_told_when_it_does() -> None:
+    dark = Darker(RobosuiteEnv("reach"))
+    real = PerceivedEnv(dark, WorldModel.from_pretrained("kairos-tiny"))
+    _, first = real.reset(seed=0, options={"initial_state": 300_000})
+    dark.light = 0.4
+    *_, second = real.step(np.zeros(4, np.float32))
+    dark.light = 1.0
+    *_, third = real.step(np.zeros(4, np.float32))
+    assert second["familiarity"] < 0.6 < third["familiarity"] and first["familiarity"] > 0.6
+    assert "trust" not in first, "this model expects no errors of positions"
     real.close()
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from counting_model import CountingModel, observation
 
+from kairos_env import _longest_trusted
 from kairos_env.env.env import WorldModelEnv
 from kairos_env.env.trust import Familiarity, chance_within
 from kairos_env.env.vector_env import WorldModelVectorEnv
@@ -48,9 +49,9 @@ def decisions(env: Any) -> tuple[int, str]:
 def test_the_chance_of_being_near_follows_from_the_expected_error() -> None:
     rng = np.random.default_rng(0)
     apart = np.linalg.norm(rng.normal(0, 0.04 / np.sqrt(3), (200_000, 3)), axis=1)  # root mean square 4 cm
-    assert chance_within(np.array([0.04]))[0] == pytest.approx((apart < 0.03).mean(), abs=0.005)
-    assert chance_within(np.array([0.0, 0.001, 10.0])) == pytest.approx([1, 1, 0], abs=1e-6)
-    assert (np.diff(chance_within(np.linspace(0.005, 0.5, 50))) < 0).all()
+    assert chance_within(0.04) == pytest.approx((apart < 0.03).mean(), abs=0.005)
+    assert [chance_within(error) for error in (0.0, 0.001, 10.0)] == pytest.approx([1, 1, 0], abs=1e-6)
+    assert (np.diff([chance_within(error) for error in np.linspace(0.005, 0.5, 50)]) < 0).all()
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,8 @@ def test_trust_falls_as_expected_errors_grow(one_pass: WorldModel) -> None:
         *_, info = envs.step(envs.action_space.sample())
         errors = envs.get_state().world_state.errors.numpy()
         assert info["uncertainty"] == pytest.approx(errors[:, :-1].max(1), rel=1e-5)
-        assert info["trust"] == pytest.approx(chance_within(info["uncertainty"]))
+        assert info["trust"] == pytest.approx([chance_within(error) for error in info["uncertainty"]])
+        np.testing.assert_array_equal(info["errors"], errors)
         assert info["_trust"].all() and ((0 <= info["trust"]) & (info["trust"] <= 1)).all()
 
 
@@ -189,13 +191,30 @@ def test_the_folder_of_a_model_states_its_horizons(one_pass: WorldModel, tmp_pat
     assert WorldModel.from_pretrained(tmp_path).horizons == {}
     write_json(tmp_path / MEASURED, {HORIZONS: {"push": 2, "lift": 9}})
     for task, horizon, expected in (("push", {}, 2), ("lift", {}, 9), ("push", {"horizon": None}, 24)):
-        env = gym.make(WORLD, model=tmp_path, task=task, success_threshold=None, observation="latent", **horizon)  # type: ignore[arg-type]
+        settings: Any = {"model": tmp_path, "task": task, "success_threshold": None, "observation": "latent"} | horizon
+        env, envs = gym.make(WORLD, **settings), gym.make_vec(WORLD, num_envs=2, **settings)
         env.reset(seed=0)
+        envs.reset(seed=0)
         action = np.zeros(4, np.float32)
         assert next(i for i in range(1, 100) if env.step(action)[3]) == expected
+        assert next(i for i in range(1, 100) if envs.step(np.stack([action] * 2))[3].all()) == expected
     write_json(tmp_path / MEASURED, {HORIZONS: {"push": "long"}})
     with pytest.raises(ValueError, match="the horizon of 'push' is 'long'"):
         WorldModel.from_pretrained(tmp_path)
+
+
+def test_the_id_cuts_no_measured_horizon_short(tmp_path: Path) -> None:
+    assert _longest_trusted(tmp_path) == 24
+    for horizons, expected in (({"push": 2, "lift": 9}, 24), ({"push": 31, "lift": 9}, 31)):
+        write_json(tmp_path / MEASURED, {HORIZONS: horizons})
+        assert _longest_trusted(tmp_path) == expected
+    registered = gym.spec(WORLD).max_episode_steps
+    assert registered == max([24, *WorldModel.from_pretrained("kairos-tiny").horizons.values()])
+    longer: Any = {"model": counting_model(count=40), "max_episode_steps": -1, "success_threshold": None}
+    assert decisions(gym.make(WORLD, **longer)) == (40, "horizon")
+    envs = gym.make_vec(WORLD, num_envs=1, **longer)
+    envs.reset(seed=0)
+    assert next(i for i in range(1, 100) if envs.step(np.zeros((1, 2)))[3][0]) == 40
 
 
 @pytest.mark.parametrize("horizon", [0, -3, "long"])
