@@ -126,7 +126,10 @@ def arrow(values: np.ndarray) -> pa.Array:
         return pa.array(values.reshape(-1))
     if values.ndim == 2:
         return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-    return pa.array(values.tolist(), pa.list_(pa.list_(pa.from_numpy_dtype(values.dtype))))
+    kind = pa.from_numpy_dtype(values.dtype)
+    for _ in range(values.ndim - 1):
+        kind = pa.list_(kind)
+    return pa.array(values.tolist(), kind)
 
 
 def rows(raw: Raw, episode: int) -> pa.Table:

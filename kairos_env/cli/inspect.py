@@ -102,8 +102,9 @@ def _overview(path: str, data: LeRobotData) -> str:
 
 
 def _features(data: LeRobotData) -> str:
+    from kairos_env.datasets.lerobot.features import BOOKKEEPING
     from kairos_env.datasets.lerobot.mapping import table
-    from kairos_env.datasets.lerobot.meta import BOOKKEEPING, LABEL
+    from kairos_env.datasets.lerobot.meta import LABEL
 
     mapping = data.mapping
     used = {*mapping.number_features, *(c.feature for c in mapping.cameras), mapping.reward, mapping.success}
@@ -134,8 +135,12 @@ def _statistics(data: LeRobotData, found: Mapping[str, DatasetStatistics]) -> st
 
 def _problems(data: LeRobotData, found: Mapping[str, DatasetStatistics], quick: bool) -> Iterator[str]:
     """What is wrong with the dataset."""
+    from kairos_env.datasets.lerobot.films import longer_parts
+
     info = data.meta.info
     yield from _broken_frames(data, [0] if quick else range(len(data)))
+    for episode, why in longer_parts(data.stored, data.meta.fps):
+        yield f"episode {episode.index}: {why}"
     whole = not data.broken
     yield from (f"{name}: {why}" for name, why in data.broken.items())
     have = {"total_episodes": len(data), "total_frames": sum(episode.length for episode in data.stored)}
@@ -215,5 +220,5 @@ def _notes(data: LeRobotData, found: Mapping[str, DatasetStatistics]) -> Iterato
     for scalar in mapping.scalars:
         if scalar.feature in found and found[scalar.feature].std[scalar.index] == 0:
             yield f"{scalar.name!r} of {scalar.feature!r} never changes"
-    if found and not data.meta.stored_statistics():
+    if found and not data.meta.has_statistics:
         yield "no statistics are stored; the ranges come from the data"

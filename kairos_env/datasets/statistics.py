@@ -78,10 +78,22 @@ class DatasetStatistics:
         wrong = [name for name, value in arrays.items() if not np.isfinite(value).all()]
         if wrong:
             raise ValueError(f"statistics hold a value that is not finite in {', '.join(wrong)}")
+        _check_order(arrays)
         return cls(count, **arrays, quantiles=quantiles)
 
     def _quantiles(self, at: list[int]) -> dict[str, Array]:
         return {name: value[at] for name, value in self.quantiles.items()}
+
+
+def _check_order(moments: Mapping[str, Array]) -> None:
+    """Sees to it that min, mean, max and standard deviation can be of the same rows, up to single precision."""
+    low, high, mean, std = (moments[name] for name in ("min", "max", "mean", "std"))
+    slack = 1e-4 * (np.abs(low) + np.abs(high)) + 1e-6
+    wrong = (low > high) | (mean < low - slack) | (mean > high + slack) | (std < 0) | (std > high - low + slack)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        values = ", ".join(f"{name} {moments[name][at]:g}" for name in _MOMENTS)
+        raise ValueError(f"statistics contradict themselves: scalar {at} has {values}")
 
 
 def of_all_rows(parts: Sequence[DatasetStatistics]) -> DatasetStatistics:

@@ -23,7 +23,8 @@ frame after the last of them; that action is left out here. Converted files may 
 frame is that of the last row.
 
 RoboTwin stores successes only and no rewards: the last decision counts as the success, with reward 1. Its JPEG files
-were written with red and blue exchanged; frames here are RGB.
+were written with red and blue exchanged until September 2026; later ones are standard and say so by the comment
+``XPL-RGB1``. Frames here are RGB.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from typing import Literal
 
 import h5py
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kairos_env.datasets.hdf5.files import (
     Hdf5Episodes,
@@ -53,6 +54,8 @@ from kairos_env.datasets.hdf5.files import (
 from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.embodiments import ROBOTWIN_ALOHA, robotwin
 from kairos_env.records import Array, Camera, Episode, RobotSpec
+
+_STANDARD = b"XPL-RGB1"  # comment of JPEG files whose red and blue are not exchanged
 
 
 @dataclass(frozen=True)
@@ -249,7 +252,9 @@ def _frames(file: h5py.File, key: str, camera: Camera) -> Array:
 def _decode(jpeg: bytes) -> Array:
     # zeros that pad the files to one length are after the end-of-image mark, where decoders stop
     with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
-        return np.asarray(Image.merge("RGB", image.split()[::-1]))
+        upright = ImageOps.exif_transpose(image.convert("RGB"))
+        marked = _STANDARD in bytes(image.info.get("comment", b""))
+        return np.asarray(upright if marked else Image.merge("RGB", upright.split()[::-1]))
 
 
 def _instructions_beside(path: Path) -> dict[str, list[str]]:

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from kairos_env.datasets.lerobot.meta import BOOKKEEPING, LABEL, Feature, Meta, distinct
+from kairos_env.datasets.foreign import read_json
+from kairos_env.datasets.lerobot.features import BOOKKEEPING, Feature, distinct
+from kairos_env.datasets.lerobot.meta import LABEL, Meta
 from kairos_env.datasets.statistics import DatasetStatistics
 from kairos_env.records import Array, Camera, Field, RobotSpec
 from kairos_env.runs import did_you_mean
@@ -235,7 +237,7 @@ class FeatureMap:
             MapError: the file is not a map; an unknown key is named with the nearest known one.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = read_json(Path(path))
             if not isinstance(data, dict):
                 raise TypeError("it is not a JSON object")
             for key, kind in (("cameras", CameraMap), ("proprio", ScalarMap), ("action", ScalarMap)):

@@ -10,20 +10,25 @@ in `meta`, what features mean in `mapping`.
 
 from __future__ import annotations
 
-import io
-import re
+import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kairos_env.datasets.lerobot.documents import DatasetError
+from kairos_env.datasets.lerobot.episodes import StoredEpisode, stored_episodes, tables_below
+from kairos_env.datasets.lerobot.films import EpisodeFilms
 from kairos_env.datasets.lerobot.mapping import CameraMap, FeatureMap, ScalarMap, guess
-from kairos_env.datasets.lerobot.meta import LABEL, DatasetError, StoredEpisode, read_meta
+from kairos_env.datasets.lerobot.meta import LABEL, read_meta
 from kairos_env.datasets.lerobot.parquet import EpisodeRows
+from kairos_env.datasets.lerobot.pictures import PictureFacts, decoded, first_facts, wrong_size
+from kairos_env.datasets.lerobot.place import locate, video_patterns
 from kairos_env.datasets.recording import BrokenEpisode, Recording
 from kairos_env.datasets.statistics import DatasetStatistics, RunningStatistics
-from kairos_env.datasets.video.reader import BrokenVideo, VideoFrames
+from kairos_env.datasets.video.reader import BrokenVideo, is_deep
 from kairos_env.records import Array, Episode, RobotSpec, stored_initial_state
 
 # A frame belongs to a row if it lies within this share of a frame's duration of the row's time.
@@ -69,17 +74,19 @@ class LeRobotData(Recording):
     ) -> None:
         super().__init__()
         self._given = (str(path), revision)
-        self.meta = read_meta(_locate(path, revision, ["meta/*"]))
+        self.meta = read_meta(locate(path, revision, ["meta/*"]))
         if isinstance(mapping, (str, Path)):
             mapping = FeatureMap.load(mapping)
         self.mapping = mapping or guess(self.meta)
         self.mapping.check(self.meta)
-        videos = [pattern for camera in self.mapping.cameras for pattern in _video_patterns(camera.feature)]
-        _locate(path, revision, ["meta/*", "data/*", *videos])
+        videos = [pattern for camera in self.mapping.cameras for pattern in video_patterns(camera.feature)]
+        locate(path, revision, ["meta/*", "data/*", *videos])
         self.stored: list[StoredEpisode] = []
-        self._collect()
-        self._rows = EpisodeRows({key: self.meta.features[key].shape for key in self._columns()})
-        self._videos = VideoFrames()
+        self._rows = self._open_rows()
+        listed = stored_episodes(self.meta, self._film_features())
+        self._films = EpisodeFilms(self.meta.root, self.meta.fps, listed, _TOLERANCE)
+        self._collect(listed)
+        self._look_at_pictures(guessed=mapping is None)
         self._sound: set[int] = set()
         self._computed: dict[str, DatasetStatistics] = {}
         self._limits = self._stored_limits() if trust_statistics and self.mapping.open_ranges else {}
@@ -169,16 +176,26 @@ class LeRobotData(Recording):
             reasons = "".join(f"\n  {name}: {why}" for name, why in list(self.broken.items())[:3])
             raise DatasetError(f"{self._given[0]}: no episode could be read{reasons}") from None
 
-    def _collect(self) -> None:
-        videos = [c.feature for c in self.mapping.cameras if self.meta.features[c.feature].dtype == "video"]
-        broken = {}
-        for episode in self.meta.episodes(videos):
+    def _open_rows(self) -> EpisodeRows:
+        files = tables_below(self.meta.root / "data") if self.meta.major == 3 else []
+        # A last action is used by nobody, because nobody knows what it led to; nor is its reward.
+        observed = {scalar.feature for scalar in self.mapping.proprio}
+        spare = {scalar.feature for scalar in self.mapping.action} - observed
+        spare |= {self.mapping.reward} if self.mapping.reward else set()
+        return EpisodeRows({key: self.meta.features[key].shape for key in self._columns()}, spare, files)
+
+    def _film_features(self) -> list[str]:
+        return [c.feature for c in self.mapping.cameras if self.meta.features[c.feature].dtype == "video"]
+
+    def _collect(self, listed: Sequence[StoredEpisode]) -> None:
+        videos, broken = self._film_features(), {}
+        for episode in listed:
             name = f"{self._given[0]}:episode_{episode.index:06d}"
-            files = [episode.data, *(file for file, _ in episode.videos.values())]
-            missing = [str(file.relative_to(self.meta.root)) for file in files if not file.is_file()]
+            files = [window.file for window in episode.videos.values() if not window.file.is_file()]
+            files += [] if self._rows.is_there(episode) else [episode.data]
             unplaced = [key for key in videos if key not in episode.videos]
-            if missing:
-                broken[name] = f"{', '.join(missing)} is missing"
+            if files:
+                broken[name] = f"{', '.join(str(file.relative_to(self.meta.root)) for file in files)} is missing"
             elif unplaced:
                 broken[name] = f"the episode table does not say where its video of {', '.join(unplaced)} is"
             elif episode.length < 2:
@@ -189,7 +206,37 @@ class LeRobotData(Recording):
                 self.lengths.append(episode.length - 1)
         self.leave_out(broken)
         if not self.stored:
-            raise DatasetError(f"{self._given[0]} has no usable episode")
+            reasons = "".join(f"\n  {name}: {why}" for name, why in list(broken.items())[:3])
+            raise DatasetError(f"{self._given[0]} has no usable episode{reasons}")
+
+    def _look_at_pictures(self, guessed: bool) -> None:
+        """Corrects by each camera's first picture what info.json says of all, and leaves out unflagged depth maps."""
+        changed = {}
+        for camera in self.mapping.cameras:
+            feature = self.meta.features[camera.feature]
+            seen = self._first_picture(camera.feature)
+            if seen is None:
+                continue
+            if seen.deep:
+                changed[feature.key] = dataclasses.replace(feature, notes={**feature.notes, "is_depth_map": True})
+            elif (seen.width, seen.height) == feature.shape[:2]:
+                changed[feature.key] = dataclasses.replace(feature, shape=(seen.height, seen.width, feature.shape[2]))
+        if not changed:
+            return
+        self.meta = dataclasses.replace(self.meta, features={**self.meta.features, **changed})
+        deep = [key for key, feature in changed.items() if feature.is_depth]
+        if deep and guessed:
+            warnings.warn(f"left out {', '.join(deep)}: depth maps, though info.json does not say so", stacklevel=4)
+            left = tuple(camera for camera in self.mapping.cameras if camera.feature not in deep)
+            self.mapping = dataclasses.replace(self.mapping, cameras=left)
+        self.mapping.check(self.meta)
+
+    def _first_picture(self, key: str) -> PictureFacts | None:
+        feature, first = self.meta.features[key], self.stored[0]
+        if feature.dtype != "video":
+            return first_facts(first.data, feature, self.meta.root)
+        film = self._films.facts(first, key)
+        return None if film is None else PictureFacts(film.height, film.width, is_deep(film.pixels))
 
     def _columns(self) -> list[str]:
         """The columns of numbers that episodes are made of."""
@@ -202,30 +249,35 @@ class LeRobotData(Recording):
         return keys
 
     def _stored_limits(self) -> dict[str, DatasetStatistics]:
-        stored = self.meta.statistics()
-        return {key: stored[key] for key in self.mapping.open_ranges if key in stored}
+        return self.meta.statistics(self.mapping.open_ranges)
 
     def _whole_rows(self, stored: StoredEpisode) -> dict[str, Array]:
         """The episode's rows, as many as promised, in order, at the promised rate, finite."""
-        rows = self._rows.numbers(stored.data, stored.index)
+        rows = self._rows.numbers(stored)
         if stored.index in self._sound:
             return rows
-        found = len(rows["frame_index"])
-        if found != stored.length:
-            raise BrokenEpisode(f"{stored.data} has {found} rows of it, the metadata promise {stored.length}")
-        if not np.array_equal(rows["frame_index"][:, 0], np.arange(found)):
-            raise BrokenEpisode(f"frames are missing or out of order in {stored.data}")
+        numbers = rows["frame_index"].reshape(stored.length)
+        wrong = np.flatnonzero(numbers != np.arange(stored.length))
+        if len(wrong):
+            raise BrokenEpisode(
+                f"frames are missing or out of order in {self._rows.row(stored, wrong[0])}: it is frame "
+                f"{numbers[wrong[0]]} where {wrong[0]} should be"
+            )
         fps = self.meta.fps
-        steps = np.diff(rows["timestamp"][:, 0].astype(np.float64))
-        if not np.all(np.abs(steps * fps - 1) <= _TOLERANCE):
+        times = rows["timestamp"].reshape(stored.length).astype(np.float64)
+        steps = np.diff(times)
+        odd = np.flatnonzero(np.abs(steps * fps - 1) > _TOLERANCE)
+        if len(odd):
+            coarse = "; times of this size need float64" if abs(times[0]) > 1e5 else ""
             raise BrokenEpisode(
                 f"its frames are {steps.min():.4f} to {steps.max():.4f} s apart, but info.json says {fps:g} frames/s: "
-                "one of them is wrong"
+                f"one of them is wrong (first in {self._rows.row(stored, int(odd[0]) + 1)}){coarse}"
             )
-        for key, values in rows.items():
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                frame = np.argwhere(~np.isfinite(values))[0][0]
-                raise BrokenEpisode(f"{key!r} holds a non-finite value at frame {frame}")
+        if stored.videos and abs(times[0]) * fps > _TOLERANCE:
+            raise BrokenEpisode(
+                f"its clock does not begin at 0 but at {times[0]:.4f} s ({self._rows.row(stored, 0)}), so its frames "
+                "cannot be found in its films: store each row's 'timestamp' as seconds since the episode's first row"
+            )
         return rows
 
     def _checked_rows(self, stored: StoredEpisode) -> dict[str, Array]:
@@ -256,16 +308,13 @@ class LeRobotData(Recording):
 
         def seen(image: Array) -> Array:
             if image.shape[:2] != (height, width):
-                have = f"{image.shape[0]} x {image.shape[1]}"
-                raise BrokenEpisode(f"images of {feature.key!r} are {have}, info.json says {height} x {width}")
+                raise BrokenEpisode(wrong_size(feature, *image.shape[:2]))
             return camera.picture(image)
 
         if feature.dtype == "video":
-            file, begin = stored.videos[feature.key]
-            times = begin + rows["timestamp"][start : start + length, 0].astype(np.float64)
-            return self._videos.read(file, times, _TOLERANCE / self.meta.fps, seen)
-        encoded = self._rows.bytes(stored.data, stored.index, feature.key, start, length)
-        return np.stack([seen(_decoded(image, feature.key)) for image in encoded])
+            return self._films.read(stored, feature.key, rows["timestamp"][start : start + length, 0], seen)
+        entries = self._rows.pictures(stored, feature.key, start, length)
+        return np.stack([seen(decoded(entry, feature, where, self.meta.root)) for where, entry in entries])
 
     def _part(
         self, stored: StoredEpisode, rows: Mapping[str, Array], start: int, length: int, images: Mapping[str, Array]
@@ -323,46 +372,5 @@ def _picked(scalars: Sequence[ScalarMap], rows: Mapping[str, Array], part: slice
     return np.stack(columns, 1).astype(np.float32) if columns else np.zeros((part.stop - part.start, 0), np.float32)
 
 
-def _decoded(image: bytes | None, key: str) -> Array:
-    """An encoded picture as uint8 (H, W, 3)."""
-    from PIL import Image
-
-    if image is None:
-        raise BrokenEpisode(f"{key!r} has a frame without image bytes (datasets that only name files are not read)")
-    try:
-        with Image.open(io.BytesIO(image)) as picture:
-            if picture.mode.startswith(("I", "F")):
-                raise BrokenEpisode(f"{key!r} holds pictures of mode {picture.mode}; depth maps are not read")
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError) as error:  # PIL says by them that a file is no picture, or a damaged one
-        raise BrokenEpisode(f"a picture of {key!r} is damaged: {error}") from None
-
-
 def _opened(path: str, mapping: FeatureMap, revision: str | None) -> LeRobotData:
     return LeRobotData(path, mapping, revision=revision)
-
-
-def _locate(path: str | Path, revision: str | None, patterns: list[str]) -> Path:
-    """The dataset's folder; a hub id is brought here first, as far as ``patterns`` reach."""
-    folder = Path(path)
-    if folder.is_dir():
-        if revision is not None:
-            raise DatasetError(f"{path} is a folder; a revision belongs to a dataset on the hub")
-        return folder
-    if folder.exists():
-        raise DatasetError(f"{path} is a file; a LeRobot dataset is a folder with meta/info.json")
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)):
-        raise FileNotFoundError(f"no such folder: {path} (nor is it a hub id, which looks like owner/name)")
-    from huggingface_hub import snapshot_download
-
-    try:
-        found = snapshot_download(repo_id=str(path), repo_type="dataset", revision=revision, allow_patterns=patterns)
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} is not a folder here, and the hub does not give it: {error}") from error
-    return Path(found)
-
-
-def _video_patterns(feature: str) -> list[str]:
-    """Patterns of the paths of a feature's videos in v3.x and v2.x."""
-    plain = re.sub(r"([\[*?])", r"[\1]", feature)
-    return [f"videos/{plain}/*", f"videos/*/{plain}/*"]

@@ -6,23 +6,42 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 
+from kairos_env.datasets.foreign import in_its_place
 from kairos_env.records import Array
 
 # Where to start when the keyframe before the wanted frame was missed: so many seconds earlier, then from the start.
 _STEPS_BACK = (0.0, 1.0, 10.0, float("inf"))
+_BT601 = int(Colorspace.ITU601)  # RGB has no matrix; one that differs from the film's makes PyAV look at both
 # PyAV 17 and later convert colours with a pool of threads, which small pictures wait for longer than they take.
 _CONVERSION = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 
 class BrokenVideo(ValueError):
     """A video file that cannot be decoded or that lacks a frame."""
+
+
+@dataclass(frozen=True)
+class FilmFacts:
+    """What the header of a film says.
+
+    Args:
+        height, width: of its pictures.
+        frames: their number; 0 if it does not say.
+        pixels: their format, as FFmpeg calls it.
+    """
+
+    height: int
+    width: int
+    frames: int
+    pixels: str
 
 
 class VideoFrames:
@@ -73,6 +92,18 @@ class VideoFrames:
         self._put(path, container)
         return frames
 
+    def facts(self, path: Path) -> FilmFacts:
+        """What the header says; nothing is decoded.
+
+        Raises:
+            BrokenVideo: the file is missing or damaged.
+        """
+        container = self._take(path)
+        stream = container.streams.video[0]
+        found = FilmFacts(stream.height, stream.width, stream.frames, str(stream.pix_fmt))
+        self._put(path, container)
+        return found
+
     def close(self) -> None:
         """Closes all files; reading opens them again."""
         with self._lock:
@@ -88,7 +119,8 @@ class VideoFrames:
         try:
             container = av.open(str(path))
         except (av.FFmpegError, OSError) as error:
-            raise BrokenVideo(f"{path} is not a readable video: {error}") from None
+            found = in_its_place(path)
+            raise BrokenVideo(f"{path} is {found or f'not a readable video: {error}'}") from None
         if not container.streams.video:
             container.close()
             raise BrokenVideo(f"{path} has no video stream")
@@ -120,7 +152,12 @@ def _window(container: Any, times: Array, tolerance: float, picture: Callable[[A
             continue
         if frame.is_corrupt:
             raise BrokenVideo(f"the frame at {now:.4f} s is damaged")
-        image = picture(convert.reformat(frame, format="rgb24", **_CONVERSION).to_ndarray())
+        if is_deep(frame.format.name):
+            raise BrokenVideo(
+                f"its pictures are {frame.format.name}; depth maps are not read: leave the camera out of the map "
+                "(`kairos data inspect --save`)"
+            )
+        image = picture(_rgb(convert, frame))
         if done == 0:
             found = np.empty((len(times), *image.shape), np.uint8)
         found[done] = image
@@ -128,6 +165,20 @@ def _window(container: Any, times: Array, tolerance: float, picture: Callable[[A
         if done == len(times):
             return found
     raise BrokenVideo(f"it ends before the frame at {times[done]:.4f} s")
+
+
+def is_deep(pixels: str) -> bool:
+    """Whether pictures of this format have one channel of more than eight bits: depth maps, not colours."""
+    return pixels.startswith(("gray9", "gray1", "grayf"))
+
+
+def _rgb(convert: VideoReformatter, frame: Any) -> Array:
+    # The film's own matrix and range, said aloud: PyAV before 17 takes BT.601 and limited range for all of them.
+    matrix, span = frame.colorspace, frame.color_range
+    rgb = convert.reformat(
+        frame, format="rgb24", src_colorspace=matrix, dst_colorspace=_BT601, src_color_range=span, **_CONVERSION
+    )
+    return np.asarray(rgb.to_ndarray())
 
 
 def _unchanged(image: Array) -> Array:

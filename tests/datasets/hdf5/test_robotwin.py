@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -52,12 +53,12 @@ def drives(what: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def jpegs(frames: np.ndarray) -> np.ndarray:
-    """As cv2 writes RGB pictures, which it takes for BGR; padded to one length."""
-    files = []
+def jpegs(frames: np.ndarray, standard: bool = False) -> np.ndarray:
+    """As cv2 writes RGB pictures, which it takes for BGR, or by the standard and marked so; padded to one length."""
+    files, more = [], {"comment": b"XPL-RGB1"} if standard else {}
     for frame in frames:
-        buffer = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(frame[..., ::-1])).save(buffer, "JPEG", quality=95, subsampling=0)
+        buffer, stored = io.BytesIO(), frame if standard else np.ascontiguousarray(frame[..., ::-1])
+        Image.fromarray(stored).save(buffer, "JPEG", quality=95, subsampling=0, **more)
         files.append(buffer.getvalue())
     return np.array(files, dtype=f"S{max(map(len, files)) + 3}")
 
@@ -149,6 +150,20 @@ def test_the_newest_layout_gives_the_same_episode_without_its_last_step(
     assert (episode.task, episode.seed) == ("stack_blocks", -1)
     assert episode.instruction == ("pile them" if converted else "stack them (2)")
     assert episode.labels["endpose"].shape == (ROWS - 1, 16)
+
+
+@pytest.mark.parametrize("write", [write_legacy, write_newest])
+def test_standard_pictures_are_told_by_their_mark(tmp_path: Path, write: Callable[[Path, int], Path]) -> None:
+    """RoboTwin#500: since September 2026 red and blue are no longer exchanged, which a comment in the JPEG says."""
+    path, what = write(tmp_path, 0), truth(ROWS, 6, 0)
+    with h5py.File(path, "r+") as file:
+        for camera, key in (LEGACY if "joint_action" in file else NEWEST).items():
+            rows = len(file[key])
+            del file[key]
+            file[key] = jpegs(what[camera][:rows], standard=True)
+    episode = RoboTwinFile(path)[0]
+    for camera in ("head", "left", "right"):
+        assert_frames(episode.images[camera], what[camera][: len(episode) + 1])
 
 
 def test_cameras_wordings_and_instructions_can_be_chosen(tmp_path: Path) -> None:

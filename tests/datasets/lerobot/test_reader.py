@@ -431,7 +431,7 @@ V3_VIDEO = f"videos/{FRONT}/chunk-000/file-000.mp4"
         (lambda r: change_column(r, "timestamp", lambda t: 2 * t), [0, 1], "0.2000 s apart.*says 10 frames/s"),
         (lambda r: change_column(r, "frame_index", lambda f: np.where(f == 9, 3, f)), [1], "missing or out of order"),
         (lambda r: change_column(r, "task_index", lambda t: t * 5), [1], "task_index 5 is not in the dataset's table"),
-        (nan_state, [1], "'observation.state' holds a non-finite value at frame 2"),
+        (nan_state, [1], r"file-000.parquet, row 9 \(frame 2\): 'observation.state' holds nan at place 2"),
         (lambda r: table_of_episodes(r, "length", [7, 13, 5]), [1], "has 12 rows of it, the metadata promise 13"),
         (
             lambda r: rewrite(r / "data/chunk-000/file-000.parquet", lambda t: t.drop_columns(["action"])),
@@ -510,9 +510,9 @@ def test_damaged_pictures_are_named(stored: dict[str, Path], tmp_path: Path) -> 
 
     rewrite(root / "data/chunk-000/file-000.parquet", replaced)
     data = LeRobotData(root)
-    with pytest.raises(BrokenEpisode, match="episode_000000: a picture of .*front' is damaged"):
+    with pytest.raises(BrokenEpisode, match="episode_000000: .*, row 3: a picture of .*front' is damaged"):
         data[0]
-    with pytest.raises(BrokenEpisode, match="episode_000001: .*front' has a frame without image bytes"):
+    with pytest.raises(BrokenEpisode, match="episode_000001: .*, row 8: .*front' only names a file"):
         data[1]
     assert len(data.window(0, 0, 3)) == 2, "the pictures before it are sound"
 
@@ -598,7 +598,7 @@ def test_folders_of_v2_hold_as_many_episodes_as_it_says(v2: Path) -> None:
 def test_half_a_file_of_metadata_of_v2(v2: Path, name: str) -> None:
     whole = (v2 / "meta" / name).read_text()
     (v2 / "meta" / name).write_text(whole[:-9])
-    with pytest.raises(DatasetError, match=f"{name} is damaged"):
+    with pytest.raises(DatasetError, match=f"{name}, line [23], is damaged"):
         LeRobotData(v2)
     (v2 / "meta" / name).unlink()
     with pytest.raises(DatasetError, match=f"{name} is missing"):
