@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kairos_env.env.initial_observations import InitialObservations, Start
+from kairos_env.env.trust import Trust
 from kairos_env.records import Array, Observation, RobotSpec
 
 if TYPE_CHECKING:
@@ -42,11 +43,13 @@ class Moment:
         proprio: float32 (P,), physical units.
         reward: the model's reward of the task, 0..1 for the bundled tasks.
         success: probability, 0..1.
-        uncertainty: >= 0, in the model's own unit.
+        uncertainty: >= 0, as in ``info`` of the environment, in metres or in standard deviations of the latent.
         action: float32 (A,) that led here, or None where no time passed (a reset, another instruction).
         task: what was asked for.
         step: decisions since the start.
         actor: ``"start"``, ``"you"``, ``"policy"``, ``"future"`` or ``"instruction"``.
+        strangeness: >= 1, of the real observation that the drive began with, see `Familiarity`.
+        doubt: uncertainty of the imagined frame that the memory was begun anew with, under another instruction.
     """
 
     state: WorldState | None
@@ -59,6 +62,8 @@ class Moment:
     actor: str
     task: str
     step: int = 0
+    strangeness: float = 1.0
+    doubt: float = 0.0
 
 
 class PlaySession:
@@ -92,7 +97,7 @@ class PlaySession:
         self.model = model
         self.tasks: dict[str, str] = dict(model.tasks) or {"task": model.spec.instruction}
         self.moments: list[Moment] = []
-        self._starts = InitialObservations(start, model)
+        self._starts, self._trust = InitialObservations(start, model), Trust(model)
         self._steps = steps
         self._rng = np.random.default_rng(seed)
         self._folder = folder
@@ -109,11 +114,13 @@ class PlaySession:
         wish = {} if start is None else {"start": start}
         observation = self._starts.draw(int(self._rng.integers(2**31)), task, wish)
         self.moments = [self._observed(observation, task, "start")]
+        self._largest_uncertainty = 0.0
         self._futures = []
 
     def instruct(self, task: str) -> None:
         """Another instruction from here on: the newest frame is observed anew under it."""
-        self._append(self._observed(self._seen(self.moments[-1]), self._known_task(task), "instruction"))
+        now = self.moments[-1]
+        self._append(self._observed(self._seen(now), self._known_task(task), "instruction", now))
         self._futures = []
 
     def step(self, action: Sequence[float]) -> None:
@@ -143,7 +150,7 @@ class PlaySession:
         Returns:
             One record a future: ``label``, and a list of ``moments`` as in `snapshot`.
         """
-        state, labels, tasks = self._forked(kind)
+        state, labels, tasks, begun = self._forked(kind)
         count = len(labels)
         batch: list[list[Moment]] = [[] for _ in range(count)]
         for _ in range(FUTURE_LENGTH):
@@ -152,10 +159,10 @@ class PlaySession:
             state = out.state
             frames = self.model.decode(out.latent, out.state.before)
             for i in range(count):
-                batch[i].append(_imagined(out, frames, actions[i], i, "future", tasks[i]))
+                batch[i].append(_imagined(out, frames, actions[i], i, "future", tasks[i], begun))
         self._futures = batch
         return [
-            {"label": label, "moments": [_public(m) for m in future]}
+            {"label": label, "moments": [self._public(m) for m in future]}
             for label, future in zip(labels, batch, strict=True)
         ]
 
@@ -206,6 +213,7 @@ class PlaySession:
             "keys": key_map(spec),
             "starts": len(self._starts.recorded),
             "futures": FUTURES,
+            "metric": self._trust.metric,
         }
 
     def close(self) -> None:
@@ -217,7 +225,7 @@ class PlaySession:
         now = self.moments[-1]
         self._largest_uncertainty = max(self._largest_uncertainty, now.uncertainty)
         tail = self.moments[-120:]
-        return _public(now) | {
+        return self._public(now) | {
             "task": self.task,
             "step": now.step,
             "can_undo": self.can_undo,
@@ -225,7 +233,8 @@ class PlaySession:
             "largest_uncertainty": _finite(self._largest_uncertainty),
             "history": {
                 name: [_finite(getattr(m, name)) for m in tail] for name in ("success", "reward", "uncertainty")
-            },
+            }
+            | {"trust": [self._trusted(m) for m in tail]},
         }
 
     # Inside.
@@ -244,26 +253,34 @@ class PlaySession:
         """A moment as an observation; imagined proprioception may lie a little outside the robot's range."""
         return Observation(moment.images, self.model.spec.clip_proprio(moment.proprio))
 
-    def _observed(self, observation: Observation, task: str, actor: str) -> Moment:
+    def _observed(self, observation: Observation, task: str, actor: str, before: Moment | None = None) -> Moment:
+        """A memory that begins with ``observation``: a real one, or what was imagined at the moment ``before``."""
         observation = dataclasses.replace(observation, instruction=self.tasks[task])
         state = self.model.observe([observation], seeds=[int(self._rng.integers(2**31))])
-        return Moment(
+        if before is None:
+            strangeness, doubt = float(self._trust.familiarity.strangeness([observation], state.latent)[0]), 0.0
+        else:
+            strangeness, doubt = before.strangeness, before.uncertainty
+        moment = Moment(
             state=state,
             images=observation.images,
             proprio=np.asarray(observation.proprio, np.float32),
             reward=float(_numpy(state.reward)[0]),
             success=float(_numpy(state.success)[0]),
-            uncertainty=0.0,
+            uncertainty=self._trust.uncertainty(state, np.array([strangeness]))[0],
             action=None,
             actor=actor,
             task=task,
+            strangeness=strangeness,
+            doubt=doubt,
         )
+        return dataclasses.replace(moment, uncertainty=math.hypot(moment.uncertainty, doubt))
 
     def _advance(self, action: Array, actor: str) -> None:
         began = time.perf_counter()
         out = self.model.step(self._present(), action[None], steps=self._steps)
         frames = self.model.decode(out.latent, out.state.before)
-        self._append(_imagined(out, frames, action, 0, actor, self.task))
+        self._append(_imagined(out, frames, action, 0, actor, self.task, self.moments[-1]))
         self._futures = []
         self._milliseconds = 1000 * (time.perf_counter() - began)
 
@@ -275,19 +292,38 @@ class PlaySession:
             self.moments[old] = dataclasses.replace(self.moments[old], state=None)
         del self.moments[:-MOMENT_LIMIT]
 
-    def _forked(self, kind: str) -> tuple[WorldState, list[str], list[str]]:
-        """B = number of futures, what to call each, and the task of each."""
+    def _forked(self, kind: str) -> tuple[WorldState, list[str], list[str], Moment]:
+        """B = number of futures, what to call each, the task of each, and the moment they begin from."""
+        now = self.moments[-1]
         if kind == "policy":
             seeds = [int(s) for s in self._rng.integers(2**31, size=FUTURES)]
             labels = [f"policy sample {i + 1}" for i in range(FUTURES)]
-            return self._present().fork(FUTURES).reseed(seeds), labels, [self.task] * FUTURES
+            return self._present().fork(FUTURES).reseed(seeds), labels, [self.task] * FUTURES, now
         if kind == "tasks":
-            seen = self._seen(self.moments[-1])
             names = list(self.tasks)[:FUTURES]
-            asked = [dataclasses.replace(seen, instruction=self.tasks[name]) for name in names]
+            asked = [dataclasses.replace(self._seen(now), instruction=self.tasks[name]) for name in names]
             seed = int(self._rng.integers(2**31))  # one seed for all: only the instruction differs
-            return self.model.observe(asked, seeds=[seed] * len(asked)), [self.tasks[name] for name in names], names
+            state = self.model.observe(asked, seeds=[seed] * len(asked))
+            return state, [self.tasks[name] for name in names], names, dataclasses.replace(now, doubt=now.uncertainty)
         raise ValueError(f"kind is {kind!r}; legal are 'policy' and 'tasks'")
+
+    def _trusted(self, moment: Moment) -> float | None:
+        told = self._trust.columns([moment.uncertainty], np.array([moment.strangeness])).get("trust")
+        return None if told is None else _finite(told.item())
+
+    def _public(self, moment: Moment) -> dict[str, Any]:
+        """What the page may see of a moment."""
+        return {
+            "images": dict(moment.images),
+            "proprio": [_finite(v) for v in moment.proprio.tolist()],
+            "reward": _finite(moment.reward),
+            "success": _finite(moment.success),
+            "uncertainty": _finite(moment.uncertainty),
+            "trust": self._trusted(moment),
+            "familiarity": _finite(1 / moment.strangeness) if self._trust.familiarity.known else None,
+            "action": None if moment.action is None else [_finite(v) for v in moment.action.tolist()],
+            "actor": moment.actor,
+        }
 
 
 def key_map(spec: RobotSpec) -> dict[str, tuple[int, float]]:
@@ -310,32 +346,23 @@ def key_map(spec: RobotSpec) -> dict[str, tuple[int, float]]:
     return keys
 
 
-def _imagined(out: StepOutput, frames: Mapping[str, Array], action: Array, i: int, actor: str, task: str) -> Moment:
-    """Element ``i`` of a model step as a moment."""
+def _imagined(
+    out: StepOutput, frames: Mapping[str, Array], action: Array, i: int, actor: str, task: str, before: Moment
+) -> Moment:
+    """Element ``i`` of a model step from the moment ``before`` as a moment."""
     return Moment(
         state=out.state.select([i]),
         images={name: frame[i] for name, frame in frames.items()},
         proprio=_numpy(out.proprio)[i],
         reward=float(_numpy(out.reward)[i]),
         success=float(_numpy(out.success)[i]),
-        uncertainty=float(_numpy(out.uncertainty)[i]),
+        uncertainty=math.hypot(float(_numpy(out.uncertainty)[i]) * before.strangeness, before.doubt),
         action=np.asarray(action, np.float32),
         actor=actor,
         task=task,
+        strangeness=before.strangeness,
+        doubt=before.doubt,
     )
-
-
-def _public(moment: Moment) -> dict[str, Any]:
-    """What the page may see of a moment."""
-    return {
-        "images": dict(moment.images),
-        "proprio": [_finite(v) for v in moment.proprio.tolist()],
-        "reward": _finite(moment.reward),
-        "success": _finite(moment.success),
-        "uncertainty": _finite(moment.uncertainty),
-        "action": None if moment.action is None else [_finite(v) for v in moment.action.tolist()],
-        "actor": moment.actor,
-    }
 
 
 def _finite(value: float) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import http.client
 import io
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kairos_env.env.env import WorldModelEnv
 from kairos_env.play import session as play_session
 from kairos_env.play.server import MAX_BODY, MAX_CONNECTIONS, PlayServer
 from kairos_env.play.session import FUTURE_LENGTH, FUTURES, PlaySession, StaleFork, key_map
@@ -141,6 +143,30 @@ def test_another_instruction_goes_on_from_the_imagined_frame() -> None:
     session.undo()
     session.undo()
     assert (session.snapshot()["task"], session.snapshot()["step"]) == ("reach", 1), "undone like everything else"
+
+
+def test_it_tells_how_far_to_trust_as_the_environment_does() -> None:
+    """Until another instruction begins the memory anew: what was doubtful before it stays so."""
+    trusting = WorldModel.from_preset("debug", make_spec(), TASKS)
+    trusting.starts = starts()
+    dark = [dataclasses.replace(o, images={k: v // 3 for k, v in o.images.items()}) for o in starts()]
+    session, env = PlaySession(trusting, dark), WorldModelEnv(trusting, start=dark, task="reach")
+    session.reset(start=1)
+    told = [env.reset(seed=0, options={"start": 1})[1]]
+    shown = [session.snapshot()]
+    for _ in range(2):
+        session.step(PUSH)
+        shown.append(session.snapshot())
+        told.append(env.step(np.array(PUSH, np.float32))[4])
+    assert session.describe()["metric"] and told[0]["familiarity"] < 1
+    for key in ("uncertainty", "trust", "familiarity"):
+        assert [view[key] for view in shown] == pytest.approx([info[key] for info in told], rel=1e-3, abs=1e-5)
+    session.instruct("push")
+    again = session.snapshot()
+    assert again["uncertainty"] >= shown[-1]["uncertainty"] and again["trust"] <= shown[-1]["trust"]
+    assert again["familiarity"] == shown[-1]["familiarity"] and len(again["history"]["trust"]) == 4
+    session.reset()
+    assert session.snapshot()["uncertainty"] < again["uncertainty"]
 
 
 def test_a_robot_with_two_cameras_is_driven_alike(tmp_path: Path) -> None:
@@ -522,6 +548,8 @@ def test_the_page_drives_with_keys_and_buttons(server: PlayServer, tmp_path: Pat
         browser.key("w", until=f"{step} >= 1")
         driven = browser.steps()
         assert browser.run("return now.action[0]") == pytest.approx(-0.05)
+        assert browser.run("return document.getElementById('o-uncertainty').textContent").endswith("cm")
+        assert browser.run("return document.getElementById('o-trust').textContent") != ""
         browser.key(" ")
         browser.wait(f"{step} === {driven + 1} && now.action[3] === 1")
         browser.key("z")
