@@ -334,7 +334,7 @@ def _run(name: str, command: Command, words: Sequence[str], traceback: bool) -> 
     except OptionError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         # These are how the package says that a request cannot be met; anything else is a bug and is shown whole.
         if traceback:
             raise
@@ -342,7 +342,7 @@ def _run(name: str, command: Command, words: Sequence[str], traceback: bool) -> 
         if isinstance(error, OSError) and error.filename is not None:
             message = f"{error.strerror}: {error.filename}"
         print(f"{name}: {message}\n(add --traceback to see where)", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, FloatingPointError) else 2
 
 
 def _overview(name: str, group: Group) -> str:

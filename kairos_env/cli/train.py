@@ -11,6 +11,7 @@ from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import DataConfig, instructions, load_mixture
 from kairos_env.training.launch import LaunchConfig
 from kairos_env.training.run import train
+from kairos_env.world_model.engines import usable_device
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ def run(config: Fields[TrainRun], launch: Fields[LaunchConfig], show: bool = Fal
     if show:
         print(json.dumps(asdict(config), indent=2))
         return 0
+    usable_device(config.device)  # before anything that takes long
     data = load_mixture(config.data)
     tasks = instructions(data.episodes)
     folder = train(

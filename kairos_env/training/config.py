@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kairos_env.training.loop import LoopConfig
 from kairos_env.training.passes import LossConfig
 from kairos_env.training.precision import Precision
+from kairos_env.training.progress import LoopConfig
 from kairos_env.world_model.config import get_preset
 
 
@@ -83,5 +83,8 @@ class TrainConfig:
         for name in ("validation", "starts"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is a number of episodes, got {getattr(self, name)}")
+        for name in ("own_from", "own_whole"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share of stage 2, 0 ... 1, got {getattr(self, name)}")
         if not self.init:
             get_preset(self.preset)

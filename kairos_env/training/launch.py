@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from kairos_env.runs import ConfigMismatch, open_run, write_json
+from kairos_env.training.config import TrainConfig
 from kairos_env.training.log import TrackerName
 
-FIXED = ("out", "preset", "init", "seed", "validation", "starts", "tokenizer", "tokenizer_batch", "pixels")
+FIXED = ("preset", "init", "seed", "validation", "starts", "tokenizer", "tokenizer_batch", "pixels")
 """Keys of a run's configuration that stay: they decide what has been learned and held out before."""
 
 
@@ -36,8 +37,10 @@ class LaunchConfig:
             raise ValueError(f"snapshot_every is a number of steps, or 0 for none, got {self.snapshot_every}")
 
 
-def open_training(folder: Path, config: Mapping[str, Any], launch: LaunchConfig, facts: Mapping[str, Any]) -> None:
-    """Creates or re-opens the folder of a training run; see `open_run`.
+def open_training(folder: Path, config: TrainConfig, launch: LaunchConfig, facts: Mapping[str, Any]) -> None:
+    """Creates or re-opens the folder of a training run, which may have been moved; see `open_run`.
+
+    A configuration that an earlier version stored says nothing of options that came later: they are at their defaults.
 
     Args:
         config: everything that the results depend on.
@@ -49,8 +52,11 @@ def open_training(folder: Path, config: Mapping[str, Any], launch: LaunchConfig,
             cannot help.
     """
     record = {"launch": dataclasses.asdict(launch), **facts}
-    now = json.loads(json.dumps(config))
-    before, after = _flat(stored_config(folder)), _flat(now)
+    stored, now = stored_config(folder), json.loads(json.dumps(dataclasses.asdict(config)))
+    before, after = _flat(stored), _flat(now)
+    if before:
+        defaults = _flat(json.loads(json.dumps(dataclasses.asdict(type(config)()))))
+        before = {key: value for key, value in defaults.items() if key in after} | before | {"out": config.out}
     different = sorted(key for key in before | after if before.get(key) != after.get(key)) if before else []
     fixed = [key for key in different if key.partition(".")[0] in FIXED]
     if different and launch.change:
@@ -62,7 +68,7 @@ def open_training(folder: Path, config: Mapping[str, Any], launch: LaunchConfig,
         record["changed"] = {key: [before.get(key), after.get(key)] for key in different}
         write_json(folder / "config.json", now)
     try:
-        open_run(folder, config, record)
+        open_run(folder, now if different or not stored else stored, record)
     except ConfigMismatch as error:
         can = "" if fixed else "\nor go on under the new one: --change"
         raise ConfigMismatch(f"{error}{can}") from None

@@ -26,6 +26,7 @@ from kairos_env.training.transfer import initialise_from
 from kairos_env.training.validation import Validation
 from kairos_env.training.world_action import ModelHook, train_world_action
 from kairos_env.world_model.config import WorldModelConfig, get_preset
+from kairos_env.world_model.engines import usable_device
 from kairos_env.world_model.interface import SmallInterface
 from kairos_env.world_model.model import WorldModel
 
@@ -64,6 +65,7 @@ def train(
     Returns:
         the folder of the finished model, for `WorldModel.from_pretrained`.
     """
+    usable_device(config.device)
     parts, launch = split(len(episodes), config.validation, config.starts), launch or LaunchConfig()
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,9 +74,8 @@ def train(
         precision, why = choose_precision(wanted, config.device)
         config = dataclasses.replace(config, precision=precision)
         say(f"precision {precision}: {why}")
-        values = dataclasses.asdict(config)
-        trackers = open_trackers(launch.log, folder, values)
-        open_training(folder, values, launch, {"threads": torch.get_num_threads(), "precision": why})
+        trackers = open_trackers(launch.log, folder, dataclasses.asdict(config))
+        open_training(folder, config, launch, {"threads": torch.get_num_threads(), "precision": why})
         _require_same_data(folder, episodes)
         chosen = [episodes[i] for i in parts.training]
         with_pictures = pictures or episodes.__getitem__

@@ -40,6 +40,26 @@ class EngineError(ValueError):
     """The engine that was asked for does not exist, or cannot run here; the message says why."""
 
 
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+        if device.type != "meta":
+            torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
+        why = str(error).partition("\n")[0]
+        if str(name).startswith("cuda") and not torch.cuda.is_available():
+            why = "there is no CUDA device"
+        raise ValueError(
+            f"device {str(name)!r} cannot be used: {why}; `kairos doctor` lists devices, cpu works"
+        ) from None
+    return device
+
+
 @dataclass(frozen=True)
 class EngineStatus:
     """How one engine stands on this machine.

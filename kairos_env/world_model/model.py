@@ -26,6 +26,7 @@ from kairos_env.records import Array, Observation, RobotSpec, check_observation
 from kairos_env.world_model import checkpoint, one_pass, two_pass
 from kairos_env.world_model.compiled_step import use_engine
 from kairos_env.world_model.config import WorldModelConfig, get_preset
+from kairos_env.world_model.engines import usable_device
 from kairos_env.world_model.interface import ACTION_NOISE, PROPRIO_NOISE, VIDEO_NOISE, stack_images
 from kairos_env.world_model.published.folder import is_world_action
 from kairos_env.world_model.published.generation import GeneratedClip
@@ -103,7 +104,7 @@ class WorldModel(StreamingPasses):
         """
         if precision not in (None, "fp32", "bf16"):
             raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
-        folder = checkpoint.resolve(name)
+        device, folder = usable_device(device), checkpoint.resolve(name)
         if is_world_action(folder):
             dtype = {None: None, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
             robot = RobotPart.read(folder, parts.pop("statistics", None))
@@ -111,9 +112,7 @@ class WorldModel(StreamingPasses):
             model.horizons = checkpoint.read_horizons(folder)
             return model
         if parts:
-            raise ValueError(
-                f"{', '.join(sorted(parts))}: only folders of published weights have parts; {folder} is none"
-            )
+            raise ValueError(f"only folders of published weights have parts, not {folder}: {', '.join(sorted(parts))}")
         stored = checkpoint.read(folder)
         model = cls(stored.config, stored.spec, stored.tasks, stored.statistics, stored.starts)
         checkpoint.load_into(model, folder, stored.config.preset)

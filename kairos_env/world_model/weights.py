@@ -6,6 +6,7 @@ file, through a memory map, and are cast on the way.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -218,6 +219,30 @@ def load_weights(
     left = [name for name, t in chain(module.named_parameters(), module.named_buffers()) if t.is_meta]
     if left:  # a defect of the module: whatever is not stored must be computed, not registered
         raise RuntimeError(f"no file stores {', '.join(left[:20])}, so that a module built on the meta device lacks it")
+
+
+def content_sha256(value: object) -> str:
+    """The SHA-256 of nested mappings, sequences, numbers, strings and tensors, whatever file they came from."""
+    digest = hashlib.sha256()
+
+    def add(part: object) -> None:
+        if isinstance(part, Mapping):
+            digest.update(f"{{{len(part)}".encode())
+            for key in sorted(part, key=str):
+                add(key)
+                add(part[key])
+        elif isinstance(part, list | tuple):
+            digest.update(f"[{len(part)}".encode())
+            for item in part:
+                add(item)
+        elif isinstance(part, Tensor):
+            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            digest.update(f"{part!r},".encode())
+
+    add(value)
+    return digest.hexdigest()
 
 
 # writing ----------------------------------------------------------------------------------------------------------

@@ -106,6 +106,8 @@ def test_show_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["device=cuda:99"], "device 'cuda:99' cannot be used"),
+        (["own_from=nan"], "own_from is a share of stage 2"),
         (["model.stesp=1"], "did you mean '--model.steps'"),
         (["--data.path", "nowhere/at/all"], "no such file or folder"),
         (["--video-every", "0"], "video_every must be at least 1, got 0"),

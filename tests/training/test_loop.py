@@ -59,11 +59,77 @@ def test_a_step_that_is_not_finite_is_not_taken(broken: str, tmp_path: Path) -> 
     assert (tmp_path / "it.jsonl").read_text().count("\n") == 3  # of the steps that were taken
 
 
-@pytest.mark.parametrize("content", [b"", b"abc", b"PK\x03\x04 torn"])
-def test_a_damaged_checkpoint_is_named(content: bytes, tmp_path: Path) -> None:
+def test_what_is_not_finite_is_never_saved(tmp_path: Path) -> None:
+    """Loss and gradient may be finite and the step lead beyond the largest number."""
+    optimised(tmp_path)
+    far = dataclasses.replace(CONFIG, steps=8, lr=1e30, weight_decay=1e30, checkpoint_every=1)
+    with pytest.raises(FloatingPointError, match=r"not finite.* is intact\."):
+        optimised(tmp_path, far)
+    saved = torch.load(tmp_path / "it.pt", weights_only=True)
+    assert all(value.isfinite().all() for part in ("parameters", "ema") for value in saved[part].values())
+
+
+def test_the_advice_after_a_bad_step_can_be_followed(tmp_path: Path) -> None:
+    """The same command fails at the same step, whatever the learning rate; leaving that step out helps."""
+    layer = nn.Linear(2, 1)
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        value = layer(torch.rand(4, 2, generator=generator)).square().mean()
+        return value * (torch.nan if step in (2, 4) else 1), {}
+
+    def go_on(config: LoopConfig) -> None:
+        optimise("it", layer, loss, config, TrainingLog(tmp_path), 0, "fp32")
+
+    with pytest.raises(FloatingPointError, match=r"or without this step: --it\.skip 2 --change"):
+        go_on(CONFIG)
+    with pytest.raises(
+        FloatingPointError, match=r"first one after .*--it\.skip 2 --change\. If that fails too, delete"
+    ):
+        go_on(dataclasses.replace(CONFIG, lr=0.01))
+    with pytest.raises(FloatingPointError, match=r"at step 4; .* --it\.skip 2,4 --change"):
+        go_on(dataclasses.replace(CONFIG, skip=(2,)))
+    go_on(dataclasses.replace(CONFIG, skip=(2, 4)))
+    assert [row["step"] for row in read_jsonl(tmp_path / "it.jsonl")] == [0, 1, 3, 5]
+
+
+@pytest.mark.parametrize(("content", "what"), [(b"", "empty"), (b"abc", "damaged"), (b"PK\x03\x04 torn", "damaged")])
+def test_a_damaged_checkpoint_is_named(content: bytes, what: str, tmp_path: Path) -> None:
     (tmp_path / "it.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"it\.pt is damaged; delete it"):
+    with pytest.raises(ValueError, match=rf"it\.pt is {what}; delete it"):
         optimised(tmp_path)
+
+
+def test_a_checkpoint_whose_content_differs_from_its_checksum_is_refused(tmp_path: Path) -> None:
+    optimised(tmp_path)
+    saved = torch.load(tmp_path / "it.pt", weights_only=True)
+    saved["ema"]["weight"][0, 0] += 1e-6
+    torch.save(saved, tmp_path / "it.pt")
+    with pytest.raises(ValueError, match=r"it\.pt is damaged.*checksum differs"):
+        optimised(tmp_path)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_checksum_and_is_gone_on_from(tmp_path: Path) -> None:
+    optimised(tmp_path)
+    saved = torch.load(tmp_path / "it.pt", weights_only=True)
+    torch.save({key: value for key, value in saved.items() if key != "sha256"}, tmp_path / "it.pt")
+    longer = dataclasses.replace(CONFIG, steps=8)
+    _, said = optimised(tmp_path, longer)
+    assert len(said) == 1 and "without a checksum" in said[0]
+    assert optimised(tmp_path, longer)[1] == []
+
+
+def test_a_checkpoint_of_another_model_is_named(tmp_path: Path) -> None:
+    optimised(tmp_path)
+    with pytest.raises(ValueError, match=r"(?s)of another model.*misshapen weight"):
+        optimise("it", nn.Linear(3, 1), lambda step, g: None, CONFIG, TrainingLog(tmp_path), 0, "fp32")  # type: ignore
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"warmup": -1}, {"ema": 2.0}, {"clip": 0.0}, {"weight_decay": float("nan")}, {"steps": -3}]
+)
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        dataclasses.replace(CONFIG, **wrong)  # type: ignore[arg-type]
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
@@ -93,6 +159,7 @@ def test_time_adds_up_over_launches_and_a_rate_is_logged(tmp_path: Path) -> None
     saved = torch.load(tmp_path / "it.pt", weights_only=True)
     assert saved["seconds"] > 0 and saved["cpu_seconds"] >= max(row["cpu_seconds"] for row in found) - 0.1
     spent = dict(saved, seconds=100.0, cpu_seconds=50.0)
+    del spent["sha256"]
     torch.save(spent, tmp_path / "it.pt")
     optimised(tmp_path, dataclasses.replace(CONFIG, steps=9))
     last = read_jsonl(tmp_path / "it.jsonl")[-1]

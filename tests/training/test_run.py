@@ -120,6 +120,22 @@ def test_snapshots_are_whole_model_folders_and_can_be_gone_on_from(tmp_path: Pat
     assert json.loads((tmp_path / "b" / "transfer.json").read_text())["fresh"] == []
 
 
+def test_a_run_of_an_earlier_version_goes_on_where_it_was_moved(tmp_path: Path) -> None:
+    """Its configuration knows no options that came later, and names the folder where it began."""
+    run(tmp_path / "before", steps=2)
+    stored = json.loads((tmp_path / "before" / "config.json").read_text())
+    del stored["model"]["skip"], stored["pixels"]["coloured"]
+    (tmp_path / "before" / "config.json").write_text(json.dumps(stored))
+    (tmp_path / "before").rename(tmp_path / "after")
+    run(tmp_path / "after", steps=2)
+    launches = (tmp_path / "after" / "launches.jsonl").read_text().splitlines()
+    assert len(launches) == 2 and "changed" not in json.loads(launches[-1])
+    other = config(tmp_path / "after", 2)
+    other = dataclasses.replace(other, model=dataclasses.replace(other.model, skip=(1,)))
+    with pytest.raises(ConfigMismatch, match=r"(?s)skip.*--change"):
+        train(other, EPISODES, SPEC, TASK)
+
+
 def test_a_second_training_in_one_folder_is_refused(tmp_path: Path) -> None:
     with WriteLock(tmp_path, "training into"), pytest.raises(FolderInUse, match=rf"\({os.getpid()}\) is training into"):
         run(tmp_path, steps=2)

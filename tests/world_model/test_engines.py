@@ -12,7 +12,7 @@ from kairos_env.world_model import engines, gated_delta
 from kairos_env.world_model.attention import kernels as attention_engines
 from kairos_env.world_model.attention.kernels import clip_attention
 from kairos_env.world_model.attention.patterns import ClipPattern
-from kairos_env.world_model.engines import EngineError, choose, import_error, report, why_not
+from kairos_env.world_model.engines import EngineError, choose, import_error, report, usable_device, why_not
 from kairos_env.world_model.gated_delta_net import GatedDeltaNet
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")  # a name only: nothing here runs on it
@@ -27,6 +27,13 @@ def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def importable(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     """As if these kernel libraries were installed, and no others."""
     monkeypatch.setattr(engines, "import_error", lambda module: "" if module in modules else f"no {module}")
+
+
+@pytest.mark.parametrize("name", ["banana", "cuda:99", *([] if torch.cuda.is_available() else ["cuda"])])
+def test_a_device_that_is_not_there_is_named(name: str) -> None:
+    assert usable_device("cpu") == CPU
+    with pytest.raises(ValueError, match=rf"device '{name}' cannot be used: .*cpu works"):
+        usable_device(name)
 
 
 def test_every_name_has_its_engine() -> None:
