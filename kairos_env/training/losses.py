@@ -23,12 +23,15 @@ from kairos_env.training.passes import (
     main_pass,
     noised,
     rolled_out,
+    sighted,
     state_after,
 )
 from kairos_env.world_model.features import FAR
 from kairos_env.world_model.flow import interpolate, to_sample
+from kairos_env.world_model.heads import LOST
 from kairos_env.world_model.model import WorldModel
-from kairos_env.world_model.one_pass import LOST, Estimate
+from kairos_env.world_model.one_pass import Estimate
+from kairos_env.world_model.reader import Sighting
 from kairos_env.world_model.state import WorldState
 
 FINE = 0.05  # below this many standard deviations errors of proprioception weigh less and less
@@ -57,16 +60,17 @@ def world_model_loss(
     clip, future = batch.part(0, config.frames), batch.part(config.frames)
     context = instructions(model, clip)
     contexts = model.contexts(context[:, 0])
-    frames = noised(clip, draw, config, video)
+    seen = sighted(model, clip, draw)
+    frames = noised(clip, seen, draw, config, video)
     if video and horizon > 1:
         frames = replace(frames, before=rolled_out(model, frames, contexts, horizon))
     done = main_pass(model, frames, contexts)
 
-    losses = object_losses(clip, done) | outcome_losses(model, clip, context, done)
+    losses = object_losses(clip, done, seen) | outcome_losses(model, clip, context, done)
     losses["policy"] = policy_loss(model, clip, context, done, draw)
     if video:
         losses |= video_losses(clip, done, config)
-    losses["uncertainty"] = uncertainty_loss(model, clip, done)
+    losses["uncertainty"] = uncertainty_loss(model, clip, done) + sighting_loss(clip, seen)
     if joint and future.latents.shape[1]:
         losses |= joint_losses(model, future, state_after(model, context, done), config, draw)
     total = torch.stack([config.weights[name] * value for name, value in losses.items()]).sum()
@@ -89,10 +93,10 @@ def video_losses(clip: Batch, done: Pass, config: LossConfig) -> dict[str, Tenso
     }
 
 
-def object_losses(clip: Batch, done: Pass) -> dict[str, Tensor]:
-    """Objects' positions, in observed frames and in imagined ones; 0 where the data do not say them."""
-    astray = (done.estimate.objects - clip.objects).abs().mean(-1)
-    return {"object": masked_mean(astray, clip.object_mask)}
+def object_losses(clip: Batch, done: Pass, seen: Sighting) -> dict[str, Tensor]:
+    """Objects' positions, after the pass in observed and imagined frames, and as seen; 0 where the data do not say."""
+    after, before = ((found - clip.objects).abs().mean(-1) for found in (done.estimate.objects, seen.objects))
+    return {"object": masked_mean(after, clip.object_mask), "seen": masked_mean(before, clip.object_mask)}
 
 
 def outcome_losses(model: WorldModel, clip: Batch, context: Tensor, done: Pass) -> dict[str, Tensor]:
@@ -128,10 +132,21 @@ def policy_loss(model: WorldModel, clip: Batch, context: Tensor, done: Pass, dra
 
 def uncertainty_loss(model: WorldModel, clip: Batch, done: Pass) -> Tensor:
     """Negative log-likelihood of the errors that were made, under those that were expected (normal distributions)."""
-    made = squared_errors(model, clip, done.estimate).detach().clamp(max=torch.tensor(LOST).exp())
-    expected, imagined = done.estimate.errors, imagined_frames(done).unsqueeze(-1)
-    counts = torch.cat([imagined, clip.object_mask, imagined], -1)
-    return masked_mean(0.5 * (made * (-expected).exp() + expected), counts)
+    made = squared_errors(model, clip, done.estimate)
+    imagined = imagined_frames(done).unsqueeze(-1)
+    return unlikelihood(made, done.estimate.errors, torch.cat([imagined, clip.object_mask, imagined], -1))
+
+
+def sighting_loss(clip: Batch, seen: Sighting) -> Tensor:
+    """`uncertainty_loss` of what the reader sees."""
+    made = (seen.objects - clip.objects).square().sum(-1)
+    return unlikelihood(made, seen.errors, clip.object_mask)
+
+
+def unlikelihood(made: Tensor, expected: Tensor, mask: Tensor) -> Tensor:
+    """Of squared errors (no gradient) under the logarithms of those expected, as of normal distributions."""
+    made = made.detach().clamp(max=torch.tensor(LOST).exp())
+    return masked_mean(0.5 * (made * (-expected).exp() + expected), mask)
 
 
 def joint_losses(

@@ -16,13 +16,16 @@ from torch import Tensor
 from kairos_env.training.batches import Batch
 from kairos_env.world_model.features import FAR
 from kairos_env.world_model.flow import expand, interpolate, training_levels
+from kairos_env.world_model.heads import CERTAIN, LOST
 from kairos_env.world_model.mixture import Contexts, Memory
 from kairos_env.world_model.model import WorldModel
-from kairos_env.world_model.one_pass import CERTAIN, LOST, Estimate, Frames, pass_frames
+from kairos_env.world_model.one_pass import Estimate, Frames, pass_frames
+from kairos_env.world_model.reader import Sighting
 from kairos_env.world_model.state import LATENT_LIMIT, WorldState
 
 MOST_OBSERVED = 6  # frames that a clip observes at most, unless all
 BLEMISH = (0.15, 0.05, 0.1)  # largest noise on a true predecessor: latents, proprioception [std], objects [dm]
+GRAIN = 0.3  # largest noise on the latents in which objects are seen: the reader sees every frame dozens of times
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class LossConfig:
     def weights(self) -> Mapping[str, float]:
         """Name of each loss -> its weight in the sum."""
         own = {name: getattr(self, name) for name in ("proprio", "policy", "reward", "success", "object")}
-        return own | {"video": 1.0, "uncertainty": self.uncertainty, "inverse": self.joint, "future": self.joint}
+        joint = {"inverse": self.joint, "future": self.joint}
+        return own | joint | {"video": 1.0, "seen": self.object, "uncertainty": self.uncertainty}
 
 
 class Draws:
@@ -102,7 +106,13 @@ def instructions(model: WorldModel, clip: Batch) -> Tensor:
     return tokens[torch.tensor([[unique.index(text) for text in texts] for texts in clip.texts])]
 
 
-def noised(clip: Batch, draw: Draws, config: LossConfig, video: bool) -> Frames:
+def sighted(model: WorldModel, clip: Batch, draw: Draws) -> Sighting:
+    """What the model sees of the objects in every frame if it is observed."""
+    grain = expand(GRAIN * draw.uniform(*clip.latents.shape[:2]), clip.latents)
+    return model.see(clip.latents + grain * draw.normal(clip.latents), clip.proprio)
+
+
+def noised(clip: Batch, sighting: Sighting, draw: Draws, config: LossConfig, video: bool) -> Frames:
     """The clip as the model meets it: a few observed frames, then imagined ones that are told the true predecessor."""
     size, count = clip.latents.shape[:2]
     number = torch.arange(count, device=clip.latents.device)
@@ -113,7 +123,8 @@ def noised(clip: Batch, draw: Draws, config: LossConfig, video: bool) -> Frames:
     latents, proprio = (interpolate(x, draw.normal(x), sigma) for x in (clip.latents, clip.proprio))
     told = (draw.uniform(size, 1) >= config.no_action).float()
     has_action = clip.has_lead * torch.maximum(told, 1 - imagined)
-    return Frames(latents, proprio, sigma, clip.lead, has_action, blemished(clip, imagined, draw))
+    apart = Sighting(*(x.detach() for x in sighting))  # its own loss teaches the reader
+    return Frames(latents, proprio, sigma, clip.lead, has_action, blemished(clip, imagined, draw), apart)
 
 
 def blemished(clip: Batch, imagined: Tensor, draw: Draws) -> Estimate:
@@ -171,8 +182,9 @@ def _part(frames: Frames, index: int) -> Frames:
         return x[:, index : index + 1]
 
     before = Estimate(*(cut(getattr(frames.before, f.name)) for f in fields(Estimate)))
-    own = {f.name: cut(getattr(frames, f.name)) for f in fields(Frames) if f.name != "before"}
-    return Frames(**own, before=before)
+    seen = frames.seen and Sighting(*(cut(x) for x in frames.seen))
+    own = {f.name: cut(getattr(frames, f.name)) for f in fields(Frames) if f.name not in ("before", "seen")}
+    return Frames(**own, before=before, seen=seen)
 
 
 def _choose(own: Tensor, one: Estimate, other: Estimate) -> Estimate:

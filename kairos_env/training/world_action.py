@@ -27,7 +27,8 @@ def train_world_action(
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Trains text encoder, both experts and the heads; the model is left with the average of its parameters."""
-    trained = nn.ModuleDict({"text": model.text, "mixture": model.mixture, "heads": model.heads})
+    parts = "text", "mixture", "heads", "reader"
+    trained = nn.ModuleDict({name: getattr(model, name) for name in parts if hasattr(model, name)})
     length = config.loss.frames + model.chunk_length
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kairos_env.world_model.dit import in_float32
 
+CERTAIN, LOST = -10.0, 4.0  # least and largest logarithm of an expected mean squared error
 UNLIKELY = -10.0  # logit of a success that nobody has learnt to see
 
 
@@ -64,7 +65,7 @@ class FrameHeads(nn.Module):
         return found[..., 0], found[..., 1]
 
     def objects(self, flat: Tensor) -> Tensor:
-        """Positions in decimetres (..., O, 3); of an imagined frame what changed since the one before."""
+        """What positions (..., O, 3) in decimetres differ by from what was known before the pass."""
         if not hasattr(self, "object"):
             return flat.new_zeros(*flat.shape[:-1], 0, 3).float()
         return _precisely(self.object, flat).unflatten(-1, (-1, 3))

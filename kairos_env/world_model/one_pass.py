@@ -7,7 +7,7 @@ between are further denoising steps. Training knows all three, side by side in a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,15 +15,15 @@ from torch import Tensor
 
 from kairos_env.world_model.features import FAR
 from kairos_env.world_model.flow import expand, shown, to_sample
+from kairos_env.world_model.heads import CERTAIN, LOST
 from kairos_env.world_model.interface import PROPRIO_NOISE, VIDEO_NOISE
 from kairos_env.world_model.mixture import Contexts, Memory
+from kairos_env.world_model.reader import Sighting
 from kairos_env.world_model.sampling import Parts, denoise, towards
 from kairos_env.world_model.state import LATENT_LIMIT, StepOutput, WorldState
 
 if TYPE_CHECKING:
     from kairos_env.world_model.streaming import StreamingPasses
-
-CERTAIN, LOST = -10.0, 4.0  # least and largest logarithm of an expected mean squared error
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Frames:
         sigma: (B, F), 0 for observed frames.
         actions: (B, F, A) normalised, that led to them; has_action: (B, F), 0 where there was none.
         before: the frame before each.
+        seen: what `StreamingPasses.see` reads in the observed frames; None where none is observed.
     """
 
     latents: Tensor
@@ -60,6 +61,7 @@ class Frames:
     actions: Tensor
     has_action: Tensor
     before: Estimate
+    seen: Sighting | None = None
 
 
 class Known(NamedTuple):
@@ -90,12 +92,10 @@ def pass_frames(
     """
     dit, kind = model.mixture.video_dit, model.config.prediction
     before, sigma = frames.before, frames.sigma
-    imagined = sigma > 0
+    imagined, told = sigma > 0, told_scene(frames)
     latents, proprio = shown(kind, frames.latents, sigma), shown(kind, frames.proprio, sigma)
     time, modulation = dit.condition(sigma, frames.actions, frames.has_action, known and known.level)
-    tokens = dit.embed_frames(
-        latents, proprio, before.latents, before.proprio, scene(model, before) * imagined.unsqueeze(-1)
-    )
+    tokens = dit.embed_frames(latents, proprio, before.latents, before.proprio, scene(model, told))
     outputs, memory = model.mixture.frames(
         None, (tokens, modulation), contexts, memory, past, model.grid, table=known and known.table
     )
@@ -103,7 +103,7 @@ def pass_frames(
     if kind == "sample":
         out, change = out + before.latents, change + before.proprio
     flat = model.heads.flat(outputs)
-    objects = model.heads.objects(flat) + expand(imagined, before.objects) * before.objects
+    objects = told.objects + model.heads.objects(flat)
     errors = model.heads.errors(flat.detach()).clamp(CERTAIN, LOST)
     seen = torch.ones_like(errors[0, 0])  # of an observed frame only the objects are uncertain
     seen[[0, -1]] = 0
@@ -119,10 +119,24 @@ def pass_frames(
     )
 
 
-def scene(model: StreamingPasses, before: Estimate) -> Tensor:
-    """What an imagined frame is told of the one before, beside its picture: (B, F, K + E + 1)."""
-    features = model.features(model.physical_proprio(before.proprio), FAR * before.objects)
-    return torch.cat([features, before.errors / 5, torch.ones_like(before.errors[..., :1])], -1)
+def told_scene(frames: Frames) -> Estimate:
+    """What is known of each scene before the pass: what was before an imagined frame, what an observed one shows."""
+    before, seen = frames.before, frames.seen
+    if seen is None:
+        return before
+    certain = torch.full_like(before.errors[..., :1], CERTAIN)
+    observed = Estimate(frames.latents, frames.proprio, seen.objects, torch.cat([certain, seen.errors, certain], -1))
+
+    def choose(one: Tensor, other: Tensor) -> Tensor:
+        return torch.where(expand(frames.sigma > 0, one), one, other)
+
+    return Estimate(*(choose(getattr(before, f.name), getattr(observed, f.name)) for f in fields(Estimate)))
+
+
+def scene(model: StreamingPasses, known: Estimate) -> Tensor:
+    """What a frame is told of its scene, beside the picture: (B, F, K + E + 1)."""
+    features = model.features(model.physical_proprio(known.proprio), FAR * known.objects)
+    return torch.cat([features, known.errors / 5, torch.ones_like(known.errors[..., :1])], -1)
 
 
 def estimate_of(model: StreamingPasses, state: WorldState) -> Estimate:
@@ -188,7 +202,8 @@ def remember(
     ]
     frames = latents.shape[1]
     before = Estimate(*previous, *(x.expand(-1, frames, *x.shape[2:]) for x in (last.objects, last.errors)))
-    given = Frames(latents, normal, torch.zeros_like(has_action), actions, has_action, before)
+    sigma, seen = torch.zeros_like(has_action), model.see(latents, normal)
+    given = Frames(latents, normal, sigma, actions, has_action, before, seen)
     contexts = model.mixture.read_context(state.context, state.mask, action=False)
     estimate, flat, layers = pass_frames(model, given, contexts, state.layers, state.past)
     return state_after(model, state, estimate, flat, layers, proprio[:, -1])

@@ -20,6 +20,7 @@ from kairos_env.world_model.mixture import Contexts, MixtureOfTransformers
 from kairos_env.world_model.published.interface import ReleasedInterface, StreamingAdditions
 from kairos_env.world_model.published.robot_part import RobotPart
 from kairos_env.world_model.published.world_action import WorldActionModel
+from kairos_env.world_model.reader import ObjectReader, Sighting
 from kairos_env.world_model.sampling import Advance, along, towards
 from kairos_env.world_model.state import StepOutput, WorldState
 from kairos_env.world_model.text.small import make_encoder
@@ -71,6 +72,8 @@ class StreamingPasses(nn.Module):
         self.mixture = MixtureOfTransformers(StreamingVideoDiT(*video), StreamingActionDiT(*action))
         width = config.head_dim
         self.heads = FrameHeads(config.video.dim, self.frame_tokens, text, width, objects, features, errors)
+        if config.one_pass and objects:
+            self.reader = ObjectReader(channels, spec.proprio_dim, objects, max(8, width // 4))
 
     def _take(self, clips: WorldActionModel, robot: RobotPart | None) -> None:
         """Published weights; what streaming adds to them starts neutral."""
@@ -259,6 +262,12 @@ class StreamingPasses(nn.Module):
         return self._small().encoder_sha256
 
     # passes that the verbs and the training share -------------------------------------------------------------
+
+    def see(self, latents: Tensor, proprio: Tensor) -> Sighting:
+        """Objects that a small model sees in observed frames: normalised latents (B, F, C, h, w), proprio (B, F, P)."""
+        if not self.objects:
+            return Sighting(latents.new_zeros(*latents.shape[:2], 0, 3), latents.new_zeros(*latents.shape[:2], 0))
+        return self.reader(latents, proprio)
 
     def contexts(self, context: Tensor, mask: Tensor | None = None) -> Contexts:
         """The instruction as the blocks of either expert see it."""

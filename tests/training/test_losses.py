@@ -26,7 +26,7 @@ def model() -> WorldModel:
 
 def test_the_sum_is_weighed_and_observed_frames_alone_teach_what_they_can(model: WorldModel) -> None:
     batch = Clips(model, [moving_square(0)]).sample(3, 10, torch.Generator().manual_seed(0), 2)
-    observed = {"policy", "reward", "success", "object", "uncertainty"}
+    observed = {"policy", "reward", "success", "object", "seen", "uncertainty"}
     for video, joint, names in (
         (True, True, set(CONFIG.weights)),
         (True, False, set(CONFIG.weights) - {"inverse", "future"}),
@@ -37,4 +37,4 @@ def test_the_sum_is_weighed_and_observed_frames_alone_teach_what_they_can(model:
             total, parts = world_model_loss(model, batch, CONFIG, generator, horizon, video, joint)
             assert set(parts) == names
             assert float(total.detach()) == pytest.approx(sum(CONFIG.weights[n] * float(v) for n, v in parts.items()))
-            assert parts["object"] == 0  # nobody recorded one
+            assert parts["object"] == parts["seen"] == 0  # nobody recorded one

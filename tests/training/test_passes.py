@@ -10,7 +10,7 @@ from moving_square import SPEC, moving_square
 from kairos_env.sims.tabletop.env import TASKS
 from kairos_env.training.batches import Clips
 from kairos_env.training.losses import measured
-from kairos_env.training.passes import Draws, LossConfig, instructions, main_pass, noised, rolled_out
+from kairos_env.training.passes import Draws, LossConfig, instructions, main_pass, noised, rolled_out, sighted
 from kairos_env.world_model.config import get_preset
 from kairos_env.world_model.model import WorldModel
 
@@ -27,7 +27,7 @@ def test_a_rolled_out_clip_is_what_imagining_frame_by_frame_gives() -> None:
     config, draw = LossConfig(frames=len(episode) + 1, observed=0, partly=0, no_action=0), None
     for seed in range(20):  # until two frames are observed
         draw = Draws(config, torch.Generator().manual_seed(seed), torch.device("cpu"))
-        frames = noised(batch, draw, config, video=True)
+        frames = noised(batch, model.see(batch.latents, batch.proprio), draw, config, video=True)
         if frames.sigma[0].tolist() == [0, 0] + [1] * (len(episode) - 1):
             break
     contexts = model.contexts(instructions(model, batch)[:, 0])
@@ -62,7 +62,8 @@ def test_the_truth_is_told_again_after_the_horizon() -> None:
     model = WorldModel.from_preset("debug", SPEC, TASKS)
     batch = Clips(model, [moving_square(0)]).sample(2, 12, torch.Generator().manual_seed(0))
     config = LossConfig(frames=12, observed=0)
-    frames = noised(batch, Draws(config, torch.Generator().manual_seed(0), torch.device("cpu")), config, video=True)
+    draw = Draws(config, torch.Generator().manual_seed(0), torch.device("cpu"))
+    frames = noised(batch, sighted(model, batch, draw), draw, config, video=True)
     told = rolled_out(model, frames, model.contexts(instructions(model, batch)[:, 0]), horizon=4)
     for row in range(2):
         first = int((frames.sigma[row] > 0).int().argmax())
