@@ -31,7 +31,6 @@ from kairos_env.world_model.flow import interpolate, to_sample
 from kairos_env.world_model.heads import LOST
 from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.one_pass import Estimate
-from kairos_env.world_model.reader import Sighting
 from kairos_env.world_model.state import WorldState
 
 FINE = 0.05  # below this many standard deviations errors of proprioception weigh less and less
@@ -46,6 +45,7 @@ def world_model_loss(
     horizon: int = 1,
     video: bool = True,
     joint: bool = True,
+    shown: Batch | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of all losses, and each of them for the log.
 
@@ -55,22 +55,25 @@ def world_model_loss(
         video: False leaves out whatever predicts frames, and learns from observed ones alone: policy, reward, success
             and objects.
         joint: adds the joint pass.
+        shown: the frames in which objects are learnt to be seen; by default those of the clips, of which neighbours
+            are so alike that they teach little.
     """
     draw = Draws(config, generator, batch.latents.device)
     clip, future = batch.part(0, config.frames), batch.part(config.frames)
     context = instructions(model, clip)
     contexts = model.contexts(context[:, 0])
-    seen = sighted(model, clip, draw)
-    frames = noised(clip, seen, draw, config, video)
+    with torch.no_grad():
+        frames = noised(clip, sighted(model, clip, draw), draw, config, video)
     if video and horizon > 1:
         frames = replace(frames, before=rolled_out(model, frames, contexts, horizon))
     done = main_pass(model, frames, contexts)
 
-    losses = object_losses(clip, done, seen) | outcome_losses(model, clip, context, done)
+    losses = object_losses(clip, done) | outcome_losses(model, clip, context, done)
     losses["policy"] = policy_loss(model, clip, context, done, draw)
     if video:
         losses |= video_losses(clip, done, config)
-    losses["uncertainty"] = uncertainty_loss(model, clip, done) + sighting_loss(clip, seen)
+    losses["seen"], doubt = sighting_losses(model, clip if shown is None else shown, draw)
+    losses["uncertainty"] = uncertainty_loss(model, clip, done) + doubt
     if joint and future.latents.shape[1]:
         losses |= joint_losses(model, future, state_after(model, context, done), config, draw)
     total = torch.stack([config.weights[name] * value for name, value in losses.items()]).sum()
@@ -93,10 +96,10 @@ def video_losses(clip: Batch, done: Pass, config: LossConfig) -> dict[str, Tenso
     }
 
 
-def object_losses(clip: Batch, done: Pass, seen: Sighting) -> dict[str, Tensor]:
-    """Objects' positions, after the pass in observed and imagined frames, and as seen; 0 where the data do not say."""
-    after, before = ((found - clip.objects).abs().mean(-1) for found in (done.estimate.objects, seen.objects))
-    return {"object": masked_mean(after, clip.object_mask), "seen": masked_mean(before, clip.object_mask)}
+def object_losses(clip: Batch, done: Pass) -> dict[str, Tensor]:
+    """Objects' positions, in observed frames and in imagined ones; 0 where the data do not say them."""
+    astray = (done.estimate.objects - clip.objects).abs().mean(-1)
+    return {"object": masked_mean(astray, clip.object_mask)}
 
 
 def outcome_losses(model: WorldModel, clip: Batch, context: Tensor, done: Pass) -> dict[str, Tensor]:
@@ -137,10 +140,12 @@ def uncertainty_loss(model: WorldModel, clip: Batch, done: Pass) -> Tensor:
     return unlikelihood(made, done.estimate.errors, torch.cat([imagined, clip.object_mask, imagined], -1))
 
 
-def sighting_loss(clip: Batch, seen: Sighting) -> Tensor:
-    """`uncertainty_loss` of what the reader sees."""
-    made = (seen.objects - clip.objects).square().sum(-1)
-    return unlikelihood(made, seen.errors, clip.object_mask)
+def sighting_losses(model: WorldModel, shown: Batch, draw: Draws) -> tuple[Tensor, Tensor]:
+    """Of the reader: positions, and the `uncertainty_loss` of them."""
+    seen = sighted(model, shown, draw)
+    astray = seen.objects - shown.objects
+    doubt = unlikelihood(astray.square().sum(-1), seen.errors, shown.object_mask)
+    return masked_mean(astray.abs().mean(-1), shown.object_mask), doubt
 
 
 def unlikelihood(made: Tensor, expected: Tensor, mask: Tensor) -> Tensor:

@@ -123,8 +123,7 @@ def noised(clip: Batch, sighting: Sighting, draw: Draws, config: LossConfig, vid
     latents, proprio = (interpolate(x, draw.normal(x), sigma) for x in (clip.latents, clip.proprio))
     told = (draw.uniform(size, 1) >= config.no_action).float()
     has_action = clip.has_lead * torch.maximum(told, 1 - imagined)
-    apart = Sighting(*(x.detach() for x in sighting))  # its own loss teaches the reader
-    return Frames(latents, proprio, sigma, clip.lead, has_action, blemished(clip, imagined, draw), apart)
+    return Frames(latents, proprio, sigma, clip.lead, has_action, blemished(clip, imagined, draw), sighting)
 
 
 def blemished(clip: Batch, imagined: Tensor, draw: Draws) -> Estimate:

@@ -14,6 +14,8 @@ from kairos_env.training.loop import Averaged, Hook, Metrics, load_values, optim
 from kairos_env.training.losses import world_model_loss
 from kairos_env.world_model.model import WorldModel
 
+SHOWN = 128  # frames of a step, all of different clips, in which objects are learnt to be seen
+
 ModelHook = tuple[int, Callable[[WorldModel, int], Mapping[str, float]]]
 """(interval, callback): after every so many steps it is called with (model as averaged so far, step), see `Hook`."""
 
@@ -35,7 +37,8 @@ def train_world_action(
         batch = clips.sample(config.batch, length, generator, config.loss.tasks).to(model.device)
         turn, rest = divmod(step, config.video_every)
         joint = rest == 0 and turn % config.joint_every == 0
-        return world_model_loss(model, batch, config.loss, generator, horizon(config, step), rest == 0, joint)
+        shown = clips.sample(SHOWN, 1, generator).to(model.device) if model.objects else None
+        return world_model_loss(model, batch, config.loss, generator, horizon(config, step), rest == 0, joint, shown)
 
     def averaged_first(interval: int, call: Callable[[WorldModel, int], Mapping[str, float]]) -> Hook:
         def hook(step: int, averaged: Averaged) -> Mapping[str, float]:
