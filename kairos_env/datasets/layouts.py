@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kairos_env.datasets.hdf5.files import find_files, open_file
+import h5py
+
+from kairos_env.datasets.hdf5.files import blamed_on, find_files, open_file
 from kairos_env.datasets.recording import BrokenEpisode, Recording
 
 if TYPE_CHECKING:
@@ -91,16 +93,15 @@ def _hdf5_reader(path: Path) -> Callable[[Path], Recording]:
     from kairos_env.datasets.hdf5.robomimic import RobomimicFile
     from kairos_env.datasets.hdf5.robotwin import RoboTwinFile
 
-    with open_file(path) as file:
+    with open_file(path) as file, blamed_on(str(path)):
         if "joint_action" in file or "vision" in file:
             return RoboTwinFile
         data = file.get("data")
-        if data is not None and "robot_spec" in data.attrs:
-            return EpisodeFile
-        if data is not None:
-            return (
-                LiberoFile if any("agentview_rgb" in demo.get("obs", ()) for demo in data.values()) else RobomimicFile
-            )
+        if isinstance(data, h5py.Group):
+            if "robot_spec" in data.attrs:
+                return EpisodeFile
+            demos = [demo for demo in data.values() if isinstance(demo, h5py.Group)]
+            return LiberoFile if any("agentview_rgb" in demo.get("obs", ()) for demo in demos) else RobomimicFile
         found = ", ".join(file) or "nothing"
     raise BrokenEpisode(
         f"{path} is no recording: it has neither 'data' (robomimic, LIBERO, `kairos record`) nor 'joint_action' or "

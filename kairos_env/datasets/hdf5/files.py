@@ -14,11 +14,28 @@ from typing import Self
 import h5py
 import numpy as np
 
+from kairos_env.datasets.foreign import in_its_place, utf8
+from kairos_env.datasets.hdf5.visitor import visit
 from kairos_env.datasets.recording import BrokenEpisode, Recording
 from kairos_env.records import Array, Episode, RobotSpec, SpecMismatch
 from kairos_env.runs import atomic_write
 
 Source = str | Path | Sequence[str | Path]
+
+# how damage shows that libhdf5, h5py or the reader meets
+_DAMAGE = (
+    OSError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    MemoryError,
+    OverflowError,
+)
+_LARGE = 2**28  # bytes: arrays below may be as empty as they like
+_DENSEST = 1100  # bytes that one byte of gzip can stand for, at most
 
 
 class Hdf5Episodes(Recording):
@@ -49,7 +66,7 @@ class Hdf5Episodes(Recording):
         found: tuple[RobotSpec, str] | None = (spec, "the given spec") if spec else None
         for one in files:
             try:
-                with open_file(one) as file:
+                with open_file(one) as file, blamed_on(str(one)):
                     found = _agree(self._robot(file, one), one, found)
                     self.spec: RobotSpec = found[0]
                     self._scan(file, one, verify)
@@ -150,7 +167,7 @@ def find_files(path: Source, nested: bool = False) -> list[Path]:
     files: list[Path] = []
     for one in paths:
         if one.is_dir():
-            inside = [p for p in (one.rglob("*") if nested else one.iterdir()) if p.suffix in (".hdf5", ".h5")]
+            inside = [p for p in (one.rglob("*") if nested else one.iterdir()) if _is_recording(p.relative_to(one))]
             if not inside:
                 raise FileNotFoundError(f"the folder {one} holds no .hdf5 file; record some with `kairos record`")
             files += sorted(inside, key=lambda p: in_number_order(str(p)))
@@ -164,13 +181,15 @@ def find_files(path: Source, nested: bool = False) -> list[Path]:
 
 
 def open_file(path: Path) -> h5py.File:
-    """Opens a file for reading; a damaged one raises `BrokenEpisode` with its name."""
+    """Opens a file for reading, after `visitor` has; a damaged one raises `BrokenEpisode`."""
     try:
+        visit(path)
         return h5py.File(path, "r")
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise BrokenEpisode(f"{path} is not a readable HDF5 file (truncated or of another format): {error}") from None
+        found = in_its_place(path) or f"not a readable HDF5 file (truncated or of another format): {error}"
+        raise BrokenEpisode(f"{path} is {found}") from None
 
 
 @contextlib.contextmanager
@@ -178,9 +197,11 @@ def blamed_on(label: str) -> Iterator[None]:
     """Turns any damage that the block meets into a `BrokenEpisode` that begins with the episode's name."""
     try:
         yield
+    except SpecMismatch:
+        raise
     except BrokenEpisode as error:
-        raise BrokenEpisode(f"{label}: {error}") from None
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise BrokenEpisode(str(error) if str(error).startswith(label) else f"{label}: {error}") from None
+    except _DAMAGE as error:
         raise BrokenEpisode(f"{label}: damaged: {error}") from None
 
 
@@ -202,14 +223,18 @@ def data_group(file: h5py.File, path: Path) -> h5py.Group:
 
 
 def dataset(group: h5py.Group, key: str) -> h5py.Dataset:
-    """The array of that name, unread, or `BrokenEpisode`."""
+    """The array of that name, unread, or `BrokenEpisode` if it is missing or the file cannot hold as much."""
     if not isinstance(group, h5py.Group) or not isinstance(group.get(key), h5py.Dataset):
         raise BrokenEpisode(f"{key!r} is missing")
-    return group[key]
+    found = group[key]
+    held = found.id.get_storage_size()
+    if found.nbytes > _LARGE and found.nbytes > _DENSEST * held:  # or reading it takes all memory to fill with nothing
+        raise BrokenEpisode(f"{key!r} should be {found.nbytes:,} bytes, but the file holds {held:,} bytes of it")
+    return found
 
 
-def numbers(group: h5py.Group, key: str, *shape: int | None) -> Array:
-    """Reads an array as float32 and sees to it that its numbers are finite and its shape is right (None: any length).
+def numbers(group: h5py.Group, key: str, *shape: int | None, finite: bool = True) -> Array:
+    """Reads an array as float32 and sees to it that its shape is right (None: any length) and its numbers are `finite`.
 
     Raises:
         BrokenEpisode: missing, not numeric, another shape, or not finite.
@@ -220,8 +245,15 @@ def numbers(group: h5py.Group, key: str, *shape: int | None) -> Array:
         text = ", ".join("any" if m is None else str(m) for m in shape)
         raise BrokenEpisode(f"{key!r} is {found.dtype} {found.shape}, expected numbers of shape ({text})")
     values = np.asarray(found[()], np.float32)
+    return checked_finite(values, key) if finite else values
+
+
+def checked_finite(values: Array, key: str, first: int = 0) -> Array:
+    """The same numbers if they are finite, else `BrokenEpisode` with the row, counted from ``first``."""
     if not np.isfinite(values).all():
-        raise BrokenEpisode(f"{key!r} holds a non-finite value")
+        where = np.argwhere(~np.isfinite(values))[0]
+        row = f" in row {first + where[0]}" if len(where) else ""
+        raise BrokenEpisode(f"{key!r} holds a non-finite value{row}")
     return values
 
 
@@ -243,8 +275,24 @@ def images(group: h5py.Group, key: str, shape: tuple[int, ...]) -> h5py.Dataset:
 
 
 def text(value: object) -> str:
-    """A string as HDF5 writers store it: str or UTF-8 bytes."""
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
+    """A string as HDF5 writers store it: str, bytes, or an array that holds one of them; in UTF-8.
+
+    Raises:
+        ForeignText: another encoding.
+    """
+    if isinstance(value, h5py.Empty):
+        return ""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(-1)[0]
+    if isinstance(value, str):  # h5py hides bytes that are not UTF-8 in it
+        value = value.encode("utf-8", "surrogateescape")
+    return utf8(value, "a text in it") if isinstance(value, bytes) else str(value)
+
+
+def _is_recording(path: Path) -> bool:
+    """Whether a file in a folder can be one: macOS, editors and downloads leave hidden ones that are none."""
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return path.suffix in (".hdf5", ".h5") and not hidden
 
 
 def _agree(own: RobotSpec | None, path: Path, found: tuple[RobotSpec, str] | None) -> tuple[RobotSpec, str]:

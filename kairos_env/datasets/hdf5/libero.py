@@ -41,6 +41,7 @@ from kairos_env.datasets.hdf5.files import (
     Hdf5Episodes,
     Source,
     checked_count,
+    checked_finite,
     data_group,
     find_files,
     images,
@@ -156,7 +157,7 @@ class LiberoFile(Hdf5Episodes):
 
     def _numbers(self, demo: h5py.Group) -> tuple[Array, Array, Array]:
         """Proprioception (T + 1, 8), actions (T, 7), rewards (T,) of an episode whose pictures have the right shape."""
-        actions = numbers(demo, "actions", None, 7)
+        actions = numbers(demo, "actions", None, 7, finite=False)
         rows, complete = checked_count(demo, len(actions)), EXTRAS in demo
         if rows < 2 and not complete:
             raise BrokenEpisode(f"it has {rows} row, too few for one decision and the frames around it")
@@ -169,11 +170,11 @@ class LiberoFile(Hdf5Episodes):
             last = [numbers(demo, f"{EXTRAS}/last_obs/{key}", 1, width) for key, width in parts]
             for camera in self.spec.cameras:
                 images(demo, f"{EXTRAS}/last_obs/{camera.name}_rgb", (1, camera.height, camera.width, 3))
-            return np.concatenate([proprio, np.concatenate(last, axis=1)]), actions, rewards
+            return np.concatenate([proprio, np.concatenate(last, axis=1)]), checked_finite(actions, "actions"), rewards
         if (self.observed or _pairing(demo, rows)) == "after":
-            return proprio, actions[1:], rewards[1:]
+            return proprio, checked_finite(actions[1:], "actions", 1), rewards[1:]
         rewards[-2] = max(rewards[-2:])
-        return proprio, actions[:-1], rewards[:-1]
+        return proprio, checked_finite(actions[:-1], "actions"), rewards[:-1]
 
     def _turn(self, data: h5py.Group, path: Path) -> tuple[int, int]:
         stands = self.pictures or text(data.attrs.get("macros_image_convention", "opengl"))

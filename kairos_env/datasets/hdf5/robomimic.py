@@ -30,6 +30,7 @@ from kairos_env.datasets.hdf5.files import (
     Source,
     blamed_on,
     checked_count,
+    checked_finite,
     data_group,
     dataset,
     images,
@@ -120,7 +121,7 @@ class RobomimicFile(Hdf5Episodes):
 
     def _numbers(self, demo: h5py.Group) -> tuple[Array, Array, Array]:
         """Proprioception (T + 1, P), actions (T, A), rewards (T,) of an episode whose pictures have the right shape."""
-        actions = numbers(demo, "actions", None, self.spec.action_dim)
+        actions = numbers(demo, "actions", None, self.spec.action_dim, finite=False)
         rows = checked_count(demo, len(actions))
         rewards = numbers(demo, "rewards", rows)
         parts = ["obs", "next_obs"] if "next_obs" in demo else ["obs"]
@@ -140,7 +141,8 @@ class RobomimicFile(Hdf5Episodes):
             actions, rewards = actions[:-1], rewards[:-1]
         if not len(actions):
             raise BrokenEpisode("it has no decision with frames before and after it")
-        return np.concatenate([seen[0], *(after[-1:] for after in seen[1:])]), actions, rewards
+        proprio = np.concatenate([seen[0], *(after[-1:] for after in seen[1:])])
+        return proprio, checked_finite(actions, "actions"), rewards
 
 
 def _default_proprio(data: h5py.Group, path: Path) -> tuple[str, ...]:

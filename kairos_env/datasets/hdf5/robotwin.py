@@ -42,13 +42,16 @@ import h5py
 import numpy as np
 from PIL import Image, ImageOps
 
+from kairos_env.datasets.foreign import read_json, read_utf8
 from kairos_env.datasets.hdf5.files import (
     Hdf5Episodes,
     Source,
     blamed_on,
+    checked_finite,
     dataset,
     find_files,
     numbers,
+    open_file,
     text,
 )
 from kairos_env.datasets.recording import BrokenEpisode
@@ -130,7 +133,7 @@ class RoboTwinFile(Hdf5Episodes):
     def instructions(self, index: int) -> list[str]:
         """All wordings of an episode's instruction; the episode itself has the first."""
         path, _ = self._entries[index]
-        with h5py.File(path, "r") as file:
+        with open_file(path) as file, blamed_on(str(path)):
             return self._instructions(file, path)
 
     def _robot(self, file: h5py.File, path: Path) -> RobotSpec:
@@ -178,11 +181,12 @@ class RoboTwinFile(Hdf5Episodes):
             raise BrokenEpisode(f"it has {rows} rows, too few for one decision and the frames around it")
         for name in self.cameras:
             _jpegs(file, layout.cameras[name], rows)
-        stored = _drives(file, layout.action, layout)
+        stored = _drives(file, layout.action, layout, finite=False)
         if len(stored) != rows:
             raise BrokenEpisode(f"{layout.action!r} has {len(stored)} rows, but {layout.state!r} has {rows}")
         led_here = np.array_equal(stored, proprio)  # a row's action led to its own frame, not to the next
-        return proprio, stored[1:] if led_here else stored[:-1], _end_poses(file, proprio, layout)
+        actions = stored[1:] if led_here else stored[:-1]
+        return proprio, checked_finite(actions, layout.action, int(led_here)), _end_poses(file, proprio, layout)
 
     def _instructions(self, file: h5py.File, path: Path) -> list[str]:
         if self.instruction:
@@ -206,14 +210,15 @@ def _layout(file: h5py.File) -> _Layout:
     raise BrokenEpisode(f"neither of RoboTwin's layouts: no 'joint_action' and no 'state', only {sorted(file)}")
 
 
-def _drives(file: h5py.File, part: str, layout: _Layout) -> Array:
+def _drives(file: h5py.File, part: str, layout: _Layout, finite: bool = True) -> Array:
     """(R, 2 (J + 1)): joints and gripper of the left arm, then of the right."""
     columns: list[Array] = []
     rows, joints = None, None
     for side in ("left", "right"):
-        angles = numbers(file, f"{part}/{layout.arm.format(side=side)}", rows, joints)
+        angles = numbers(file, f"{part}/{layout.arm.format(side=side)}", rows, joints, finite=finite)
         rows, joints = angles.shape
-        grip = numbers(file, f"{part}/{layout.gripper.format(side=side)}", rows, *layout.gripper_shape)
+        key = f"{part}/{layout.gripper.format(side=side)}"
+        grip = numbers(file, key, rows, *layout.gripper_shape, finite=finite)
         columns += [angles, grip.reshape(rows, 1)]
     return np.concatenate(columns, axis=1)
 
@@ -241,7 +246,7 @@ def _frames(file: h5py.File, key: str, camera: Camera) -> Array:
     for row, jpeg in enumerate(jpegs):
         try:
             frame = _decode(jpeg)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 (decoders raise many kinds; the message names it)
             raise BrokenEpisode(f"row {row} of {key!r} is not a whole JPEG file: {error}") from None
         if frame.shape != frames.shape[1:]:
             raise BrokenEpisode(f"row {row} of {key!r} is {frame.shape}, expected {frames.shape[1:]}")
@@ -262,7 +267,7 @@ def _instructions_beside(path: Path) -> dict[str, list[str]]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         return {key: [str(words) for words in found[key]] for key in found}
     except (TypeError, ValueError) as error:
         raise BrokenEpisode(f"{path} is no file of instructions: {error}") from None
@@ -291,5 +296,5 @@ def _task(path: Path) -> str:
 
 def _seed(path: Path) -> int:
     number, seeds = _number(path), path.absolute().parents[1] / "seed.txt"
-    found = seeds.read_text(encoding="utf-8").split() if seeds.exists() else []
+    found = read_utf8(seeds).split() if seeds.exists() else []
     return int(found[number]) if 0 <= number < len(found) else -1

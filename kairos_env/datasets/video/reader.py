@@ -124,6 +124,9 @@ class VideoFrames:
         if not container.streams.video:
             container.close()
             raise BrokenVideo(f"{path} has no video stream")
+        if container.streams.video[0].codec_context is None:  # a damaged header, or a codec that PyAV lacks
+            container.close()
+            raise BrokenVideo(f"{path} is coded in a way that is not known here, or its header is damaged")
         # Loaders decode several windows at once; threads inside of one decoder would only get in their way.
         container.streams.video[0].thread_count = 1
         return container

@@ -115,6 +115,30 @@ def test_regenerated_files_lose_their_last_action(tmp_path: Path) -> None:
     assert episodes[1].instruction == "pick up the milk and place it in the basket"
 
 
+def test_an_action_that_is_left_out_may_be_anything(tmp_path: Path) -> None:
+    for write, unused in ((write_original, 0), (write_regenerated, -1)):
+        path = write(tmp_path / f"{write.__name__}_demo.hdf5", [0])
+        with h5py.File(path, "r+") as file:
+            rows = len(file["data/demo_0/actions"])
+            file["data/demo_0/actions"][unused] = np.nan
+        assert len(LiberoFile(path)[0]) == rows - 1
+        with h5py.File(path, "r+") as file:
+            file["data/demo_0/actions"][2, 3] = np.nan
+        with pytest.warns(UserWarning, match="demo_0: 'actions' holds a non-finite value in row 2"):
+            assert len(LiberoFile(path)) == 0
+
+
+def test_an_instruction_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = write_original(tmp_path / f"{TASK}_demo.hdf5", [0])
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["problem_info"] = np.bytes_('{"language_instruction": "déplacer"}'.encode("latin-1"))
+    with pytest.raises(BrokenEpisode, match="a text in it, line 1, is not UTF-8: byte 0xe9"):
+        LiberoFile(path, prompt="bddl")
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["problem_info"] = np.array(['{"language_instruction": "déplacer"}'], object)
+    assert LiberoFile(path, prompt="bddl")[0].instruction == "déplacer"
+
+
 def test_which_kind_it_is_can_be_said_and_must_be_where_nothing_tells(tmp_path: Path) -> None:
     path = write_original(tmp_path / f"{TASK}_demo.hdf5", [0])
     with h5py.File(path, "r+") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,27 @@ def test_without_next_obs_the_last_action_has_no_frame_after_it(tmp_path: Path) 
     np.testing.assert_array_equal(episode.actions, actions(0)[:-1].astype(np.float32))
     np.testing.assert_array_equal(episode.proprio, state(0)[:-1])
     np.testing.assert_array_equal(episode.images["agentview"], happened(0)["agentview_image"][:-1])
+
+
+def test_a_last_action_that_nobody_uses_may_be_anything(tmp_path: Path) -> None:
+    for next_obs, left in ((False, 1), (True, 0)):
+        path = write(tmp_path / f"{next_obs}.hdf5", next_obs=next_obs)
+        with h5py.File(path, "r+") as file:
+            file["data/demo_0/actions"][-1] = np.nan
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            episodes = RobomimicFile(path)
+        assert len(episodes) == left
+        assert left or f"'actions' holds a non-finite value in row {STEPS - 1}" in next(iter(episodes.broken.values()))
+
+
+def test_a_length_that_the_file_cannot_hold_takes_no_memory(tmp_path: Path) -> None:
+    path = write(tmp_path / "can.hdf5", demos=2)
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_0/obs/robot0_eef_pos"]
+        file.create_dataset("data/demo_0/obs/robot0_eef_pos", (10**10, 3), "f8", chunks=(10**4, 3))
+    with pytest.warns(UserWarning, match="should be 240,000,000,000 bytes, but the file holds 0 bytes of it"):
+        assert len(RobomimicFile(path)) == 1
 
 
 def test_two_arms_and_the_newer_controllers(tmp_path: Path) -> None:
