@@ -42,7 +42,7 @@ def small_settings(settings: RobotSettings) -> RobotSettings:
 
 def small_config(settings: RobotSettings) -> WorldActionConfig:
     config = miniature(settings.release, layers=4)
-    size = {"height": settings.height, "width": settings.width, "tile_first_frame": False}
+    size = {"height": settings.height, "width": settings.width, "tiled": False}
     return dataclasses.replace(config, generation=dataclasses.replace(config.generation, **size))
 
 

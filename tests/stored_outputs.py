@@ -89,7 +89,7 @@ def drawn(shape: tuple[int, ...], seed: int) -> Tensor:
 def small(name: str) -> WorldActionConfig:
     """The release in miniature, for clips of 9 pictures of 32 x 48 pixels."""
     config = miniature(name)
-    generation = dataclasses.replace(config.generation, height=32, width=48, frames=9, tile_first_frame=False)
+    generation = dataclasses.replace(config.generation, height=32, width=48, frames=9)
     return dataclasses.replace(config, generation=generation)
 
 
@@ -123,11 +123,12 @@ def release_outputs(model: WorldActionModel) -> dict[str, Tensor]:
     latents = drawn((1, 12, config.latent_channels, 4, 6), 1)
     sigma = torch.full((1, 12), 0.7)
     image = (drawn((32, 48, 3), 2).clamp(-2, 2) * 60 + 128).byte().numpy()
-    steps = None if config.generation.sampler == "dmd" else 2
+    distilled = config.generation.sampler == "dmd"
+    steps, words = None if distilled else 2, {"prompt_prefix": "", **({} if distilled else {"negative_prompt": ""})}
     found: dict[str, Tensor | Array] = {
         "velocity": model.velocity(latents, sigma, context),
         "velocity_observed": model.velocity(latents, sigma * (torch.arange(12) > 0), context, 1),
-        "generate": model.generate("lift the cube", image, steps=steps, progress=False).frames,
+        "generate": model.generate("lift the cube", image, steps=steps, progress=False, **words).frames,
     }
     if config.action is not None:
         context = model.context(["lift the cube"], proprio=drawn((1, config.proprio_dim), 3))

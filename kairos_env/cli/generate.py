@@ -3,6 +3,7 @@
 One folder of clips, all from the same weights::
 
     config.json  launches.jsonl  <name>-<hash>.mp4  <name>-<hash>.json (written last)  <name>-<hash>.failed.json
+    prompts.json (what a rewriter made of the prompts)
 
 The hash covers everything that a clip follows from, so a job whose clip is there is not run again.
 """
@@ -15,19 +16,17 @@ import json
 import re
 import sys
 import time
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
-
+from kairos_env.cli import processes
+from kairos_env.cli.clip_jobs import ClipJob, JobFile, read_image, read_jobs
 from kairos_env.cli.options import Fields
 from kairos_env.media import write_mp4
 from kairos_env.records import Array
-from kairos_env.runs import describe_machine, did_you_mean, open_run, write_text
+from kairos_env.runs import describe_machine, open_run, write_json, write_text
 from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.published.generation import GenerationRequest, GenerationSettings, resolve
 from kairos_env.world_model.published.releases import miniature
@@ -36,19 +35,7 @@ if TYPE_CHECKING:
     from kairos_env.world_model.published.world_action import WorldActionModel
 
 Dtype = Literal["bfloat16", "float32"]
-
-
-@dataclass(frozen=True)
-class ClipJob(GenerationRequest):
-    """One clip.
-
-    Args:
-        image: file with the first frame, RGB. In a file of jobs, relative to that file.
-        name: of the clip's files; the first words of the prompt if empty.
-    """
-
-    image: str | None = None
-    name: str = ""
+FOLDER, PROMPTS = "runs/generate", "prompts.json"
 
 
 @dataclass(frozen=True)
@@ -61,11 +48,18 @@ class GenerateConfig(ClipJob):
         text: another text encoder than the model folder's own, a folder or hub repository.
         miniature: instead of a model, a release (for example 4b-robot) in miniature with random weights: noise
             comes out, but the whole pipeline runs, on any machine.
-        jobs: JSON file, a list of objects with the clip options above as keys (``negative_prompt``, ...). What a job
-            does not say, the command line does.
+        jobs: JSON file, a list of objects with the clip options above as keys (``negative_prompt``, ...), or one of
+            the published example files as it is. What a job does not say, the command line does.
+        rewriter: a vision-language model that makes long captions of short prompts, as the weights were trained with:
+            a folder, a hub repository, or the address of a server of OpenAI's protocol (http://localhost:8000/v1).
+        rewriter_model: its name on a server of several.
         device: cuda, cpu, ...; by default cuda if there is one, else cpu.
         dtype: bfloat16 or float32.
-        out: folder of the clips.
+        nproc: processes, each with a GPU of its own, that share every clip: tokens, the two prompts of guidance, and
+            the decoding.
+        split: with nproc, what the decoding is shared by: rows of the picture, which is exact, or frames, which is
+            faster where devices are badly connected.
+        out: folder of the clips; by default runs/generate, or the one that a published example file names.
     """
 
     model: str | None = None
@@ -73,13 +67,19 @@ class GenerateConfig(ClipJob):
     text: str | None = None
     miniature: str | None = None
     jobs: str | None = None
+    rewriter: str | None = None
+    rewriter_model: str = ""
     device: str | None = None
     dtype: Dtype = "bfloat16"
-    out: str = "runs/generate"
+    nproc: int = 1
+    split: Literal["rows", "frames"] = "rows"
+    out: str | None = None
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.miniature is None):
             raise ValueError("give either --model FOLDER or --miniature RELEASE")
+        if self.nproc < 1:
+            raise ValueError(f"--nproc is a number of processes of at least 1, got {self.nproc}")
 
 
 class Planned(NamedTuple):
@@ -89,32 +89,6 @@ class Planned(NamedTuple):
     image: Array | None
     settings: GenerationSettings
     stem: str
-
-
-def read_jobs(path: str | Path, defaults: ClipJob) -> list[ClipJob]:
-    """The jobs of a JSON file; ``defaults`` fills in what a job leaves out.
-
-    Raises:
-        ValueError: no list of objects, an unknown key, or a value of the wrong type.
-    """
-    try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from None
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f'{path} must hold a list of at least one object, like [{{"prompt": "..."}}]')
-    hints = typing.get_type_hints(ClipJob)
-    jobs = []
-    for number, entry in enumerate(entries, 1):
-        for key, value in entry.items():
-            if key not in hints:
-                raise ValueError(f"{path}: job {number} has an unknown key {key!r}; {did_you_mean(key, hints)}")
-            if not _fits(value, hints[key]):
-                raise ValueError(f"{path}: job {number}: {key} is {value!r}, expected {_described(hints[key])}")
-        if entry.get("image"):
-            entry = entry | {"image": str(Path(path).parent / entry["image"])}
-        jobs.append(dataclasses.replace(defaults, **entry))
-    return jobs
 
 
 def plan(jobs: Sequence[ClipJob], config: WorldActionConfig) -> list[Planned]:
@@ -139,61 +113,60 @@ def plan(jobs: Sequence[ClipJob], config: WorldActionConfig) -> list[Planned]:
     return planned
 
 
-def read_image(path: str | Path) -> Array:
-    """An image file, upright: uint8 (H, W, 3).
+def rewrite_prompts(planned: Sequence[Planned], options: GenerateConfig, folder: Path, device: str) -> list[ClipJob]:
+    """The jobs with the prompts that the rewriter made; what it said before is in the folder and is said again."""
+    from kairos_env.world_model.text.rewriter import open_rewriter
 
-    Raises:
-        FileNotFoundError: not there.
-        ValueError: no image, or another mode than RGB (an alpha channel could be shown in many ways).
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode != "RGB":
-                raise ValueError(f"{path} has mode {image.mode}, expected RGB; convert it first")
-            return np.asarray(image)
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is no image that can be read") from None
+    path = folder / PROMPTS
+    known: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    rewrite, jobs = None, []
+    for job, image, _, _ in planned:
+        wanted = options.rewriter is not None if job.rewrite is None else job.rewrite
+        if not wanted or not job.prompt.strip():
+            jobs.append(job)
+            continue
+        assert options.rewriter is not None  # checked with the jobs
+        source = [options.rewriter, options.rewriter_model, job.prompt, _digest(image)]
+        key = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
+        if key not in known:
+            rewrite = rewrite or open_rewriter(options.rewriter, device, options.rewriter_model)
+            known[key] = {"prompt": job.prompt, "rewritten": rewrite(job.prompt, image)}
+            write_json(path, known)
+            print(f"{job.prompt}\n  rewritten: {known[key]['rewritten']}", flush=True)
+        jobs.append(dataclasses.replace(job, prompt=known[key]["rewritten"], name=job.name or _words(job.prompt)))
+    return jobs
 
 
 def generate_clips(planned: Sequence[Planned], model: WorldActionModel, folder: Path) -> dict[str, str]:
-    """Runs what is not there yet, with a progress bar each.
+    """Runs the jobs with a progress bar each. Of several processes that share them the first one writes.
 
     Returns:
-        what became of every job: files' name -> ``"written"``, ``"there"`` or the reason why it failed.
+        what became of every job: files' name -> ``"written"`` or the reason why it failed.
     """
     outcome: dict[str, str] = {}
+    first, alone = processes.rank() == 0, not processes.started()
     for number, (job, image, settings, stem) in enumerate(planned, 1):
-        record, failed = folder / f"{stem}.json", folder / f"{stem}.failed.json"
-        if record.exists() and (folder / f"{stem}.mp4").exists():
-            outcome[stem] = "there"
-            continue
-        print(f"[{number}/{len(planned)}] {stem}: {_summary(settings)}", flush=True)
-        description: dict[str, Any] = {
-            "settings": dataclasses.asdict(settings),
-            "image": job.image,
-            "model": model.config.to_dict(),
-            "dtype": str(model.dtype),
-            "device": str(model.device),
-            "machine": describe_machine(),
-        }
+        if first:
+            print(f"[{number}/{len(planned)}] {stem}: {_summary(settings)}", flush=True)
         start = time.monotonic()
         try:
-            clip = model.generate(**_options(job), image=image)
+            clip = model.generate(**_options(job), image=image, progress=first)
         except (ValueError, RuntimeError, OSError, ArithmeticError) as error:
+            if not alone and not isinstance(error, (ValueError, ArithmeticError)):
+                raise  # it may have met this process alone, and the others wait for it
             outcome[stem] = f"{type(error).__name__}: {error}"
-            write_text(failed, json.dumps(description | {"error": outcome[stem]}, indent=2) + "\n")
-            print(f"{stem} failed: {error}", file=sys.stderr)
+            if first:
+                _write_failure(folder / f"{stem}.failed.json", _description(model, job, settings), outcome[stem])
             continue
-        description |= {"seconds": round(time.monotonic() - start, 3), "skipped_steps": clip.skipped_steps}
-        write_mp4(folder / f"{stem}.mp4", clip.frames, clip.fps)
-        write_text(record, json.dumps(description, indent=2) + "\n")
-        failed.unlink(missing_ok=True)
         outcome[stem] = "written"
-        skipped = f", TeaCache skipped {clip.skipped_steps} of {settings.steps} steps" if settings.teacache else ""
-        print(f"{folder / stem}.mp4: {description['seconds']:.1f} s{skipped}")
+        if first:
+            seconds = round(time.monotonic() - start, 3)
+            write_mp4(folder / f"{stem}.mp4", clip.frames, clip.fps)
+            record = _description(model, job, settings) | {"seconds": seconds, "skipped_steps": clip.skipped_steps}
+            write_text(folder / f"{stem}.json", json.dumps(record, indent=2) + "\n")
+            (folder / f"{stem}.failed.json").unlink(missing_ok=True)
+            skipped = f", TeaCache skipped {clip.skipped_steps} of {settings.steps} steps" if settings.teacache else ""
+            print(f"{folder / stem}.mp4: {seconds:.1f} s{skipped}", flush=True)
     return outcome
 
 
@@ -203,22 +176,83 @@ def run(options: Fields[GenerateConfig]) -> int:
 
     defaults = ClipJob(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ClipJob)})
     config = _config(options)
-    jobs = [defaults] if options.jobs is None else read_jobs(options.jobs, defaults)
+    file = JobFile([defaults]) if options.jobs is None else read_jobs(options.jobs, defaults)
+    jobs = [_as_published(job, config) for job in file.jobs] if file.published else file.jobs
     planned = plan(jobs, config)
+    for job in jobs:
+        if job.rewrite and options.rewriter is None:
+            raise ValueError("a job asks for its prompt to be rewritten; name a model for it with --rewriter")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    launch = {"device": device, "jobs": options.jobs}
+    folder = Path(options.out or file.out or FOLDER)
+    if processes.started():
+        return _work(options, planned, config, folder, device)
+    if options.nproc > 1:
+        _check_processes(options, planned, config, device)
+    launch = {"device": device, "jobs": options.jobs, "nproc": options.nproc}
     identity = {field: getattr(options, field) for field in ("model", "vae", "text", "miniature", "dtype")}
-    folder = open_run(options.out, identity, launch)
-    model = _load(options, config, device)
-    outcome = generate_clips(planned, model, folder)
-    counts = {word: list(outcome.values()).count(word) for word in ("written", "there")}
-    failed = len(outcome) - sum(counts.values())
-    print(f"{folder}: clips written: {counts['written']}, already there: {counts['there']}, failed: {failed}")
+    open_run(folder, identity, launch)
+    planned = plan(rewrite_prompts(planned, options, folder, device), config)
+    pending = _pending(planned, folder)
+    if options.nproc > 1 and pending:
+        status = processes.launch("generate", dataclasses.replace(options, out=str(folder)), options.nproc)
+        failed = len(_pending(planned, folder))
+        if status and not failed:
+            return status
+    else:
+        outcome = generate_clips(pending, _load(options, config, device), folder) if pending else {}
+        failed = sum(word != "written" for word in outcome.values())
+    written = len(pending) - failed
+    there = len(planned) - len(pending)
+    print(f"{folder}: clips written: {written}, already there: {there}, failed: {failed}")
     if options.miniature is not None:
         print(
             f"random weights in miniature: these clips are noise and only show that the pipeline of {config.name} runs"
         )
     return int(failed > 0)
+
+
+def _work(
+    options: GenerateConfig, planned: Sequence[Planned], config: WorldActionConfig, folder: Path, device: str
+) -> int:
+    """The share of one of several processes; the prompts were rewritten before they were started."""
+    from kairos_env.world_model.deploy.parallel import shard
+
+    own = processes.join(device)
+    planned = plan(rewrite_prompts(planned, options, folder, device), config)
+    pending = _pending(planned, folder)  # by all of them before the first one writes
+    model = shard(_load(options, config, str(own)), guidance=_guided(planned, options), split=options.split)
+    generate_clips(pending, model, folder)
+    return 0
+
+
+def _check_processes(
+    options: GenerateConfig, planned: Sequence[Planned], config: WorldActionConfig, device: str
+) -> None:
+    """Raises ValueError unless so many processes can share the clips."""
+    from kairos_env.world_model.deploy.parallel import check_world
+
+    processes.check_devices(device, options.nproc)
+    for item in planned:
+        _, rows, columns = item.settings.latent_shape
+        check_world(config, options.nproc, _guided(planned, options), rows * columns // config.video.patch**2)
+
+
+def _guided(planned: Sequence[Planned], options: GenerateConfig) -> bool:
+    """Whether two halves of the processes take a prompt of guidance each."""
+    guided = any(item.settings.guidance != 1 and not item.settings.merge_guidance for item in planned)
+    return guided and options.nproc % 2 == 0
+
+
+def _pending(planned: Sequence[Planned], folder: Path) -> list[Planned]:
+    """The jobs whose clip is not there yet."""
+    return [p for p in planned if not all((folder / f"{p.stem}.{kind}").exists() for kind in ("json", "mp4"))]
+
+
+def _as_published(job: ClipJob, config: WorldActionConfig) -> ClipJob:
+    """A published example for distilled weights, whose sampler does not look at guidance and its prompt."""
+    if config.generation.sampler != "dmd":
+        return job
+    return dataclasses.replace(job, guidance=None, negative_prompt=None, steps=None, teacache=0.0)
 
 
 def _config(options: GenerateConfig) -> WorldActionConfig:
@@ -233,7 +267,7 @@ def _config(options: GenerateConfig) -> WorldActionConfig:
     assert options.miniature is not None
     config = miniature(options.miniature)
     steps = min(config.generation.steps, 8)
-    small = dataclasses.replace(config.generation, height=64, width=96, frames=9, steps=steps, tile_first_frame=False)
+    small = dataclasses.replace(config.generation, height=64, width=96, frames=9, steps=steps)
     return dataclasses.replace(config, generation=small)
 
 
@@ -258,36 +292,41 @@ def _options(job: ClipJob) -> dict[str, Any]:
     return {field.name: getattr(job, field.name) for field in dataclasses.fields(GenerationRequest)}
 
 
+def _description(model: WorldActionModel, job: ClipJob, settings: GenerationSettings) -> dict[str, Any]:
+    """What a clip was made of and where."""
+    return {
+        "settings": dataclasses.asdict(settings),
+        "image": job.image,
+        "model": model.config.to_dict(),
+        "dtype": str(model.dtype),
+        "device": str(model.device),
+        "machine": describe_machine(),
+    }
+
+
+def _write_failure(path: Path, description: dict[str, Any], reason: str) -> None:
+    write_text(path, json.dumps(description | {"error": reason}, indent=2) + "\n")
+    print(f"{path.name.removesuffix('.failed.json')} failed: {reason.partition(': ')[2]}", file=sys.stderr)
+
+
 def _summary(s: GenerationSettings) -> str:
     size = f"{s.frames} frames of {s.height} x {s.width}"
     return f"{s.mode}, {size}, {s.steps} steps, guidance {s.guidance:g}, seed {s.seed}"
 
 
 def _stem(job: ClipJob, settings: GenerationSettings, image: Array | None) -> str:
-    name = job.name or re.sub(r"[^a-z0-9]+", "-", job.prompt.lower())[:40].strip("-")
+    name = job.name or _words(job.prompt)
     name = name or (Path(job.image).stem if job.image else "clip")
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
         raise ValueError(f"name {name!r} must consist of letters, digits and . _ - and not begin with a dot")
-    picture = "" if image is None else hashlib.sha256(image.tobytes()).hexdigest()
-    text = json.dumps([dataclasses.asdict(settings), picture], sort_keys=True)
+    text = json.dumps([dataclasses.asdict(settings), _digest(image)], sort_keys=True)
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of the type of a field; a whole number is a float too, a bool is no number."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return any(_fits(value, part) for part in typing.get_args(hint))
-    if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
-    if hint is float and type(value) is int:
-        return True
-    return type(value) is hint
+def _words(prompt: str) -> str:
+    """The first words of a prompt, as a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:40].strip("-")
 
 
-def _described(hint: Any) -> str:
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return " or ".join(_described(part) for part in typing.get_args(hint))
-    if typing.get_origin(hint) is Literal:
-        return " or ".join(map(repr, typing.get_args(hint)))
-    names = {types.NoneType: "null", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-    return names[hint]
+def _digest(image: Array | None) -> str:
+    return "" if image is None else hashlib.sha256(image.tobytes()).hexdigest()

@@ -104,7 +104,7 @@ def metavar(hint: Any) -> str:
         return f"{metavar(arguments[0])},..." if arguments[-1] is ... else ",".join(map(metavar, arguments))
     if origin is not None:
         return f"NAME={'NUMBER' if arguments[1] is float else 'VALUE'},..."
-    return {str: "TEXT", int: "INT", float: "NUMBER", Path: "PATH"}[hint]
+    return {str: "TEXT", int: "INT", float: "NUMBER", bool: "true|false", Path: "PATH"}[hint]
 
 
 def read_file(path: Path) -> dict[str, Any]:

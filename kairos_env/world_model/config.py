@@ -229,7 +229,8 @@ class GenerationConfig:
         sampler: ``"euler"``, or ``"dmd"`` for distilled weights (its own noise levels, no guidance).
         fps: frames per second of the written video.
         action_shift: time shift of the action schedule.
-        tile_first_frame: encode the first frame in overlapping, blended tiles, as the published LIBERO client does.
+        tiled: encode and decode pictures in overlapping, blended tiles, as the published pipeline does for all weights
+            but those of RoboTwin. A picture of at most 240 x 416 pixels is one tile.
     """
 
     height: int = 480
@@ -241,7 +242,7 @@ class GenerationConfig:
     fps: int = 16
     action_steps: int = 10
     action_shift: float = 5.0
-    tile_first_frame: bool = False
+    tiled: bool = True
 
 
 @dataclass(frozen=True)
@@ -287,8 +288,16 @@ class WorldActionConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> WorldActionConfig:
-        """Inverse of `to_dict`; unknown or missing keys are an error, not a default."""
-        return _from_dict(cls, data, {"video": VideoConfig, "action": ActionConfig, "generation": GenerationConfig})
+        """Inverse of `to_dict`; unknown or missing keys are an error, not a default.
+
+        Folders of versions that tiled only an observed first frame say ``tile_first_frame`` for ``tiled``.
+        """
+        sections = {"video": VideoConfig, "action": ActionConfig, "generation": GenerationConfig}
+        generation = dict(data.get("generation") or {})
+        if "tile_first_frame" in generation:
+            generation["tiled"] = generation.pop("tile_first_frame") or data.get("action") is None
+            data = {**data, "generation": generation}
+        return _from_dict(cls, data, sections)
 
 
 Config = TypeVar("Config")

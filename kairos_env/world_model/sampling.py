@@ -34,15 +34,17 @@ def towards(data: Tensor, sample: Tensor, sigma: float, following: float, index:
 def renoise(noise: Callable[[int], Tensor]) -> Advance:
     """Steps of weights distilled by distribution matching (DMD): guess the sample, noise it again at the next level.
 
-    ``x0 = x - sigma v``, then ``x = (1 - sigma') x0 + sigma' eps``; the levels are `flow.distilled_schedule`.
+    ``x0 = x - sigma v``, with sigma in the data's dtype, then ``x = (1 - sigma') x0 + sigma' eps``; the levels are
+    `flow.distilled_schedule`.
 
     Args:
         noise: number of the level -> data; the published sampler uses the same noise at every one.
     """
 
     def advance(data: Tensor, velocity: Tensor, sigma: float, following: float, index: int) -> Tensor:
-        sample = data - sigma * velocity.to(data.dtype)
-        return (1 - following) * sample + following * noise(index + 1) if following > 0 else sample
+        sample = data - torch.tensor(sigma, dtype=data.dtype) * velocity.to(data.dtype)
+        after = torch.tensor(following, dtype=torch.float32)  # the mixture's level stays a float32 number
+        return (1 - after) * sample + after * noise(index + 1) if following > 0 else sample
 
     return advance
 
@@ -79,6 +81,7 @@ def sample_video(
     observed: Tensor | None = None,
     progress: Progress = iter,
     advance: Advance = along,
+    restore: bool = True,
 ) -> Tensor:
     """Denoises latent frames.
 
@@ -90,16 +93,20 @@ def sample_video(
             out unchanged.
         progress: wraps the step numbers.
         advance: `renoise` for distilled weights.
+        restore: False leaves the observed frames as the last step made them, as the published distilled sampler does.
 
     Returns:
         (B, F, C, h, w) in the dtype of ``noise``.
     """
 
     def predict(data: Parts, levels: tuple[float, ...]) -> list[Tensor]:
-        latents = _with_observed(data[0], observed)
-        return [velocity(latents, _levels(latents, levels[0], observed))]
+        return [velocity(data[0], _levels(data[0], levels[0], observed))]
 
-    return _with_observed(denoise(predict, (noise,), [sigmas], advance, progress)[0], observed)
+    def advance_rest(data: Tensor, velocity: Tensor, sigma: float, following: float, index: int) -> Tensor:
+        moved = advance(data, velocity, sigma, following, index)
+        return _with_observed(moved, observed) if restore or following > 0 else moved
+
+    return denoise(predict, (_with_observed(noise, observed),), [sigmas], advance_rest, progress)[0]
 
 
 def sample_actions(velocity: Velocity, noise: Tensor, sigmas: Sequence[float], progress: Progress = iter) -> Tensor:

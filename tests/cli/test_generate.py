@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from served_model import served_model
 
 from kairos_env.cli import main as cli
+from kairos_env.cli.clip_jobs import ClipJob, read_jobs
+from kairos_env.world_model.published.prompts import NEGATIVE_PROMPT, PROMPT_PREFIX
 
 pytest.importorskip("diffusers", reason="the video tokenizer of the miniature is diffusers'")
 
@@ -148,3 +151,121 @@ def test_one_folder_holds_clips_of_one_model(tmp_path: Path, capsys: pytest.Capt
     assert run(tmp_path, "--prompt", "lift") == 0
     assert run(tmp_path, "--prompt", "lift", "--dtype", "float32") == 2
     assert 'dtype: "bfloat16" there, "float32" now' in capsys.readouterr().err
+
+
+EXAMPLE = {
+    "prompt": "The robotic arm sweeps a green cloth across the wooden surface.",
+    "input_image": "assets/robot.png",
+    "negative_prompt": "bright tones, static",
+    "seed": 0,
+    "tiled": True,
+    "height": 32,
+    "width": 48,
+    "num_frames": 5,
+    "cfg_scale": 5,
+    "use_prompt_rewriter": False,
+    "output_dir": "output/ti2v",
+}
+
+
+def write_example(folder: Path, **changed: Any) -> str:
+    """A checkout of the published repository with one example; its image is named from the root."""
+    (folder / "examples").mkdir(exist_ok=True)
+    (folder / "assets").mkdir(exist_ok=True)
+    save_image(folder / "assets" / "robot.png", (60, 90, 3))
+    (folder / "examples" / "example_ti2v.json").write_text(json.dumps(EXAMPLE | changed))
+    return str(folder / "examples" / "example_ti2v.json")
+
+
+def test_a_published_example_file_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_example(tmp_path)
+    assert cli.main(["generate", "--miniature", "4b-robot", "--steps", "2", "--jobs", path]) == 0
+    (record,) = (json.loads(file.read_text()) for file in Path("output/ti2v").glob("example_ti2v-*.json"))
+    settings = record["settings"]
+    assert (settings["mode"], settings["fit"], settings["frames"], settings["guidance"]) == ("ti2v", "stretch", 5, 5)
+    assert settings["prompt"] == PROMPT_PREFIX + EXAMPLE["prompt"]  # type: ignore[operator]
+    assert settings["negative_prompt"] == "bright tones, static" and settings["tiled"]
+    # distilled weights do not look at guidance, and their examples name it all the same
+    assert cli.main(["generate", "--miniature", "4b-robot-distilled", "--out", "distilled", "--jobs", path]) == 0
+    (record,) = (json.loads(file.read_text()) for file in Path("distilled").glob("example_ti2v-*.json"))
+    assert (record["settings"]["steps"], record["settings"]["guidance"]) == (4, 1.0)
+
+
+def test_a_published_example_without_an_image_has_an_empty_one(tmp_path: Path) -> None:
+    path = write_example(tmp_path, input_image="")
+    (job,) = read_jobs(path, ClipJob()).jobs
+    assert job.image is None and job.negative_prompt == "bright tones, static"
+    with pytest.raises(ValueError, match=r"job 1 has an unknown key 'num_frame'; did you mean"):
+        read_jobs(write_example(tmp_path, num_frame=5), ClipJob())
+
+
+def test_prompt_prefix_and_negative_prompt_are_the_published_ones_unless_said_otherwise(tmp_path: Path) -> None:
+    image = str(save_image(tmp_path / "start.png"))
+    jobs = [
+        {"name": "published", "prompt": "lift", "image": image},
+        {"name": "own", "prompt": "lift", "image": image, "prompt_prefix": "", "negative_prompt": "dull"},
+        {"name": "words", "prompt": "lift"},
+        {"name": "free", "prompt": "lift", "guidance": 1},
+    ]
+    assert run(tmp_path, "--jobs", write_jobs(tmp_path, jobs)) == 0
+    found = {name: record["settings"] for name, record in records(tmp_path).items()}
+    assert found["published"]["prompt"] == PROMPT_PREFIX + "lift" and found["own"]["prompt"] == "lift"
+    assert found["words"]["prompt"] == "lift"
+    assert found["published"]["negative_prompt"] == found["words"]["negative_prompt"] == NEGATIVE_PROMPT
+    assert (found["own"]["negative_prompt"], found["free"]["negative_prompt"]) == ("dull", "")
+
+
+# several processes, rewritten prompts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_film_of_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--prompt", "Open the drawer!", "--dtype", "float32", "--device", "cpu"]
+    assert cli.main([*MINIATURE, "--out", str(tmp_path / "one"), *words]) == 0
+    assert cli.main([*MINIATURE, "--out", str(tmp_path / "two"), *words, "--nproc", "2"]) == 0
+    assert "clips written: 1, already there: 0, failed: 0" in capfd.readouterr().out
+    films = [decoded(next((tmp_path / name).glob("*.mp4"))) for name in ("one", "two")]
+    assert np.abs(films[0].astype(int) - films[1]).mean() < 1  # a compressed film of noise
+    assert cli.main([*MINIATURE, "--out", str(tmp_path / "two"), *words, "--nproc", "2"]) == 0
+    assert "clips written: 0, already there: 1, failed: 0" in capfd.readouterr().out
+
+
+def test_a_number_of_processes_that_cannot_share_a_clip_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--prompt", "lift", "--device", "cpu"]
+    assert run(tmp_path, *words, "--nproc", "5") == 2
+    assert "5 processes cannot share '4b-robot-miniature' with 6 tokens in a latent frame: legal are 1, 2, 3" in (
+        capsys.readouterr().err
+    )
+    assert run(tmp_path, *words, "--nproc", "8") == 2
+    assert "legal with guidance are 2, 4, 6" in capsys.readouterr().err
+    assert run(tmp_path, "--prompt", "lift", "--device", "cuda", "--nproc", "97") == 2
+    assert "97 processes need a GPU each" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def decoded(path: Path) -> np.ndarray:
+    import av
+
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def test_prompts_are_rewritten_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = [{"name": "plain", "prompt": "lift", "rewrite": False}, {"prompt": "wipe the table", "guidance": 1}]
+    path = write_jobs(tmp_path, jobs)
+    with served_model("A cloth wipes the table.") as (address, asked):
+        words = ["--jobs", path, "--rewriter", address]
+        assert run(tmp_path, *words) == 0
+        assert len(asked) == 1 and asked[0]["model"] == "served-model"
+        assert run(tmp_path, *words) == 0
+        assert len(asked) == 1 and "already there: 2" in capsys.readouterr().out
+    found = records(tmp_path)
+    assert found["plain"]["settings"]["prompt"] == "lift"
+    assert found["wipe-the-table"]["settings"]["prompt"] == "A cloth wipes the table."
+    (kept,) = json.loads((tmp_path / "out" / "prompts.json").read_text()).values()
+    assert kept == {"prompt": "wipe the table", "rewritten": "A cloth wipes the table."}
+    assert run(tmp_path, "--prompt", "lift", "--rewrite", "true") == 2
+    assert "name a model for it with --rewriter" in capsys.readouterr().err

@@ -54,10 +54,10 @@ class CompiledModel(WorldActionModel):
         self._action_velocity = torch.compile(super().action_velocity, dynamic=False, backend=backend, fullgraph=True)
         self._recordings: dict[tuple[object, ...], CapturedGraph] = {}
 
-    def prefill(self, latents: Tensor, context: Context | Contexts) -> VideoCache:
+    def prefill(self, latents: Tensor, context: Context | Contexts, history: int | None = None) -> VideoCache:
         """See `WorldActionModel.prefill`."""
         with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
-            return self._prefill(latents, context)
+            return self._prefill(latents, context, history)
 
     def action_velocity(self, actions: Tensor, sigma: Tensor, context: Context | Contexts, cache: VideoCache) -> Tensor:
         """See `WorldActionModel.action_velocity`."""
@@ -65,16 +65,20 @@ class CompiledModel(WorldActionModel):
             return self._action_velocity(actions, sigma, context, cache)
 
     @torch.no_grad()
-    def denoise_actions(self, observed: Tensor, context: Context, noise: Tensor, steps: int) -> Tensor:
+    def denoise_actions(
+        self, observed: Tensor, context: Context, noise: Tensor, steps: int, history: int | None = None
+    ) -> Tensor:
         """See `WorldActionModel.denoise_actions`."""
         tokens, mask = padded(context, self.context_unit)
         if noise.device.type != "cuda":
-            return super().denoise_actions(observed, Context(tokens, mask), noise, steps)
+            return super().denoise_actions(observed, Context(tokens, mask), noise, steps, history)
         inputs = (observed, tokens, mask, noise)
-        key = (steps, *((x.shape, x.dtype) for x in inputs))
+        key = (steps, history, *((x.shape, x.dtype) for x in inputs))
         if key not in self._recordings:
             plain = super().denoise_actions
-            self._recordings[key] = CapturedGraph(lambda o, t, m, n: plain(o, Context(t, m), n, steps), *inputs)
+            self._recordings[key] = CapturedGraph(
+                lambda o, t, m, n: plain(o, Context(t, m), n, steps, history), *inputs
+            )
         return self._recordings[key](*inputs)
 
 

@@ -12,7 +12,8 @@ Weights are whole on every device; work and activations are spread:
   has all tokens of some heads: an all-to-all before the attention, one behind it. A frame's modulation stays whole.
 * The gated delta rule runs through all tokens in order, so it too is spread over heads, projections included.
 * Guidance: half of the processes compute the positive prompt, half the negative one.
-* The tokenizer decodes rows of the picture; convolutions borrow the rows at the seam from their neighbours.
+* The tokenizer decodes rows of the picture; convolutions borrow the rows at the seam from their neighbours. Or it
+  decodes stretches of the clip, which need no messages, but forget what was more than some frames before.
 
 Letters: P processes, l = L / P; the others as in ``bidirectional``.
 """
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -32,23 +33,27 @@ from torch.distributed.device_mesh import init_device_mesh
 from kairos_env.world_model.attention.kernels import clip_attention
 from kairos_env.world_model.attention.patterns import ClipPattern
 from kairos_env.world_model.attention.visibility import Tokens
+from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.gated_delta_net import GatedDeltaNet
 from kairos_env.world_model.published.world_action import WorldActionModel
 from kairos_env.world_model.sampling import Velocity, guide
 from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
 
 Group = dist.ProcessGroup | None  # None: all processes
+Split = Literal["rows", "frames"]
+HALO = 4  # latent frames before a stretch, as published
 
 
-def shard(model: WorldActionModel, guidance: bool = False, engine: str | None = None) -> WorldActionModel:
+def shard(
+    model: WorldActionModel, guidance: bool = False, engine: str | None = None, split: Split = "rows"
+) -> WorldActionModel:
     """The same model, its work spread over all processes; each of them has to call this.
-
-    A tokenizer that decodes in tiles stays as it is.
 
     Args:
         guidance: spread classifier-free guidance over two halves of the processes, and tokens within each half.
             Pays twice as much as tokens alone wherever both prompts are computed.
         engine: overrides the choice of the attention engine.
+        split: how the tokenizer decodes, see `ParallelVAE`; tiles are left out where it is by rows.
 
     Raises:
         RuntimeError: there are no processes to spread over.
@@ -59,22 +64,37 @@ def shard(model: WorldActionModel, guidance: bool = False, engine: str | None = 
             "no process group: start this script with torchrun and call torch.distributed.init_process_group() first"
         )
     world, halves = dist.get_world_size(), 2 if guidance else 1
-    heads = min(model.config.video.heads, model.config.video.delta_heads)
-    if world % halves or world // halves > heads:
-        legal = range(halves, halves * heads + 1, halves)
-        raise ValueError(
-            f"{world} processes cannot share {model.config.name!r}: legal {'with guidance ' * guidance}are "
-            f"{', '.join(map(str, legal))}"
-        )
+    check_world(model.config, world, guidance)
     mesh = init_device_mesh(model.device.type, (halves, world // halves), mesh_dim_names=("guidance", "tokens"))
     tokenizer = model.tokenizer
-    if isinstance(tokenizer, VideoVAE) and not tokenizer.decode_tiling:
-        tokenizer = ParallelVAE(tokenizer)
+    if isinstance(tokenizer, VideoVAE):
+        whole = tokenizer.tiled(tokenizer.encode_tiling, None)
+        tokenizer = ParallelVAE(whole if split == "rows" else tokenizer, split=split)
     shared = WorldActionModel(model.config, model.transformer, tokenizer, model.encoder)
     shared.mixing = Ulysses(mesh.get_group("tokens"), engine)
     if guidance:
         shared.guided = guided_apart(mesh.get_group("guidance"))
     return shared
+
+
+def check_world(config: WorldActionConfig, world: int, guidance: bool, tokens: int | None = None) -> None:
+    """Checks that so many processes can share a model.
+
+    Args:
+        tokens: of a latent frame, if that is known.
+
+    Raises:
+        ValueError: they cannot; the message names the numbers that can.
+    """
+    halves = 2 if guidance else 1
+    heads = min(config.video.heads, config.video.delta_heads)
+    legal = [halves * size for size in range(1, heads + 1) if not tokens or tokens % size == 0]
+    if world not in legal:
+        picture = f" with {tokens} tokens in a latent frame" if tokens else ""
+        raise ValueError(
+            f"{world} processes cannot share {config.name!r}{picture}: legal {'with guidance ' * guidance}are "
+            f"{', '.join(map(str, legal))}"
+        )
 
 
 def spread(number: int, parts: int) -> list[int]:
@@ -236,19 +256,24 @@ def guided_apart(group: Group = None) -> Callable[[Velocity, Velocity, float], V
 
 
 class ParallelVAE:
-    """A `VideoVAE` that decodes in parallel, each process some rows of the picture; encoding is as before.
+    """A `VideoVAE` that decodes in parallel; encoding is as before.
 
-    The result is that of one process, up to rounding. Its decoder has a temporal memory of some forty latent frames,
-    so splitting a clip in time would either decode most frames twice or differ.
+    Args:
+        split: ``"rows"``, some rows of the picture each: the result is that of one process, up to rounding, at the
+            price of messages in every convolution. ``"frames"``, a stretch of the clip each, as the published
+            pipeline does: no messages, and any tiling. The decoder's memory reaches back some forty latent frames;
+            here it begins anew ``halo`` before a stretch, so that the result differs a little after each seam.
 
     Raises:
-        ValueError: it decodes in tiles, which share out the picture in another way.
+        ValueError: rows of a tokenizer that decodes in tiles, which share out the picture in another way.
     """
 
-    def __init__(self, vae: VideoVAE, group: Group = None) -> None:
-        if vae.decode_tiling:
-            raise ValueError("a tokenizer that decodes in tiles cannot decode in parallel; give vae.tiled(decode=None)")
-        self.vae, self.group = vae, group
+    def __init__(self, vae: VideoVAE, group: Group = None, split: Split = "rows", halo: int = HALO) -> None:
+        if split == "rows" and vae.decode_tiling:
+            raise ValueError("a tokenizer that decodes in tiles cannot share rows; give vae.tiled(decode=None)")
+        if halo < 1:
+            raise ValueError(f"a stretch needs at least one latent frame before it, got halo {halo}")
+        self.vae, self.group, self.split, self.halo = vae, group, split, halo
         self.channels, self.spatial, self.temporal = vae.channels, vae.spatial, vae.temporal
 
     def encode_video(self, video: Tensor) -> Tensor:
@@ -260,15 +285,27 @@ class ParallelVAE:
         """See `VideoVAE.decode_video`.
 
         Raises:
-            ValueError: as there; or fewer rows than processes.
+            ValueError: as there; or fewer rows or frames than processes.
         """
-        size, rank, height = dist.get_world_size(self.group), dist.get_rank(self.group), latents.shape[-2]
-        if height < size:
-            raise ValueError(f"{height} rows of latents cannot be shared by {size} processes; legal: 1 to {height}")
-        rows = spread(height, size)
-        with _neighbours(self.vae.network, rank, rows, self.group):
-            video = self.vae.decode_video(latents.split(rows, -2)[rank])
-        return gather(video, 3, [self.spatial * r for r in rows], self.group)
+        size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
+        number = latents.shape[-2 if self.split == "rows" else 1]
+        if number < size:
+            what = "rows of latents" if self.split == "rows" else "latent frames"
+            raise ValueError(f"{number} {what} cannot be shared by {size} processes; legal: 1 to {number}")
+        shares = spread(number, size)
+        if self.split == "rows":
+            with _neighbours(self.vae.network, rank, shares, self.group):
+                video = self.vae.decode_video(latents.split(shares, -2)[rank])
+            return gather(video, 3, [self.spatial * share for share in shares], self.group)
+        pictures = [self.temporal * share for share in shares]
+        pictures[0] -= self.temporal - 1  # the first latent frame of a clip is one picture
+        own = stretch(latents, sum(shares[:rank]), shares[rank], self.halo)
+        return gather(self.vae.decode_video(own)[:, -pictures[rank] :], 1, pictures, self.group)
+
+
+def stretch(latents: Tensor, first: int, count: int, halo: int) -> Tensor:
+    """``count`` latent frames (B, F, C, h, w) from ``first`` on, and up to ``halo`` before them."""
+    return latents[:, max(0, first - halo) : first + count]
 
 
 @contextmanager

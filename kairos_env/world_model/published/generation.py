@@ -18,6 +18,7 @@ from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.flow import distilled_schedule, draw_video_noise, schedule, shape_aware_shift
 from kairos_env.world_model.published.memory import explain_out_of_memory
 from kairos_env.world_model.published.passes import ClipPasses
+from kairos_env.world_model.published.prompts import NEGATIVE_PROMPT, PROMPT_PREFIX
 from kairos_env.world_model.published.teacache import TeaCache
 from kairos_env.world_model.sampling import Velocity, along, guided_merged, renoise, sample_video
 from kairos_env.world_model.text.context import Context
@@ -34,9 +35,9 @@ class GenerationRequest:
 
     Args:
         prompt: what happens; may be empty if there is an image.
-        negative_prompt: what guidance leads away from. None is built in: the published examples use a long one.
-        prompt_prefix: put before the prompt when there is an image as well. The published examples ask for quality
-            and a single shot here.
+        negative_prompt: what guidance leads away from; by default the published examples' list of faults.
+        prompt_prefix: put before the prompt when there is an image as well; by default the published examples' wish
+            for quality and a single shot.
         frames: length of the clip, 4 n + 1; by default that of the weights.
         height, width: of its picture in pixels, multiples of 16; by default those of the weights.
         steps: denoising steps; distilled weights take their own four.
@@ -45,11 +46,12 @@ class GenerationRequest:
         fit: what to do with an image of another size: crop its centre, pad it with black, or stretch it.
         teacache: threshold of `TeaCache`; 0 computes every step, 0.1 is usual.
         merge_guidance: both passes of guidance as one of twice the batch; faster where memory allows it.
+        tiled: encode and decode pictures in the published tiles, or whole; by default as published.
     """
 
     prompt: str = ""
-    negative_prompt: str = ""
-    prompt_prefix: str = ""
+    negative_prompt: str | None = None
+    prompt_prefix: str | None = None
     frames: int | None = None
     height: int | None = None
     width: int | None = None
@@ -59,6 +61,7 @@ class GenerationRequest:
     fit: Fit | None = None
     teacache: float = 0.0
     merge_guidance: bool = False
+    tiled: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class GenerationSettings:
     seed: int
     fit: Fit | None
     teacache: float
+    tiled: bool
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -164,10 +168,12 @@ def resolve(request: GenerationRequest, config: WorldActionConfig, image: Array 
             raise ValueError(f"steps must be at least 1, got {steps}")
         sigmas = schedule(steps, shape_aware_shift(height * width // unit**2, (frames - 1) // TEMPORAL + 1))
     prefixed = image is not None and bool(request.prompt.strip())
+    prefix = PROMPT_PREFIX if request.prompt_prefix is None else request.prompt_prefix
+    negative = NEGATIVE_PROMPT if request.negative_prompt is None else request.negative_prompt
     return GenerationSettings(
         mode="t2v" if image is None else "ti2v" if prefixed else "i2v",
-        prompt=(request.prompt_prefix if prefixed else "") + request.prompt,
-        negative_prompt=request.negative_prompt,
+        prompt=(prefix if prefixed else "") + request.prompt,
+        negative_prompt=negative if guidance != 1 else "",
         frames=frames,
         height=height,
         width=width,
@@ -180,6 +186,7 @@ def resolve(request: GenerationRequest, config: WorldActionConfig, image: Array 
         seed=request.seed,
         fit=request.fit,
         teacache=request.teacache,
+        tiled=defaults.tiled if request.tiled is None else request.tiled,
     )
 
 
@@ -228,8 +235,9 @@ def generate(
 ) -> GeneratedClip:
     """Generates one clip; ``image`` is uint8 (H, W, 3), the first frame.
 
-    With ``config.published``, noise, latents and Euler steps are in the model's dtype and the distilled sampler uses
-    one noise for all steps; else they are float32, with fresh noise.
+    With ``config.published``, noise, latents and Euler steps are in the model's dtype, and the distilled sampler uses
+    one noise for all steps and does not write the image back after the last one; else they are float32, with fresh
+    noise, and the first frame is the image.
 
     Raises:
         ValueError: see `resolve`; or the model lacks tokenizer or text encoder.
@@ -254,11 +262,13 @@ def generate(
 def _run(model: ClipPasses, settings: GenerationSettings, image: Array | None, progress: bool) -> GeneratedClip:
     from tqdm import tqdm
 
-    config, observed = model.config, None
+    config, observed, shown = model.config, None, image
     if image is not None:
-        image = fit_image(image, settings.height, settings.width, settings.fit)
-        observed = model.encode(image[None])
-    contexts = [model.context([settings.prompt], [image])]
+        fitted = fit_image(image, settings.height, settings.width, settings.fit)
+        observed = model.encode(fitted[None], settings.tiled)
+        # as published, a picture that is stretched for the clip is shown to the text encoder as it is
+        shown = image if config.published and settings.fit == "stretch" else fitted
+    contexts = [model.context([settings.prompt], [shown])]
     if settings.guidance != 1:
         contexts.append(model.context([settings.negative_prompt]))  # the picture helps the positive prompt alone
     if settings.merge_guidance:
@@ -279,15 +289,17 @@ def _run(model: ClipPasses, settings: GenerationSettings, image: Array | None, p
         return draw_video_noise([settings.seed], shape, 0 if config.published else step).to(model.device, dtype)
 
     bar = functools.partial(tqdm, desc="denoising", unit="step", disable=not progress)
-    advance = renoise(noise) if settings.sampler == "dmd" else along
-    latents = sample_video(velocity, noise(0), settings.sigmas, observed, bar, advance)
+    distilled = settings.sampler == "dmd"
+    advance = renoise(noise) if distilled else along
+    restore = not (distilled and config.published)
+    latents = sample_video(velocity, noise(0), settings.sigmas, observed, bar, advance, restore)
     if not latents.isfinite().all():
         raise FloatingPointError(
             f"the model's output is not finite; {model.dtype} may be too small for these weights, or they are damaged"
         )
     # of both prompts alike; with guidance on two processes each of them ran one
     skipped = max((branch.skipped for branch in branches if isinstance(branch, TeaCache)), default=0)
-    return GeneratedClip(model.decode(latents)[0], settings, skipped)
+    return GeneratedClip(model.decode(latents, settings.tiled)[0], settings, skipped)
 
 
 def _velocity(model: ClipPasses, settings: GenerationSettings, context: Context, history: int) -> Velocity:

@@ -19,6 +19,7 @@ from kairos_env.world_model.attention.whole_clip import LOCAL, Mixing, WholeClip
 from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.dit import VideoDiT
 from kairos_env.world_model.mixture import Contexts, MixtureOfTransformers
+from kairos_env.world_model.published.pixels import bytes_to_pixels, pixels_to_bytes
 from kairos_env.world_model.published.releases import RELEASES, get_release
 from kairos_env.world_model.sampling import Velocity, guided
 from kairos_env.world_model.text.context import Context, ContextEncoder
@@ -61,7 +62,7 @@ class ClipPasses(nn.Module):
         super().__init__()
         if encoder is not None:
             check_width(encoder, config)
-        if config.generation.tile_first_frame and isinstance(tokenizer, VideoVAE):
+        if config.generation.tiled and isinstance(tokenizer, VideoVAE):
             tokenizer = tokenizer.tiled()
         self.config, self.transformer, self.encoder = config, transformer, encoder
         self.tokenizer = tokenizer
@@ -186,10 +187,15 @@ class ClipPasses(nn.Module):
         return self.transformer.video_dit.read_clip(tokens, video, latents.shape[-2])
 
     @torch.no_grad()
-    def prefill(self, latents: Tensor, context: Context | Contexts) -> VideoCache:
-        """Policy mode, once a decision: keys and values of observed frames (B, F, C, h, w)."""
+    def prefill(self, latents: Tensor, context: Context | Contexts, history: int | None = None) -> VideoCache:
+        """Policy mode, once a decision: keys and values of observed frames (B, F, C, h, w).
+
+        Args:
+            history: how many of them are the clip's first frames to the rule; None is all of them.
+        """
         video = self.embed_video(latents, latents.new_zeros(latents.shape[:2]))
-        contexts, rule = self.read_context(context, action=False), self.rule(latents.shape[1], keep=True)
+        history = latents.shape[1] if history is None else history
+        contexts, rule = self.read_context(context, action=False), self.rule(history, keep=True)
         return self.transformer.run(self.mixing.split(video), None, contexts, rule).memory
 
     @torch.no_grad()
@@ -246,25 +252,37 @@ class ClipPasses(nn.Module):
     # pictures ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, video: Array) -> Tensor:
-        """Pictures uint8 (B, T, H, W, 3), T = 4 n + 1, or (B, H, W, 3) for one frame -> latents (B, F, C, h, w)."""
-        if self.tokenizer is None:
-            raise ValueError("this model was built without a video tokenizer; give one, or latents")
+    def encode(self, video: Array, tiled: bool | None = None) -> Tensor:
+        """Pictures uint8 (B, T, H, W, 3), T = 4 n + 1, or (B, H, W, 3) for one frame -> latents (B, F, C, h, w).
+
+        Args:
+            tiled: in the published tiles, or whole; None as the model's tokenizer does.
+        """
+        tokenizer = self._tokenizer(tiled)
         frames = np.asarray(video)
         if frames.ndim not in (4, 5) or frames.dtype != np.uint8 or frames.shape[-1] != 3:
             raise ValueError(
                 f"pictures are uint8 RGB (B, H, W, 3) or (B, T, H, W, 3), got {frames.dtype} {frames.shape}"
             )
-        pixels = to_unit(torch.from_numpy(np.ascontiguousarray(frames)))
+        images = torch.from_numpy(np.array(frames, order="C"))  # a copy: films and pictures are read-only
+        pixels = bytes_to_pixels(images, self.dtype) if self.config.published else to_unit(images)
         pixels = pixels if pixels.ndim == 5 else pixels.unsqueeze(1)
-        return self.tokenizer.encode_video(pixels.to(self.device)).to(self.dtype)
+        return tokenizer.encode_video(pixels.to(self.device)).to(self.dtype)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Array:
-        """Latents (B, F, C, h, w) -> uint8 (B, T, H, W, 3)."""
-        if self.tokenizer is None:
-            raise ValueError("this model was built without a video tokenizer: its latents cannot be shown")
-        return to_uint8(self.tokenizer.decode_video(latents)).cpu().numpy()
+    def decode(self, latents: Tensor, tiled: bool | None = None) -> Array:
+        """Latents (B, F, C, h, w) -> uint8 (B, T, H, W, 3); ``tiled`` as in `encode`."""
+        pixels = self._tokenizer(tiled).decode_video(latents)
+        return (pixels_to_bytes if self.config.published else to_uint8)(pixels).cpu().numpy()
+
+    def _tokenizer(self, tiled: bool | None) -> VideoTokenizer:
+        """The tokenizer, working in tiles or not."""
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            raise ValueError("this model was built without a video tokenizer; give one, or work with latents")
+        if tiled is None or not isinstance(tokenizer, VideoVAE):
+            return tokenizer
+        return tokenizer.tiled() if tiled else tokenizer.tiled(None, None)
 
 
 def check_width(encoder: ContextEncoder, config: WorldActionConfig) -> None:

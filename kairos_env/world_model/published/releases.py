@@ -33,7 +33,7 @@ RELEASES: dict[str, WorldActionConfig] = {
             PUBLISHED_VIDEO,
             action_dim=7,
             proprio_dim=8,
-            generation=GenerationConfig(height=224, width=448, frames=9, tile_first_frame=True),
+            generation=GenerationConfig(height=224, width=448, frames=9),
             **_WORLD_ACTION,
         ),
         WorldActionConfig(
@@ -41,7 +41,7 @@ RELEASES: dict[str, WorldActionConfig] = {
             PUBLISHED_VIDEO,
             action_dim=14,
             proprio_dim=14,
-            generation=GenerationConfig(height=384, width=320, frames=9, action_steps=30),
+            generation=GenerationConfig(height=384, width=320, frames=9, action_steps=30, tiled=False),
             **_WORLD_ACTION,
             **_QWEN35,
         ),

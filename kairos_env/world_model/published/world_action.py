@@ -85,14 +85,27 @@ class WorldActionModel(ClipPasses):
             steps: denoising steps; horizon: N; both default to the release's.
             seeds: of the noise, one for all elements or one each; an element's chunk depends on its own seed alone.
         """
+        return self._chunk(observed, context, steps, horizon, seeds)
+
+    def _chunk(
+        self,
+        observed: Tensor,
+        context: Context,
+        steps: int | None,
+        horizon: int | None,
+        seeds: Sequence[int] | int,
+        history: int | None = None,
+    ) -> Tensor:
         noise = self.action_noise(len(observed), horizon, seeds)
         steps = steps or self.config.generation.action_steps
         with self._explained(observed, observed.shape[1]):
-            return self.denoise_actions(observed, context, noise, steps).float()
+            return self.denoise_actions(observed, context, noise, steps, history).float()
 
-    def denoise_actions(self, observed: Tensor, context: Context, noise: Tensor, steps: int) -> Tensor:
-        """`act` from given noise: (B, N, A) -> (B, N, A)."""
-        cache = self.prefill(observed, context)
+    def denoise_actions(
+        self, observed: Tensor, context: Context, noise: Tensor, steps: int, history: int | None = None
+    ) -> Tensor:
+        """`act` from given noise: (B, N, A) -> (B, N, A); ``history`` as in `prefill`."""
+        cache = self.prefill(observed, context, history)
         contexts = self.read_context(context, video=False)
 
         def velocity(actions: Tensor, sigma: Tensor) -> Tensor:
@@ -108,8 +121,12 @@ class WorldActionModel(ClipPasses):
         horizon: int | None = None,
         seeds: Sequence[int] | int = 0,
     ) -> Tensor:
-        """Inverse mode: the actions (B, N, A) behind a video (B, F, C, h, w), every frame of which was observed."""
-        return self.act(video, context, steps, horizon, seeds)
+        """Inverse mode: the actions (B, N, A) behind a video (B, F, C, h, w), every frame of which was observed.
+
+        The rule is FastWAM's of inverse dynamics: the first frame sees itself alone, the others see the video, and
+        the actions see all of it.
+        """
+        return self._chunk(video, context, steps, horizon, seeds, history=1)
 
     def joint(
         self,

@@ -157,6 +157,7 @@ class QwenEncoder:
             )
         self.kind: Kind = kind
         self.model = model.model.eval().requires_grad_(False)
+        _round_rotations(self.model, model.dtype)
         self.text_dim: int = model.config.text_config.hidden_size
         self._tokenizer, self._image_processor, self._settings = tokenizer, image_processor, settings
         self._template = chat_template or tokenizer.chat_template
@@ -321,6 +322,18 @@ class QwenEncoder:
         data = processor([image], size=size, input_data_format="channels_last", return_tensors="pt")
         grid = data["image_grid_thw"]
         return _Picture(data["pixel_values"], grid, int(grid.prod()) // processor.merge_size**2)
+
+
+def _round_rotations(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Casts rotary frequencies to the dtype of the weights, as the published pipeline does.
+
+    transformers keeps them in float32. The published weights were trained with rounded ones: in bfloat16 a context
+    differs by 1 to 4 % without.
+    """
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name.endswith("inv_freq"):
+                setattr(module, name, buffer.to(dtype))
 
 
 def _check_kind(kind: str, model_type: str, what: str) -> None:

@@ -24,6 +24,7 @@ from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
 
 WORLD = 2
 CASES = ("frame windows", "token windows", "uneven heads", "joint video", "joint actions", "policy", "pixels", "clip")
+CASES += ("stretches",)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -72,9 +73,16 @@ def compute(parallel: bool) -> dict[str, Tensor]:
     decode = ParallelVAE(vae).decode_video if parallel else vae.decode_video
     found["pixels"] = decode(random(1, 3, 16, 5, 4, seed=7))  # 3 and 2 rows
 
+    clip = random(1, 7, 16, 5, 4, seed=8)  # 4 and 3 frames, the second one after a halo of 2
+    if parallel:
+        found["stretches"] = ParallelVAE(vae.tiled(), split="frames", halo=2).decode_video(clip)
+    else:  # each stretch on its own, the second one begun two frames early
+        parts = [vae.decode_video(clip[:, :4]), vae.decode_video(clip[:, 2:])[:, 1 + 4 :]]
+        found["stretches"] = torch.cat(parts, 1)
+
     guided = prepared(randomised(video, vae), guidance=True)
-    clip = guided.generate("to the left", frames=5, height=32, width=48, steps=2, guidance=3.0, progress=False)
-    found["clip"] = torch.from_numpy(clip.frames.copy()) / 255
+    made = guided.generate("to the left", frames=5, height=32, width=48, steps=2, guidance=3.0, progress=False)
+    found["clip"] = torch.from_numpy(made.frames.copy()) / 255
     return found
 
 
@@ -152,3 +160,7 @@ def test_a_world_that_does_not_fit_names_the_legal_ones(eight: None) -> None:
         ParallelVAE(vae).decode_video(random(1, 1, 16, 5, 4))
     with pytest.raises(ValueError, match="in tiles"):
         ParallelVAE(vae.tiled())
+    with pytest.raises(ValueError, match="3 latent frames cannot be shared by 8 processes"):
+        ParallelVAE(vae, split="frames").decode_video(random(1, 3, 16, 5, 4))
+    with pytest.raises(ValueError, match="at least one latent frame before it, got halo 0"):
+        ParallelVAE(vae, split="frames", halo=0)

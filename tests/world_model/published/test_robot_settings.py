@@ -149,7 +149,7 @@ def test_settings_fit_their_release(settings: RobotSettings) -> None:
     settings.require_model(release)
     settings.require_model(miniature(settings.release))
     assert settings.steps == release.generation.action_steps
-    assert release.generation.tile_first_frame == (settings is LIBERO)
+    assert release.generation.tiled == (settings is LIBERO)
     example_observation(settings.spec).check(settings.spec)
 
 
