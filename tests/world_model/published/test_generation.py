@@ -86,7 +86,8 @@ def test_the_input_decides_the_mode() -> None:
 
 def test_a_clip_is_the_guided_euler_path_written_out() -> None:
     model, image = make_model(), picture()
-    clip = model.generate("push", image, negative_prompt="still", steps=3, guidance=4.0, seed=7, **SMALL)
+    words = {"prompt_prefix": "", "negative_prompt": "still"}
+    clip = model.generate("push", image, steps=3, guidance=4.0, seed=7, **words, **SMALL)
     noise = torch.randn(1, 16, 3, 4, 6, generator=torch.Generator().manual_seed(7)).transpose(1, 2)
     first = model.encode(image[None])
     contexts = [model.context(["push"], [image]), model.context(["still"])]
