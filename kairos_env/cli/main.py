@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kairos_env.runs import did_you_mean
+from kairos_env.runs import did_you_mean, stopped_by_signals
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,12 @@ COMMANDS: Mapping[str, Command | Group] = {
             ),
         },
     ),
+    "verify-files": Command(
+        "compare what was saved with its checksums: models, checkpoints, states, recordings, latents",
+        "kairos verify-files runs/tiny\nkairos verify-files runs/record/shard_0000.hdf5\n"
+        "kairos verify-files runs/tiny/model --write",
+        "files:verify",
+    ),
     "sims": Group(
         "Simulators that need an environment of their own.",
         "kairos sims list\nkairos sims install libero",
@@ -290,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        0 for success, 1 if the command itself reports a failure, 2 for a wrong request, 130 after Ctrl-C.
+        0 for success, 1 if the command itself reports a failure, 2 for a wrong request, 130 after Ctrl-C or SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words == ["--version"]:
@@ -322,7 +328,8 @@ def _run(name: str, command: Command, words: Sequence[str], traceback: bool) -> 
     from kairos_env.cli.options import OptionError, bind
 
     try:
-        return bind(command.load(), words, name, command.about())()
+        with stopped_by_signals():
+            return bind(command.load(), words, name, command.about())()
     except SystemExit as stop:  # the help was printed
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt as stop:

@@ -1,4 +1,4 @@
-"""Worker processes: they end with their parent, and compute on one thread each."""
+"""Worker processes: they end with their parent, leave signals to it, and compute on one thread each."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -20,8 +21,10 @@ def exit_with_parent() -> None:
     """Ends this worker within seconds of its parent's death, whatever it computes; to be called when it starts.
 
     A killed parent cannot stop its workers. A thread waits for its end; where the kernel can (Linux), it also kills
-    this process, which helps against C code that never lets the thread run.
+    this process, which helps against C code that never lets the thread run. Ctrl-C in a terminal reaches workers too:
+    they leave it to their parent.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     number = os.getppid() if parent is None else parent.pid
     if sys.platform == "linux":
@@ -38,6 +41,30 @@ def exit_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="exit_with_parent", daemon=True).start()
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """In this block SIGTERM interrupts as Ctrl-C does, and both end the worker processes of `multiprocessing` at once.
+
+    What they were at is begun again when the command is given again. For the main thread of a process; elsewhere
+    nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Model folders: ``config.json``, ``model.safetensors``, ``statistics.json``, ``starts.safetensors``.
+"""Model folders: ``config.json``, ``model.safetensors``, ``statistics.json``, ``starts.safetensors``, ``SHA256SUMS``.
 
 Those of published weights have more in their ``config.json``, and weights in parts (`published.folder`). What was
 measured of a model stands in its ``measured.json``.
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from kairos_env.records import Observation, RobotSpec
-from kairos_env.runs import did_you_mean, write_json
+from kairos_env.runs import did_you_mean, require_sound, write_checksums, write_json
 from kairos_env.world_model.config import WorldModelConfig
 from kairos_env.world_model.interface import ModelStatistics
 from kairos_env.world_model.weights import CheckpointError, load_weights, stored_tensors, write_tensors
@@ -125,16 +125,17 @@ def read_horizons(folder: str | os.PathLike[str]) -> dict[str, int]:
 
 
 def read(folder: Path) -> StoredModel:
-    """A small model's folder without its weights.
+    """A small model's folder without its weights, after the checksums of all its files.
 
     Raises:
-        CheckpointError: unreadable files, or another format.
+        CheckpointError: damaged or unreadable files, or another format.
     """
     data = read_config(folder)
     if data.get("format") not in (2, FORMAT):
         raise CheckpointError(
             f"{folder} has format {data.get('format')}, this version reads 2 and {FORMAT}: update kairos-env"
         )
+    require_unharmed(folder)
     try:
         earlier = EARLIER if data["format"] == 2 else {}
         config, spec = WorldModelConfig.from_dict(data["model"] | earlier), RobotSpec.from_dict(data["robot"])
@@ -143,6 +144,18 @@ def read(folder: Path) -> StoredModel:
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: cannot read the configuration: {error!r}") from None
     return StoredModel(config, spec, data["tasks"], statistics, read_starts(folder / STARTS, spec))
+
+
+def require_unharmed(folder: Path) -> None:
+    """Compares the files of a model folder with their checksums; see `require_sound`.
+
+    Raises:
+        CheckpointError: one is missing or damaged.
+    """
+    try:
+        require_sound(folder)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def load_into(module: nn.Module, folder: Path, preset: str) -> None:
@@ -158,11 +171,16 @@ def load_into(module: nn.Module, folder: Path, preset: str) -> None:
 def write(
     folder: str | os.PathLike[str], stored: StoredModel, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> None:
-    """Writes a small model's folder, each file atomically; the configuration last.
+    """Writes a small model's folder, each file atomically; the configuration and the checksums last.
 
     Args:
         dtype: of the stored weights; the bundled models are stored in float16 to keep the repository small.
+
+    Raises:
+        FloatingPointError: a weight is not finite, or beyond what ``dtype`` holds; nothing is written.
     """
+    if wrong := [name for name, value in weights.items() if not torch.isfinite(value.to(dtype)).all()]:
+        raise FloatingPointError(f"weights that are not finite in {dtype} are not saved: {', '.join(wrong[:20])}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, weights, {"format": str(FORMAT)}, dtype)
@@ -170,6 +188,7 @@ def write(
     write_starts(folder / STARTS, stored.starts, stored.spec)
     config, robot, tasks = stored.config.to_dict(), stored.spec.to_dict(), dict(stored.tasks)
     write_json(folder / CONFIG, {"format": FORMAT, "model": config, "robot": robot, "tasks": tasks})
+    write_checksums(folder, [WEIGHTS, STATISTICS, CONFIG, *([STARTS] if stored.starts else [])])
 
 
 def write_starts(path: Path, starts: Sequence[Observation], spec: RobotSpec) -> None:

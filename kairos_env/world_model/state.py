@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from kairos_env.runs import atomic_write
 from kairos_env.world_model.attention.visibility import LayerMemory
 from kairos_env.world_model.gated_delta_net import GatedDeltaState
+from kairos_env.world_model.weights import content_sha256
+
+logger = logging.getLogger(__name__)
 
 LATENT_LIMIT = 6.0  # normalised latents beyond this many standard deviations are no picture
 
@@ -98,18 +103,21 @@ class WorldState:
         return dataclasses.replace(self, context=F.pad(self.context, (0, 0, 0, missing)), mask=mask)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file, atomically."""
+        """Writes a safetensors file with its checksum, atomically."""
+        flat = {k: v.detach().cpu().contiguous().clone() for k, v in self.tensors().items()}
         with atomic_write(path) as part:
-            save_file({k: v.detach().cpu().contiguous().clone() for k, v in self.tensors().items()}, str(part))
+            save_file(flat, str(part), {"sha256": content_sha256(flat)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> WorldState:
         """Inverse of `save`.
 
         Raises:
-            ValueError: the file is no state, or one of another version.
+            ValueError: the file is no state, a damaged one, or one of another version.
         """
-        flat = load_file(str(path))
+        flat, checked = read_state(path)
+        if not checked:
+            logger.warning("%s was written without a checksum, by an earlier version: it is read as it is", path)
         needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING} - {"layers"}
         needed |= {"layers.0.keys.0"}  # all remembered frames were one tensor
         if needed - set(flat):
@@ -146,6 +154,22 @@ class WorldState:
             layers.append(LayerMemory(keys, _numbered(flat, at + "values."), delta))
         values = {k: v for k, v in flat.items() if not k.startswith("layers.")}
         return cls(layers=tuple(layers), **values)
+
+
+def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], bool]:
+    """The tensors of a file of `WorldState.save`, and whether it had a checksum, which is right.
+
+    Raises:
+        ValueError: damaged, or no such file of tensors.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            stored, flat = (file.metadata() or {}).get("sha256"), {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged or no state ({error})") from None
+    if stored not in (None, content_sha256(flat)):
+        raise ValueError(f"{path} is damaged: its checksum differs")
+    return flat, stored is not None
 
 
 def _numbered(flat: dict[str, Tensor], name: str) -> tuple[Tensor, ...]:

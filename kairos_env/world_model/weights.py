@@ -236,8 +236,9 @@ def content_sha256(value: object) -> str:
             for item in part:
                 add(item)
         elif isinstance(part, Tensor):
+            flat = part.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
             digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(flat.view(torch.uint8).numpy().data)
         else:
             digest.update(f"{part!r},".encode())
 

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from kairos_env.datasets.foreign import in_its_place, utf8
+from kairos_env.datasets.hdf5.checksums import seal, verified
 from kairos_env.datasets.hdf5.visitor import visit
 from kairos_env.datasets.recording import BrokenEpisode, Recording
 from kairos_env.records import Array, Episode, RobotSpec, SpecMismatch
@@ -117,7 +118,7 @@ class Hdf5Episodes(Recording):
 
 
 class NewFile:
-    """An HDF5 file with a group ``data`` of episodes, to be used in a ``with`` block.
+    """An HDF5 file with a group ``data`` of episodes and the checksums of all, to be used in a ``with`` block.
 
     It appears at ``path`` only when the block ends; because of an exception, an older file there stays as it was.
 
@@ -136,6 +137,7 @@ class NewFile:
         """Copies one episode from another file byte by byte, without decoding its images."""
         with open_file(Path(path)) as source:
             self._file.copy(source["data"][name], self.data, name=new_name or name)
+        seal(self.data[new_name or name])  # what an earlier version recorded has no checksums
         self.data.attrs["total"] += int(self.data[new_name or name].attrs["num_samples"])
 
     def __enter__(self) -> Self:
@@ -144,6 +146,8 @@ class NewFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            seal(self.data)
         self._file.close()
         self._placing.__exit__(kind, error, trace)
 
@@ -244,7 +248,7 @@ def numbers(group: h5py.Group, key: str, *shape: int | None, finite: bool = True
     if found.shape != wanted or len(shape) != len(found.shape) or found.dtype.kind not in "fiub":
         text = ", ".join("any" if m is None else str(m) for m in shape)
         raise BrokenEpisode(f"{key!r} is {found.dtype} {found.shape}, expected numbers of shape ({text})")
-    values = np.asarray(found[()], np.float32)
+    values = np.asarray(verified(found), np.float32)
     return checked_finite(values, key) if finite else values
 
 

@@ -37,6 +37,7 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
+from kairos_env.datasets.hdf5.checksums import verified, verify_group
 from kairos_env.datasets.hdf5.files import (
     Hdf5Episodes,
     Source,
@@ -105,6 +106,7 @@ class LiberoFile(Hdf5Episodes):
 
     def _robot(self, file: h5py.File, path: Path) -> RobotSpec:
         data = data_group(file, path)
+        verify_group(data, deep=False)
         panda = libero_panda(action_repeat=int(_extras(data, path).get("action_repeat", 1)))
         for demo in filter(lambda item: isinstance(item, h5py.Group), data.values()):
             found = [demo.get(f"obs/{camera.name}_rgb") for camera in panda.cameras]
@@ -143,7 +145,9 @@ class LiberoFile(Hdf5Episodes):
                 more["labels"] = more.get("labels", {}) | {"object_position": where}
         return Episode(
             images={
-                camera.name: np.concatenate([part[f"{camera.name}_rgb"][()][:, ::rows, ::columns] for part in seen])
+                camera.name: np.concatenate(
+                    [verified(part[f"{camera.name}_rgb"])[:, ::rows, ::columns] for part in seen]
+                )
                 for camera in self.spec.cameras
             },
             proprio=proprio,
@@ -157,6 +161,7 @@ class LiberoFile(Hdf5Episodes):
 
     def _numbers(self, demo: h5py.Group) -> tuple[Array, Array, Array]:
         """Proprioception (T + 1, 8), actions (T, 7), rewards (T,) of an episode whose pictures have the right shape."""
+        verify_group(demo)
         actions = numbers(demo, "actions", None, 7, finite=False)
         rows, complete = checked_count(demo, len(actions)), EXTRAS in demo
         if rows < 2 and not complete:

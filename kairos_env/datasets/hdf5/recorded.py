@@ -13,6 +13,7 @@ One file::
     data/demo_<i>/obs/<key>      (T, ...) what the robot saw before each action: image_<camera>, proprio
     data/demo_<i>/final_obs/<key>  (1, ...) what it saw after the last action
     data/demo_<i>/labels/<key>   (T, ...) or (T + 1, ...) privileged arrays, see `records.Episode`
+    everything                   attrs: sha256, see `checksums`
 
 robomimic's own files repeat every image in ``next_obs``. Here ``obs`` has robomimic's length T, so its
 readers work, and ``final_obs`` holds the one frame that would be missing: nothing is stored twice.
@@ -28,6 +29,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from kairos_env.datasets.hdf5.checksums import verified, verify_group
 from kairos_env.datasets.hdf5.files import (
     Hdf5Episodes,
     NewFile,
@@ -127,6 +129,7 @@ class EpisodeFile(Hdf5Episodes):
 
     def _robot(self, file: h5py.File, path: Path) -> RobotSpec | None:
         data = data_group(file, path)
+        verify_group(data, deep=False)
         return _stored_spec(data, path) if "robot_spec" in data.attrs else None
 
     def _check(self, file: h5py.File, path: Path, name: str) -> int:
@@ -138,7 +141,9 @@ class EpisodeFile(Hdf5Episodes):
         last, attrs = _final_part(demo)[0], demo.attrs
         return Episode(
             images={
-                camera.name: np.concatenate([demo[f"obs/{camera.key}"][()], demo[f"{last}/{camera.key}"][-1:]])
+                camera.name: np.concatenate(
+                    [verified(demo[f"obs/{camera.key}"]), verified(demo[f"{last}/{camera.key}"])[-1:]]
+                )
                 for camera in self.spec.cameras
             },
             **found,
@@ -154,6 +159,7 @@ class EpisodeFile(Hdf5Episodes):
     def _numbers(self, demo: h5py.Group) -> dict[str, Any]:
         """Proprioception, actions, rewards, success and labels of an episode whose pictures have the right shape."""
         spec = self.spec
+        verify_group(demo)
         actions = numbers(demo, "actions", None, spec.action_dim)
         steps = checked_count(demo, len(actions))
         last, rows = _final_part(demo)
@@ -162,7 +168,7 @@ class EpisodeFile(Hdf5Episodes):
             images(demo, f"obs/{camera.key}", (steps, camera.height, camera.width, 3))
             images(demo, f"{last}/{camera.key}", (rows, camera.height, camera.width, 3))
         rewards = numbers(demo, "rewards", steps)
-        labels = {key: values[()] for key, values in demo.get("labels", {}).items()}
+        labels = {key: verified(values) for key, values in demo.get("labels", {}).items()}
         for key, label in labels.items():
             if len(label) not in (steps, steps + 1):
                 raise BrokenEpisode(f"label {key!r} has length {len(label)}, expected {steps} or {steps + 1}")

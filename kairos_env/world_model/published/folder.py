@@ -27,7 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kairos_env.runs import atomic_write, write_json
+from kairos_env.runs import atomic_write, require_sound, write_checksums, write_json
 from kairos_env.world_model.checkpoint import CONFIG
 from kairos_env.world_model.config import WorldActionConfig
 from kairos_env.world_model.normalisation import Normaliser
@@ -262,6 +262,7 @@ def load_parts(
         MemoryError: the device is too small.
     """
     folder = Path(folder)
+    require_sound(folder)
     config, rest, source = read_folder(folder)
     with torch.device("meta"):
         transformer = build_transformer(config)
@@ -337,6 +338,7 @@ def _write_folder(
                 **known,
             },
         )
+        write_checksums(part, [str(file.relative_to(part)) for file in part.rglob("*") if file.is_file()])
 
 
 def _text_of(encoder: object, config: WorldActionConfig) -> str | None:

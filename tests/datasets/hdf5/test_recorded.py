@@ -8,7 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from damage import without_checksums
 
+from kairos_env.cli import main as cli
 from kairos_env.datasets.hdf5.recorded import EpisodeFile, EpisodeWriter
 from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.records import Camera, Episode, Field, RobotSpec, SpecMismatch
@@ -105,7 +107,7 @@ def test_next_obs_serves_where_final_obs_is_missing(tmp_path: Path) -> None:
     path = write(tmp_path / "demos.hdf5", [0])
     want = make_episode(0)
     with h5py.File(path, "r+") as file:
-        demo = file["data/demo_0"]
+        demo = without_checksums(file)["data/demo_0"]
         del demo["final_obs"]
         demo["next_obs/proprio"] = want.proprio[1:]
         for name, images in want.images.items():
@@ -118,7 +120,7 @@ def test_next_obs_serves_where_final_obs_is_missing(tmp_path: Path) -> None:
 
 def break_in(what: str, path: Path, name: str) -> None:
     with h5py.File(path, "r+") as file:
-        demo = file["data"][name]
+        demo = without_checksums(file)["data"][name]
         if what == "missing":
             del demo["obs/image_wrist"]
         elif what == "nan":
@@ -157,6 +159,23 @@ def test_a_broken_episode_is_named_and_left_out(tmp_path: Path, what: str, said:
         episodes = EpisodeFile(path)
     assert [e.seed for e in episodes] == [0, 2]
     assert list(episodes.broken) == [f"{path}:demo_1"]
+
+
+def test_what_an_earlier_version_recorded_gets_checksums_when_it_is_copied(tmp_path: Path) -> None:
+    path = write(tmp_path / "old.hdf5", range(2))
+    with h5py.File(path, "r+") as file:
+        without_checksums(file)
+    assert_same(EpisodeFile(path)[1], make_episode(1))
+    with EpisodeWriter(tmp_path / "new.hdf5", SPEC) as writer:
+        writer.copy(path, "demo_1", "demo_0")
+    assert_same(EpisodeFile(tmp_path / "new.hdf5")[0], make_episode(1))
+    with h5py.File(tmp_path / "new.hdf5", "r+") as file:
+        file["data/demo_0/actions"][0, 0] += 1e-3
+        file["data/demo_0"].attrs["seed"] = 7
+    with pytest.warns(UserWarning, match="demo_0: .*checksum differs"):
+        assert len(EpisodeFile(tmp_path / "new.hdf5")) == 0
+    assert cli.main(["verify-files", str(tmp_path / "new.hdf5"), "--write"]) == 0
+    assert EpisodeFile(tmp_path / "new.hdf5")[0].seed == 7  # changed on purpose
 
 
 def test_damaged_pixels_are_found_by_their_checksum(tmp_path: Path) -> None:
@@ -236,6 +255,6 @@ def test_a_bad_episode_is_refused_before_anything_is_written(tmp_path: Path) -> 
 def test_a_file_of_the_old_spelling_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "demos.hdf5", [4])
     with h5py.File(path, "r+") as file:
-        attributes = file["data/demo_0"].attrs
+        attributes = without_checksums(file)["data/demo_0"].attrs
         attributes["initial_state_id"] = attributes.pop("initial_state")
     assert EpisodeFile(path)[0].initial_state == 104
