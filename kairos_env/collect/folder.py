@@ -18,6 +18,7 @@ from kairos_env.datasets.hdf5.files import NewFile
 from kairos_env.datasets.hdf5.libero import LiberoFile
 from kairos_env.datasets.hdf5.libero_write import LiberoWriter
 from kairos_env.datasets.hdf5.recorded import EpisodeFile, EpisodeWriter
+from kairos_env.datasets.hdf5.visitor import trust
 from kairos_env.datasets.recording import BrokenEpisode
 from kairos_env.records import Episode, RobotSpec
 from kairos_env.runs import append_jsonl, read_jsonl, remove_leftovers
@@ -175,6 +176,7 @@ class RecordingFolder:
         append_jsonl(self._log, self.rows[number])
         if row["kept"]:
             part = _part(self.folder, number)
+            trust(part)
             self._where[number] = (part, self.layout.held(part)[number])
         self._pack_if_complete(self.folder / self.layout.file_of(self.plans[number]))
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from kairos_env.datasets.foreign import in_its_place, utf8
 from kairos_env.datasets.hdf5.checksums import seal, verified
-from kairos_env.datasets.hdf5.visitor import visit
+from kairos_env.datasets.hdf5.visitor import trust, visit
 from kairos_env.datasets.recording import BrokenEpisode, Recording
 from kairos_env.records import Array, Episode, RobotSpec, SpecMismatch
 from kairos_env.runs import atomic_write
@@ -150,6 +150,8 @@ class NewFile:
             seal(self.data)
         self._file.close()
         self._placing.__exit__(kind, error, trace)
+        if error is None:
+            trust(self.path)
 
 
 def write_images(group: h5py.Group, key: str, pictures: Array) -> None:
