@@ -111,6 +111,10 @@ class CountingModel:
         self.calls: Counter[str] = Counter()
         self.instructions: list[str] = []
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What tells it from another."""
+        return {"breaks_at": torch.tensor([-1 if self.breaks_at is None else self.breaks_at])}
+
     def observe(self, observations: Sequence[Observation], seeds: Sequence[int]) -> CountingState:
         self.calls["observe"] += 1
         self.instructions = [o.instruction for o in observations]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import gymnasium as gym
 import numpy as np
 
-from kairos_env.env.episodes import EpisodeState, Outcome
+from kairos_env.env.episodes import EpisodeState, Outcome, check_episodes
 from kairos_env.env.imagination import (
     Imagination,
     ImaginationOptions,
@@ -146,10 +146,11 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
         """Returns to the state of an episode of this or another environment of the same model.
 
         The same actions then lead to the same future. What later resets draw is not affected.
+
+        Raises:
+            TypeError: no state. ValueError: of several episodes, or of another model.
         """
-        if len(state) != 1:
-            raise ValueError(f"the state holds {len(state)} episodes, this environment holds 1; use state.select")
-        self._episode = state
+        self._episode = check_episodes(state, 1, self.imagination.fingerprint)
 
     def fork(self, n: int) -> WorldModelVectorEnv:
         """``n`` copies of the present state, imagined side by side in one batch.

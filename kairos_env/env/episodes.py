@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 from kairos_env.records import Array
 
 if TYPE_CHECKING:
+    from kairos_env.world_model.model import WorldModel
     from kairos_env.world_model.state import WorldState
 
 
@@ -26,6 +28,7 @@ class EpisodeState:
         known: objects (B,), whether the model was trained on the instruction, see `Wish`.
         strangeness: float64 (B,), >= 1, of the real observation that the episode started from, see `Familiarity`.
         finished: bool (B,), the episode has terminated or was truncated.
+        model: `model_fingerprint` of the model that imagines them.
     """
 
     world_state: WorldState
@@ -36,6 +39,7 @@ class EpisodeState:
     known: Array
     strangeness: Array
     finished: Array
+    model: str
 
     def __len__(self) -> int:
         """Number of episodes B."""
@@ -44,7 +48,7 @@ class EpisodeState:
     def select(self, rows: Array) -> EpisodeState:
         """The episodes ``rows`` (int), in that order; repeating one branches it."""
         columns = {k: getattr(self, k)[rows] for k in _COLUMNS}
-        return EpisodeState(self.world_state.select(rows.tolist()), **columns)
+        return EpisodeState(self.world_state.select(rows.tolist()), **columns, model=self.model)
 
     def after(self, world_state: WorldState, steps: Array, ended: Array) -> EpisodeState:
         """The episodes one decision later; those of ``ended`` (B,) have finished."""
@@ -57,6 +61,7 @@ class EpisodeState:
             self.known,
             self.strangeness,
             self.finished | ended,
+            self.model,
         )
 
     def overwrite(self, rows: Array, other: EpisodeState) -> EpisodeState:
@@ -67,8 +72,35 @@ class EpisodeState:
         order[rows] = len(self) + np.arange(len(rows))
         columns = {k: np.concatenate([getattr(self, k), getattr(other, k)])[order] for k in _COLUMNS}
         return EpisodeState(
-            type(self.world_state).cat([self.world_state, other.world_state]).select(order.tolist()), **columns
+            type(self.world_state).cat([self.world_state, other.world_state]).select(order.tolist()),
+            **columns,
+            model=self.model,
         )
+
+
+def check_episodes(state: object, count: int, model: str) -> EpisodeState:
+    """``state`` if it is one of ``count`` episodes of the model of this fingerprint.
+
+    Raises:
+        TypeError: no state. ValueError: of another number of episodes, or another model.
+    """
+    if not isinstance(state, EpisodeState):
+        raise TypeError(f"set_state takes what get_state returned, got {type(state).__name__}")
+    if len(state) != count:
+        raise ValueError(f"the state holds {len(state)} episodes, this environment {count}; use state.select")
+    if state.model != model:
+        raise ValueError("the state is of another model, whose memory means nothing to this one: reset instead")
+    return state
+
+
+def model_fingerprint(model: WorldModel) -> str:
+    """Tells models apart by a few numbers of each of their weights."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        flat = value.detach().flatten()
+        few = flat[:: max(1, len(flat) // 8)].float().cpu()
+        digest.update(f"{name} {tuple(value.shape)}".encode() + few.numpy().tobytes())
+    return digest.hexdigest()
 
 
 _COLUMNS = ("steps", "seeds", "tasks", "instructions", "known", "strangeness", "finished")

@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from kairos_env.env.episodes import EpisodeState, Outcome
+from kairos_env.env.episodes import EpisodeState, Outcome, model_fingerprint
 from kairos_env.env.initial_observations import InitialObservations, Start
 from kairos_env.env.instructions import UnknownInstructions, Wish, check_task, choose_instruction
 from kairos_env.env.readings import read
@@ -115,6 +115,7 @@ class Imagination:
         if unknown_instructions not in ("refuse", "accept"):
             raise ValueError(f"unknown_instructions is {unknown_instructions!r}; use 'refuse' or 'accept'")
         self.model = load_model(model, device)
+        self.fingerprint = model_fingerprint(self.model)
         self.spec = self.model.imagined_spec
         if not self.model.follows_actions:
             logger.warning(
@@ -162,6 +163,7 @@ class Imagination:
             known=np.array([wish.known for wish in wishes], object),
             strangeness=self._strangeness(state, begun),
             finished=np.zeros(count, bool),
+            model=self.fingerprint,
         )
         if self.view.form != "pixels":
             return self.resume(episodes)
@@ -241,7 +243,7 @@ class Imagination:
         after = episodes.after(out.state, steps, terminated | truncated)
         latent, proprio, objects = out.latent, out.proprio, out.objects
         if any(told.broken):  # what is returned still lies in its space; info says why the episode ends
-            latent, proprio, objects = latent.nan_to_num(), proprio.nan_to_num(), objects.nan_to_num()
+            latent, proprio, objects = (x.nan_to_num(0, 0, 0) for x in (latent, proprio, objects))
         seen = self.view.observe(latent, proprio, objects, out.state.before)
         info = self._info(after, success, uncertainty, told.objects, told.errors, [reason for _, reason in judged])
         return Outcome(after, seen, rewards, terminated, truncated, info)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Readings(NamedTuple):
-    """Values of B imagined frames, float32, all finite: where the model broke down, they are what numbers it had.
+    """Values of B imagined frames, float32, all finite: 0 in the place of what is not.
 
     Args:
         proprio: (B, P) physical.
@@ -43,7 +43,9 @@ def read(out: StepOutput, earned: torch.Tensor) -> Readings:
         broken = [False] * len(latent)
     else:
         broken = [not all(np.isfinite(values[row]).all() for values in fetched) for row in range(len(latent))]
-        proprio, objects, errors, reward, success, uncertainty = (np.nan_to_num(values) for values in fetched[:-1])
+        proprio, objects, errors, reward, success, uncertainty = (
+            np.nan_to_num(values, posinf=0, neginf=0) for values in fetched[:-1]
+        )
     return Readings(proprio, objects, errors, reward, success, uncertainty, broken)
 
 

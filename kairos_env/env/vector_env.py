@@ -17,7 +17,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 
 from kairos_env.autoreset import AutoresetVectorEnv, Reset, VectorStep, autoreset_mode_of, check_num_envs, columns_info
-from kairos_env.env.episodes import EpisodeState, Outcome
+from kairos_env.env.episodes import EpisodeState, Outcome, check_episodes
 from kairos_env.env.imagination import (
     Imagination,
     ImaginationOptions,
@@ -132,10 +132,8 @@ class WorldModelVectorEnv(AutoresetVectorEnv):
         return self._now.episodes
 
     def set_state(self, state: EpisodeState) -> None:
-        """Returns the episodes to ``state``. What later resets draw is not affected."""
-        if len(state) != self.num_envs:
-            raise ValueError(f"the state holds {len(state)} episodes, this environment {self.num_envs}")
-        self._now = self.imagination.resume(state)
+        """Returns the episodes to ``state``, see `WorldModelEnv.set_state`. Later resets draw what they would have."""
+        self._now = self.imagination.resume(check_episodes(state, self.num_envs, self.imagination.fingerprint))
 
     def render(self) -> tuple[Array, ...] | None:
         """The newest frame of every sub-environment, enlarged: uint8 (height, width, 3) each."""

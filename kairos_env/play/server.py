@@ -14,12 +14,14 @@ import base64
 import hmac
 import json
 import secrets
+import socket
 import socketserver
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -32,7 +34,7 @@ from kairos_env.media import png_bytes
 from kairos_env.play.session import PlaySession, StaleFork
 
 MAX_BODY = 4096  # bytes; the longest legal request, an action, needs a few hundred
-MAX_CONNECTIONS = 16  # a browser opens about six
+MAX_CONNECTIONS = 16  # a browser opens about six; beyond, the one that says nothing for longest gives way
 IDLE_SECONDS = 60.0
 
 
@@ -62,6 +64,8 @@ class PlayServer(ThreadingHTTPServer):
         self.key = secrets.token_urlsafe(24)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kairos-play")
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._silent: dict[socket.socket, None] = {}  # connections without a whole request, the longest silent first
+        self._silent_lock = threading.Lock()
         self._closers: list[Callable[[], None]] = []  # none yet if the port is taken
         super().__init__(("127.0.0.1", port), _Handler)
         try:
@@ -91,8 +95,11 @@ class PlayServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)  # too many connections: the browser tries again
-            return
+            self._hang_up()
+            if not self._free.acquire(timeout=1.0):
+                self.shutdown_request(request)  # all of them are being answered: the browser tries again
+                return
+        self.listens(request)
         try:
             super().process_request(request, client_address)
         except BaseException:
@@ -103,7 +110,27 @@ class PlayServer(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self.answers(request)
             self._free.release()
+
+    def listens(self, connection: socket.socket) -> None:
+        """Takes note that a connection owes a request from now on."""
+        with self._silent_lock:
+            self._silent.pop(connection, None)
+            self._silent[connection] = None
+
+    def answers(self, connection: socket.socket) -> None:
+        """Takes note that a connection's request is there."""
+        with self._silent_lock:
+            self._silent.pop(connection, None)
+
+    def _hang_up(self) -> None:
+        """Ends the connection that has been silent for longest; its thread reads the end of its stream."""
+        with self._silent_lock:
+            if longest := next(iter(self._silent), None):
+                del self._silent[longest]
+                with suppress(OSError):
+                    longest.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):  # a closed tab is no error
@@ -189,6 +216,11 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = IDLE_SECONDS  # type: ignore[assignment]
     server_version, sys_version = "kairos-play", ""
 
+    def handle_one_request(self) -> None:
+        """Reads and answers a request, while the server knows that this connection owes one."""
+        self.server.listens(self.connection)
+        super().handle_one_request()
+
     def do_GET(self) -> None:  # http.server's name
         self._answer(self._get)
 
@@ -198,6 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _get(self) -> None:
         if self._inside() != "":
             raise Refused(HTTPStatus.NOT_FOUND, "there is only one page here")
+        self.server.answers(self.connection)
         nonce = secrets.token_urlsafe(16)
         page = resources.files("kairos_env.play").joinpath("page.html").read_text("utf-8")
         policy = (
@@ -215,6 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not path.startswith("api/") or verb not in VERBS:
             raise Refused(HTTPStatus.NOT_FOUND, f"no such verb; legal are {', '.join(VERBS)}")
         body = parse_body(verb, raw)
+        self.server.answers(self.connection)
         try:
             answer = self.server.do(lambda: _verb(verb, body, self.server.session))
         except StaleFork as error:

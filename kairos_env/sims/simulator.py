@@ -225,6 +225,18 @@ def matching_task(task: str, instruction: str, tasks: Mapping[str, str]) -> str 
     return next(by_name, None) or next(by_words, None)
 
 
+def require_state(state: Any, keys: tuple[str, ...]) -> None:
+    """Checks that ``state`` may be one of a simulator's `get_state`, which has these keys.
+
+    Raises:
+        TypeError: no mapping. ValueError: a key is missing.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"set_state takes what get_state returned, got {type(state).__name__}")
+    if missing := [key for key in keys if key not in state]:
+        raise ValueError(f"the state lacks {', '.join(missing)}: it is of another simulator")
+
+
 def as_initial_state(chosen: Any, count: int | None, task: str) -> int:
     """``chosen`` as the number of an initial state.
 
@@ -233,7 +245,7 @@ def as_initial_state(chosen: Any, count: int | None, task: str) -> int:
     """
     if isinstance(chosen, bool) or not isinstance(chosen, int | np.integer):
         raise ValueError(f"initial_state={chosen!r}: give an integer")
-    if chosen < 0 or (count is not None and chosen >= count):
-        legal = "give an integer >= 0" if count is None else f"{task} has {count}, 0 ... {count - 1}"
+    if not 0 <= chosen < (2**63 if count is None else count):
+        legal = "give an integer from 0 to 2**63 - 1" if count is None else f"{task} has {count}, 0 ... {count - 1}"
         raise ValueError(f"initial_state={chosen}: {legal}")
     return int(chosen)

@@ -18,8 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from kairos_env.hub import download, is_hub_name
 from kairos_env.records import Observation, RobotSpec
 from kairos_env.runs import did_you_mean, require_sound, write_checksums, write_json
+from kairos_env.runs.checksums import MANIFEST
 from kairos_env.world_model.config import WorldModelConfig
 from kairos_env.world_model.interface import ModelStatistics
 from kairos_env.world_model.weights import CheckpointError, load_weights, stored_tensors, write_tensors
@@ -51,20 +53,18 @@ def bundled_models() -> list[str]:
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
-    """Folder of a bundled model, a local folder, or a hub repository (``owner/name``), in that order."""
+    """Folder of a bundled model, a local folder, or a hub repository (``owner/name@revision``), in that order."""
     if str(name) in bundled_models():
         return BUNDLED / str(name)
     path = Path(name)
     if (path / CONFIG).exists():
         return path
-    if path.exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+    if path.exists() or not is_hub_name(str(name)):
         hint = did_you_mean(name, bundled_models())
         raise FileNotFoundError(
             f"no model {str(name)!r}: neither a bundled one nor a folder with {CONFIG} and {WEIGHTS}; {hint}"
         )
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(str(name), allow_patterns=["*.safetensors", "*.json"]))
+    return download(str(name), ["*.safetensors", "*.json", MANIFEST])
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -223,8 +223,9 @@ def test_a_broken_model_truncates_and_stays_inside_the_spaces(seen: Any) -> None
     assert np.isfinite(reward)
 
 
-def test_a_reward_that_is_not_finite_truncates() -> None:
-    env = counting_env(reward=lambda out: out.reward * torch.nan)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e300])
+def test_a_reward_that_is_not_finite_is_0_and_truncates(value: float) -> None:
+    env = counting_env(reward=lambda out: np.full(len(out.reward), value))
     env.reset(seed=4)
     _, reward, _, truncated, info = env.step(np.zeros(2))
     assert (reward, truncated, info["truncated_reason"]) == (0.0, True, "non_finite")
@@ -291,6 +292,28 @@ def test_a_state_goes_into_another_environment() -> None:
     env.step(np.ones(2))
     other.set_state(env.get_state())  # no reset needed
     assert_same(env.step(np.zeros(2)), other.step(np.zeros(2)))
+
+
+def test_a_state_of_another_model_and_what_is_none_are_refused() -> None:
+    env, other = counting_env(), WorldModelEnv(CountingModel(breaks_at=9))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="of another model"):
+        other.set_state(env.get_state())
+    for environment in (env, gym.make_vec("Kairos-WorldModel-v0", 1, vectorization_mode=None, model=CountingModel())):
+        with pytest.raises(TypeError, match="takes what get_state returned, got int"):
+            environment.set_state(3)
+    with pytest.raises(ValueError, match="holds 2 episodes"):
+        env.set_state(env.get_state().select(np.array([0, 0])))
+
+
+def test_a_decoder_that_breaks_down_is_noticed() -> None:
+    model = shaken_model()
+    with torch.no_grad():
+        next(model.tokenizer.decoder.parameters()).fill_(torch.nan)
+    env = WorldModelEnv(model)
+    env.reset(seed=0)
+    with pytest.raises(FloatingPointError, match="decoder's pictures are not numbers"):
+        env.step(env.action_space.sample())
 
 
 def test_branches_start_equal_and_differ_by_their_actions() -> None:

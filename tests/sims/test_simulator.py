@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from point_simulator import Point
 
-from kairos_env.sims.simulator import AnswersAtOnce, as_initial_state, check_names
+from kairos_env.sims.simulator import AnswersAtOnce, as_initial_state, check_names, require_state
 
 LEGAL = ("task", "initial_state")
 
@@ -36,6 +36,21 @@ def test_an_initial_state_is_a_number_that_there_is(chosen: Any, said: str) -> N
     assert as_initial_state(np.int64(7), 50, "push") == 7
     with pytest.raises(ValueError, match=said):
         as_initial_state(chosen, 50, "push")
+
+
+@pytest.mark.parametrize("chosen", [2**63, 2**70, -1])
+def test_an_initial_state_without_a_limit_has_64_bits(chosen: int) -> None:
+    assert as_initial_state(2**63 - 1, None, "push") == 2**63 - 1
+    with pytest.raises(ValueError, match=r"from 0 to 2\*\*63 - 1"):
+        as_initial_state(chosen, None, "push")
+
+
+def test_what_is_no_state_is_named() -> None:
+    require_state({"physics": 0}, ("physics",))
+    with pytest.raises(TypeError, match="takes what get_state returned, got int"):
+        require_state(3, ("physics",))
+    with pytest.raises(ValueError, match="lacks physics: it is of another simulator"):
+        require_state({}, ("physics",))
 
 
 def test_a_simulator_of_this_process_answers_in_halves() -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from kairos_env.datasets.lerobot.documents import DatasetError
+from kairos_env.hub import download, is_hub_name
 
 
 def locate(path: str | Path, revision: str | None, patterns: list[str]) -> Path:
@@ -17,15 +18,12 @@ def locate(path: str | Path, revision: str | None, patterns: list[str]) -> Path:
         return folder
     if folder.exists():
         raise DatasetError(f"{path} is a file; a LeRobot dataset is a folder with meta/info.json")
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)):
-        raise FileNotFoundError(f"no such folder: {path} (nor is it a hub id, which looks like owner/name)")
-    from huggingface_hub import snapshot_download
-
+    if not is_hub_name(str(path)):
+        raise FileNotFoundError(f"no such folder: {path} (nor is it a hub id, which looks like owner/name@revision)")
     try:
-        found = snapshot_download(repo_id=str(path), repo_type="dataset", revision=revision, allow_patterns=patterns)
+        return download(str(path), patterns, "dataset", revision)
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path} is not a folder here, and the hub does not give it: {error}") from error
-    return Path(found)
 
 
 def video_patterns(feature: str) -> list[str]:

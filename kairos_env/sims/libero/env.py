@@ -22,7 +22,7 @@ from kairos_env.sims.libero.tasks import Catalogue, LiberoTask, Prompt
 from kairos_env.sims.process import Reply, SimulatorProcess
 from kairos_env.sims.process_simulator import ProcessSimulator
 from kairos_env.sims.reward import RewardForm, step_reward
-from kairos_env.sims.simulator import StepResult, as_initial_state
+from kairos_env.sims.simulator import StepResult, as_initial_state, require_state
 from kairos_env.sims.vector import SimulatorVectorEnv
 
 Rendering = Literal["official", "fast"]
@@ -285,6 +285,7 @@ class LiberoEnv(ProcessSimulator):
 
     def set_state(self, state: Mapping[str, Array]) -> dict[str, Array]:
         """Restores a state of `get_state` and returns its observation."""
+        require_state(state, ("episode",))
         lists = {k: np.asarray(v).tolist() for k, v in state.items() if k != "episode"}
         reply = self._call("set_state", state=lists, observe=self.observe_images)
         self._steps, self._seed, self._initial_state = (int(x) for x in state["episode"])

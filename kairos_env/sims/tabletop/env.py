@@ -14,7 +14,7 @@ import numpy as np
 from kairos_env.records import Array, Camera, Field, RobotSpec
 from kairos_env.runs import did_you_mean
 from kairos_env.sims.reward import RewardForm, step_reward
-from kairos_env.sims.simulator import Simulator, StepResult, as_initial_state
+from kairos_env.sims.simulator import Simulator, StepResult, as_initial_state, require_state
 from kairos_env.sims.tabletop.conditions import CONDITIONS, PLAIN_SQUARE, Appearance, Condition, check_condition
 from kairos_env.sims.tabletop.tasks import CUBE_REST_HEIGHT, INTEREST, TASKS, TaskState, measure
 from kairos_env.sims.vector import SimulatorVectorEnv
@@ -178,8 +178,13 @@ class RobosuiteEnv(Simulator):
         return {"physics": physics, "episode": episode, "appearance": self._appearance.to_array()}
 
     def set_state(self, state: Mapping[str, Array]) -> None:
-        """Restores a state of `get_state`; the same actions then give bit-identical trajectories."""
+        """Restores a state of `get_state`; the same actions then give bit-identical trajectories.
+
+        Raises:
+            TypeError, ValueError: no such state, or one of another simulator or scene.
+        """
         self.require_open()
+        require_state(state, ("physics", "episode", "appearance"))
         mujoco, model, data = self._mujoco, self._scene.model, self._data
         kind = mujoco.mjtState.mjSTATE_INTEGRATION.value
         physics = np.asarray(state["physics"], np.float64)

@@ -164,8 +164,8 @@ def resolve(request: GenerationRequest, config: WorldActionConfig, image: Array 
                 f"guidance and teacache (got {steps}, {guidance} and {request.teacache})"
             )
     else:
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        if not 1 <= steps <= 1000:  # a model knows a thousand noise levels
+            raise ValueError(f"steps must be 1 ... 1000, got {steps}")
         sigmas = schedule(steps, shape_aware_shift(height * width // unit**2, (frames - 1) // TEMPORAL + 1))
     prefixed = image is not None and bool(request.prompt.strip())
     prefix = PROMPT_PREFIX if request.prompt_prefix is None else request.prompt_prefix

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from kairos_env.extras import require
+from kairos_env.hub import download, is_hub_name
 from kairos_env.world_model.text.context import Context, as_pairs
 
 Kind = Literal["qwen2.5-vl", "qwen3.5"]
@@ -351,14 +352,12 @@ def _fetch(source: str | os.PathLike[str]) -> Path:
     folder = Path(source)
     if (folder / "config.json").exists():
         return folder
-    if folder.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+    if folder.exists() or not is_hub_name(str(source)):
         raise FileNotFoundError(
             f"no encoder {str(source)!r}: neither a folder with config.json, tokenizer and safetensors nor a hub "
             "repository (owner/name)"
         )
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.jinja", "*.txt", "*.safetensors"]))
+    return download(str(source), ["*.json", "*.jinja", "*.txt", "*.safetensors"])
 
 
 def _chat_template(folder: Path) -> str | None:

@@ -157,5 +157,11 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float (..., 3, H, W) in [-1, 1] -> uint8 (..., H, W, 3)."""
+    """float (..., 3, H, W) in [-1, 1] -> uint8 (..., H, W, 3).
+
+    Raises:
+        FloatingPointError: a decoder that broke down returned it.
+    """
+    if images.isnan().any():
+        raise FloatingPointError("the decoder's pictures are not numbers: its weights are damaged, or overflow")
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1)

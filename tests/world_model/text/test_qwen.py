@@ -424,8 +424,8 @@ def test_tokenizer_of_another_model(folders: dict[str, Path], tmp_path: Path) ->
 def test_hub_names_fetch_no_code(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
-    def fetch(name: str, allow_patterns: list[str]) -> str:
-        asked.update(name=name, patterns=allow_patterns)
+    def fetch(repo_id: str, allow_patterns: list[str], **options: Any) -> str:
+        asked.update(name=repo_id, patterns=allow_patterns)
         return str(folders["qwen3.5"])
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
