@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import random
 import struct
 from pathlib import Path
 
@@ -86,19 +85,3 @@ def no_end_in(path: Path) -> Path:
             struct.pack_into("<Q", raw, start + free, free)
     path.write_bytes(raw)
     return path
-
-
-def damaged(raw: bytes, rng: random.Random) -> bytes:
-    """A file cut off, with flipped bits, with zeros in it, or with a part in a wrong place."""
-    out, how = bytearray(raw), rng.choice(["cut", "flip", "flip", "zeros", "moved"])
-    at, length = rng.randrange(len(raw)), rng.choice([8, 64, 1024])
-    if how == "cut":
-        return bytes(out[:at])
-    if how == "flip":
-        for _ in range(rng.choice([1, 1, 4, 32])):
-            out[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
-        return bytes(out)
-    other = rng.randrange(len(raw))
-    part = bytes(length) if how == "zeros" else raw[other : other + length]
-    out[at : at + len(part)] = part
-    return bytes(out[: len(raw)])

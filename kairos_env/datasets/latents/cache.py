@@ -2,7 +2,7 @@
 
 A zarr v3 hierarchy, one group an episode, one chunk an array::
 
-    zarr.json                     attributes: `Origin`, robot, versions, complete, left_out
+    zarr.json                     attributes: `Origin`, robot, versions, complete, left_out, and their checksum
     000012/zarr.json              attributes: the episode's words, its arrays with their checksums
     000012/latents/<camera>       float16 (T + 1, C, h, w), normalised, as a model's tokenizer makes them
     000012/proprio, actions, rewards, success, proprio_mask, action_mask, labels/<key>     as in `records.Episode`
@@ -28,10 +28,12 @@ from typing import Any
 
 import numpy as np
 
+from kairos_env.datasets.foreign import read_json
 from kairos_env.datasets.recording import BrokenEpisode, Recording
 from kairos_env.records import Array, Episode, RobotSpec, stored_initial_state
 
 FORMAT = 1
+_ATTRIBUTES = {"kairos_latents", "origin", "robot", "episodes", "versions", "complete", "left_out"}
 
 
 class CacheError(ValueError):
@@ -163,19 +165,27 @@ def cache_attributes(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no cache of latents (no zarr.json); `kairos data encode` makes one")
     try:
-        attributes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["attributes"]
+        attributes: dict[str, Any] = read_json(path)["attributes"]
         version = attributes["kairos_latents"]
     except (KeyError, TypeError, ValueError) as error:
         raise CacheError(f"{path} does not describe a cache of latents: {error!r}") from None
     if version != FORMAT:
         raise CacheError(f"{folder} has format {version}, this version reads {FORMAT}: encode again")
+    digest = attributes.pop("sha256", None)  # caches of earlier versions have none
+    try:
+        if digest not in (None, record_digest(attributes)) or set(attributes) != _ATTRIBUTES:
+            raise ValueError("its checksum differs")
+        RobotSpec.from_dict(attributes["robot"])
+        Origin(**attributes["origin"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CacheError(f"{path} is damaged: {error}; encode into another folder") from None
     return attributes
 
 
 def read_record(place: Path) -> CachedEpisode:
     """Reads an episode's description and looks whether its files are there and of the right size."""
     try:
-        attributes = json.loads((place / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+        attributes = read_json(place / "zarr.json")["attributes"]
         digest = attributes.pop("sha256")
         if digest != record_digest(attributes):
             raise ValueError("its checksum differs")

@@ -56,7 +56,7 @@ def write_episode(folder: Path, number: int, name: str, episode: Episode, latent
     words = {key: getattr(episode, key) for key in _WORDS} | {"label_tasks": list(episode.label_tasks)}
     record = {"name": name, "words": words, "arrays": {key: asdict(value) for key, value in stored.items()}}
     with atomic_write(folder / f"{number:06d}") as part:
-        group = zarr.create_group(part, attributes=record | {"sha256": record_digest(record)})
+        group = zarr.create_group(part, attributes=_with_digest(record))
         for key, array in arrays.items():
             group.create_array(
                 key,
@@ -130,7 +130,7 @@ class LatentCacheWriter:
         if missing != sorted(left_out):
             raise CacheError(f"episodes {missing} of {self.folder} are missing, but {sorted(left_out)} were left out")
         done = {"complete": True, "left_out": {str(number): list(left_out[number]) for number in missing}}
-        zarr.open_group(self.folder, mode="r+").update_attributes(self._attributes | done)
+        zarr.open_group(self.folder, mode="r+").update_attributes(_with_digest(self._attributes | done))
 
     def __enter__(self) -> LatentCacheWriter:
         return self
@@ -166,7 +166,7 @@ class LatentCacheWriter:
             "complete": False,
             "left_out": {},
         }
-        zarr.create_group(self.folder, attributes=attributes)
+        zarr.create_group(self.folder, attributes=_with_digest(attributes))
         return attributes
 
     def _remove_if_damaged(self, number: int, verify: bool) -> None:
@@ -198,6 +198,10 @@ def _differences(before: Origin, origin: Origin, cached: RobotSpec, spec: RobotS
             "sizes or what its features mean differ"
         )
     return lines
+
+
+def _with_digest(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {**attributes, "sha256": record_digest(attributes)}
 
 
 def _half(latents: Array, name: str) -> Array:

@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from damage import damaged
 from paths import ROOT
 
 from kairos_env.cli import main as cli
@@ -242,6 +244,45 @@ def test_a_wrong_bit_is_found_when_the_episode_is_first_read(home: Path, tmp_pat
     assert len(caught) == 2 and sorted(name[-6:] for name in cache.broken) == ["demo_1", "demo_3"]
     again = encode(config(home, folder, verify=True), progress=False)
     assert [e.seed for e in again] == [0, 1, 2, 3, 4, 5]
+
+
+def test_damage_is_named_or_does_not_matter(home: Path, tmp_path: Path) -> None:
+    """Of the numbers, the episodes' descriptions and that of the whole; more of this kind was tried by hand."""
+    folder = copied(home, tmp_path)
+    whole = {e.seed: e for e in LatentCache(folder)}
+    files = [
+        folder / "zarr.json",
+        folder / "000003/zarr.json",
+        chunk(folder, 3, "proprio"),
+        chunk(folder, 1, "actions"),
+    ]
+    for seed in range(80):
+        path = files[seed % len(files)]
+        before = path.read_bytes()
+        path.write_bytes(damaged(before, seed))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                left = list(LatentCache(folder))
+            except (CacheError, FileNotFoundError):
+                left = []
+        path.write_bytes(before)
+        for found in left:
+            same(found, whole[found.seed])
+            np.testing.assert_array_equal(found.actions, whole[found.seed].actions)
+            np.testing.assert_array_equal(found.proprio, whole[found.seed].proprio)
+
+
+def test_caches_of_earlier_versions_have_no_checksum_of_the_whole(home: Path, tmp_path: Path) -> None:
+    folder = copied(home, tmp_path)
+    described = json.loads((folder / "zarr.json").read_text())
+    del described["attributes"]["sha256"]
+    (folder / "zarr.json").write_text(json.dumps(described))
+    assert len(LatentCache(folder)) == len(LENGTHS)
+    described["attributes"]["robot"]["akction"] = described["attributes"]["robot"].pop("action")
+    (folder / "zarr.json").write_text(json.dumps(described))
+    with pytest.raises(CacheError, match="zarr.json is damaged: 'action'"):
+        LatentCache(folder)
 
 
 @pytest.mark.parametrize("damage", ["short", "gone", "words"])

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from foreign_hdf5 import damaged
+from damage import damaged
 from lerobot_layouts import sample, write_v2, write_v3
 
 from kairos_env.cli import main as cli
@@ -156,10 +156,10 @@ def test_damage_is_named_or_does_not_matter(
     """No crash, no hang, no error but the reader's own; more files of this kind were tried by hand."""
     root, rng, read = write(tmp_path / "data", sample((4, 5), video=video)), random.Random(3), 0
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    for _ in range(40):
+    for seed in range(40):
         path = rng.choice(files)
         whole = path.read_bytes()
-        path.write_bytes(damaged(whole, rng))
+        path.write_bytes(damaged(whole, seed))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert cli.main(["data", "inspect", str(root)]) in (0, 1, 2)
