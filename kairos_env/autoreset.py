@@ -6,6 +6,7 @@ is returned of it, is decided here.
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -117,9 +118,14 @@ class AutoresetVectorEnv(gym.vector.VectorEnv[dict[str, Array], Array, Array]):
             super().reset(seed=None if seed is None else int(seed))
             seeds = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
         else:
-            seeds = list(seed)
+            try:
+                seeds = [None if each is None else operator.index(each) for each in seed]
+            except TypeError:
+                raise ValueError(f"seed is {seed!r}; use a whole number, or one for each sub-environment") from None
             if len(seeds) != self.num_envs:
                 raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} sub-environments")
+        if options is not None and not isinstance(options, Mapping):
+            raise ValueError(f"options is {options!r}; reset takes a dict")
         options = dict(options or {})
         mask = self._reset_mask(options.pop("reset_mask", None))
         if not mask.all():

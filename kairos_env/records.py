@@ -138,8 +138,11 @@ class RobotSpec:
                 robot after that.
         """
         try:
-            array = np.asarray(action, dtype=np.float32)
-        except (TypeError, ValueError) as error:
+            array = np.asarray(action)
+            if array.dtype.kind in "cSUV":
+                raise ValueError(f"got {array.dtype}")
+            array = array.astype(np.float32)
+        except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor that has a gradient
             raise ValueError(f"action must be numeric with shape (..., {self.action_dim}): {error}") from None
         if array.ndim == 0 or array.shape[-1] != self.action_dim:
             names = ", ".join(f.name for f in self.action)

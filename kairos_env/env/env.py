@@ -9,13 +9,8 @@ import gymnasium as gym
 import numpy as np
 
 from kairos_env.env.episodes import EpisodeState, Outcome, check_episodes
-from kairos_env.env.imagination import (
-    Imagination,
-    ImaginationOptions,
-    check_render_mode,
-    draw_seed,
-    share_imagination,
-)
+from kairos_env.env.imagination import Imagination, draw_seed, share_imagination
+from kairos_env.env.settings import ImaginationOptions, check_render_mode
 from kairos_env.env.vector_env import WorldModelVectorEnv
 from kairos_env.records import Array, RobotSpec
 
@@ -112,7 +107,7 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
         """
         super().reset(seed=seed)
         episode = draw_seed(self.np_random) if seed is None else seed
-        outcome = self.imagination.begin([episode], [options or {}])
+        outcome = self.imagination.begin([episode], [{} if options is None else options])
         self._episode = outcome.episodes
         return _first(outcome.observation), _first_info(outcome)
 
@@ -126,7 +121,8 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
             ValueError: wrong shape, not numeric, or not finite.
             ResetNeeded: before the first `reset`.
         """
-        outcome = self.imagination.step(self.get_state(), np.asarray(action)[None])
+        one = action if isinstance(action, np.ndarray) else self.robot_spec.check_action(action)
+        outcome = self.imagination.step(self.get_state(), one[None])
         self._episode = outcome.episodes
         return (
             _first(outcome.observation),

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -22,6 +22,7 @@ from kairos_env.env.initial_observations import InitialObservations, Start
 from kairos_env.env.instructions import UnknownInstructions, Wish, check_task, choose_instruction
 from kairos_env.env.readings import read
 from kairos_env.env.reward import RewardChoice, make_reward, reward_form
+from kairos_env.env.settings import Horizon, ImaginationOptions, check_count, check_horizon, check_judgement
 from kairos_env.env.trust import Trust, horizon_of
 from kairos_env.env.view import ObservationForm, View
 from kairos_env.records import Array, Observation
@@ -33,25 +34,7 @@ from kairos_env.world_model.state import WorldState
 logger = logging.getLogger(__name__)
 
 RESET_OPTIONS = ("observation", "instruction", "task", "start", "initial_state")
-Horizon = int | None | Literal["measured"]
 RENDER_HEIGHT = 256  # pixels; what a model sees is often too small to look at
-
-
-class ImaginationOptions(TypedDict, total=False):
-    """The keyword arguments that `WorldModelEnv` and `WorldModelVectorEnv` hand to `Imagination`."""
-
-    task: str | None
-    start: Start
-    reward: RewardChoice
-    steps: int | None
-    device: str
-    max_episode_steps: int | None
-    observation: ObservationForm
-    success_threshold: float | None
-    success_ends: bool
-    uncertainty_limit: float | None
-    horizon: Horizon
-    unknown_instructions: UnknownInstructions
 
 
 class Imagination:
@@ -105,15 +88,9 @@ class Imagination:
         horizon: Horizon = "measured",
         unknown_instructions: UnknownInstructions = "refuse",
     ) -> None:
-        _check_count("steps", steps)
-        if success_threshold is not None and not 0 < success_threshold <= 1:
-            raise ValueError(f"success_threshold is {success_threshold}; use a probability in (0, 1], or None")
-        if uncertainty_limit is not None and not uncertainty_limit > 0:
-            raise ValueError(f"uncertainty_limit is {uncertainty_limit}; use a number > 0, or None")
-        if horizon != "measured" and (isinstance(horizon, str) or (horizon is not None and horizon < 1)):
-            raise ValueError(f"horizon is {horizon!r}; use 'measured', a whole number >= 1, or None")
-        if unknown_instructions not in ("refuse", "accept"):
-            raise ValueError(f"unknown_instructions is {unknown_instructions!r}; use 'refuse' or 'accept'")
+        check_count("steps", steps)
+        check_judgement(success_threshold, success_ends, uncertainty_limit, unknown_instructions)
+        check_horizon(horizon)
         self.model = load_model(model, device)
         self.fingerprint = model_fingerprint(self.model)
         self.spec = self.model.imagined_spec
@@ -139,7 +116,7 @@ class Imagination:
     def limit_episodes(self, max_episode_steps: int | None) -> None:
         """Truncates episodes after so many decisions; None, or Gymnasium's -1, never does."""
         self.max_episode_steps = None if max_episode_steps == -1 else max_episode_steps
-        _check_count("max_episode_steps", self.max_episode_steps)
+        check_count("max_episode_steps", self.max_episode_steps)
 
     # Starting
 
@@ -150,6 +127,9 @@ class Imagination:
             seeds: episode seeds; one picks the start and the model's noise.
             options: the reset options of each episode, see `WorldModelEnv.reset`.
         """
+        for seed in seeds:
+            if not 0 <= seed < 2**63:
+                raise ValueError(f"the seed of an episode is {seed}; use 0 ... 2**63 - 1")
         begun = [self._first_observation(seed, option) for seed, option in zip(seeds, options, strict=True)]
         observations, wishes = [b[0] for b in begun], [b[1] for b in begun]
         state = self.model.observe(observations, seeds=list(seeds))
@@ -191,6 +171,8 @@ class Imagination:
 
     def _first_observation(self, seed: int, options: Mapping[str, Any]) -> tuple[Observation, Wish, bool]:
         """The observation from which an episode starts, what it is for, and whether it ships with the model."""
+        if not isinstance(options, Mapping):
+            raise ValueError(f"options is {options!r}; reset takes a dict of {', '.join(RESET_OPTIONS)}")
         check_names(options, RESET_OPTIONS, "reset option")
         task = check_task(options.get("task"), self.model.tasks) or self.task
         given = options.get("observation")
@@ -373,17 +355,3 @@ def share_imagination(
         model = copy.copy(model)
         model.limit_episodes(settings["max_episode_steps"])
     return model, False
-
-
-def _check_count(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ValueError(f"{name} is {value}; use a whole number >= 1, or None")
-
-
-def check_render_mode(render_mode: str | None) -> None:
-    """Raises ValueError unless frames can be rendered that way."""
-    if render_mode not in (None, "rgb_array"):
-        raise ValueError(
-            f"render_mode {render_mode!r} is unknown here; use 'rgb_array'. For a window, "
-            "gym.make(..., render_mode='human') (needs pygame) or `kairos play` (a browser page)"
-        )

@@ -88,6 +88,8 @@ class InitialObservations:
             wish = {"task": self._default_task if task is None else self.task_there(task), "initial_state": state}
             observed, info = self.simulator.reset(seed=seed, options={k: v for k, v in wish.items() if v is not None})
             return Observation.from_gym(observed, info.get("instruction", ""))
+        if index is not None and state is not None:
+            raise ValueError(f"reset got start={index!r} and initial_state={state!r}, which mean the same; pass one")
         count, index = len(self.recorded), state if index is None else index
         if index is None:
             # A generator of its own: the start depends on the episode's seed alone, not on what ran before.

@@ -121,7 +121,8 @@ def _rows(info: dict[str, Any], count: int) -> list[dict[str, Any]]:
         mask = info.get(f"_{key}")
         if mask is None or isinstance(column, dict):  # a mask itself, or nested columns
             continue
-        for i, (value, meant) in enumerate(zip(column.tolist(), mask, strict=True)):
+        values = column.tolist() if column.ndim == 1 else column  # plain numbers, but arrays stay arrays
+        for i, (value, meant) in enumerate(zip(values, mask, strict=True)):
             if meant:
                 rows[i][key] = value
     return rows

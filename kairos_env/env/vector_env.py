@@ -18,13 +18,8 @@ from gymnasium.vector import AutoresetMode
 
 from kairos_env.autoreset import AutoresetVectorEnv, Reset, VectorStep, autoreset_mode_of, check_num_envs, columns_info
 from kairos_env.env.episodes import EpisodeState, Outcome, check_episodes
-from kairos_env.env.imagination import (
-    Imagination,
-    ImaginationOptions,
-    check_render_mode,
-    draw_seed,
-    share_imagination,
-)
+from kairos_env.env.imagination import Imagination, draw_seed, share_imagination
+from kairos_env.env.settings import ImaginationOptions, check_render_mode
 from kairos_env.records import Array, RobotSpec
 
 if TYPE_CHECKING:
@@ -87,7 +82,7 @@ class WorldModelVectorEnv(AutoresetVectorEnv):
         return self.finished == "hold" or super()._may_step(over)
 
     def _check_actions(self, actions: Any) -> Array:
-        if self._over().all():  # else the model step checks them, before anything has changed
+        if actions is None or self._over().all():  # else the model step checks them, before anything has changed
             self.imagination.check_actions(actions, self.num_envs)
         return actions
 

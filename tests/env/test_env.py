@@ -16,6 +16,7 @@ from gymnasium.utils.env_checker import check_env
 import kairos_env  # noqa: F401  (registers the environments)
 from kairos_env.env.env import WorldModelEnv
 from kairos_env.env.imagination import Imagination
+from kairos_env.env.vector_env import WorldModelVectorEnv
 from kairos_env.world_model.model import StepOutput, WorldModel
 
 WORLD = "Kairos-WorldModel-v0"
@@ -259,6 +260,26 @@ def test_every_imagined_decision_costs_until_success() -> None:
     assert doubtful.step(np.zeros(2))[1] == -0.75, "a success that cannot be trusted stops no cost"
 
 
+class FickleModel(QuarterModel):
+    """Success comes and goes: in every second frame."""
+
+    def step(self, state: CountingState, action: Any, steps: int | None = None) -> StepOutput:
+        out = super().step(state, action, steps)
+        return dataclasses.replace(out, success=(out.state.past % 2).float())
+
+
+def test_where_success_ends_nothing_decisions_cost_again_when_it_is_lost() -> None:
+    env = WorldModelEnv(FickleModel(), success_ends=False, max_episode_steps=6)
+    env.reset(seed=0)
+    steps = [env.step(np.zeros(2)) for _ in range(6)]
+    assert [step[1] for step in steps] == [-0.75, 0.0] * 3
+    assert [step[4]["success"] for step in steps] == [False, True] * 3
+    assert [step[2:4] for step in steps] == [(False, False)] * 5 + [(False, True)]
+    ended = WorldModelEnv(FickleModel())
+    ended.reset(seed=0)
+    assert [ended.step(np.zeros(2))[2] for _ in range(2)] == [False, True], "let off at the first claim"
+
+
 def test_success_may_end_nothing() -> None:
     env = WorldModelEnv(QuarterModel(), success_ends=False, max_episode_steps=4)
     env.reset(seed=0)  # solved after 2 decisions, and stays so
@@ -380,6 +401,13 @@ def test_a_window_is_gymnasiums_and_says_what_it_needs() -> None:
         ({"observation": "image"}, "unknown observation 'image'; legal: pixels, latent, features"),
         ({"steps": 0}, "steps is 0"),
         ({"max_episode_steps": 0}, "max_episode_steps is 0"),
+        ({"max_episode_steps": 1.5}, "max_episode_steps is 1.5; use a whole number"),
+        ({"max_episode_steps": True}, "max_episode_steps is True; use a whole number"),
+        ({"steps": "2"}, "steps is '2'; use a whole number"),
+        ({"horizon": 2.5}, "horizon is 2.5; use 'measured', a whole number"),
+        ({"success_ends": "no"}, "success_ends is 'no'; use True or False"),
+        ({"success_threshold": "half"}, "success_threshold is 'half'; use a probability"),
+        ({"uncertainty_limit": "a"}, "uncertainty_limit is 'a'; use a number"),
         ({"success_threshold": 1.5}, r"\(0, 1\]"),
         ({"uncertainty_limit": 0}, "> 0"),
         ({"start": "Kairos-Nowhere-v0"}, "neither 'dataset' nor"),
@@ -398,6 +426,10 @@ def test_settings_that_are_not_legal(settings: dict[str, Any], says: str) -> Non
         (np.zeros((2, 2)), r"expected \(1, 2\)"),
         (np.array([np.nan, 0]), "non-finite"),
         (["left", "open"], "must be numeric"),
+        (np.array(["0.1", "0"]), "must be numeric"),
+        (np.array([1j, 0]), "must be numeric"),
+        (torch.zeros(2, requires_grad=True), "must be numeric.*requires grad"),
+        (None, "dx, grip"),
     ],
 )
 def test_actions_that_are_none(action: Any, says: str) -> None:
@@ -406,6 +438,28 @@ def test_actions_that_are_none(action: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         env.step(action)
     assert env.step(np.zeros(2))[4]["imagined_step"] == 1  # nothing happened
+
+
+@pytest.mark.parametrize("kind", [list, tuple, torch.tensor, np.float16, np.float64, bool, object])
+def test_actions_of_any_numeric_kind(kind: Any) -> None:
+    env = counting_env()
+    env.reset(options={"start": 0})
+    action = np.array([0, 1], kind) if isinstance(kind, type) and kind not in (list, tuple) else kind([0, 1])
+    assert env.step(action)[4]["imagined_step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"seed": 2**63}, r"the seed of an episode is 9223372036854775808; use 0 \.\.\. 2\*\*63 - 1"),
+        ({"options": "count"}, "options is 'count'; reset takes a dict"),
+        ({"options": {"start": 1, "initial_state": 2}}, "mean the same; pass one"),
+    ],
+)
+def test_resets_that_are_none(wrong: dict[str, Any], says: str) -> None:
+    for env in (counting_env(), WorldModelVectorEnv(2, CountingModel())):
+        with pytest.raises(ValueError, match=says):
+            env.reset(**wrong)
 
 
 def test_excess_is_clipped() -> None:

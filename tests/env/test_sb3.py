@@ -81,3 +81,11 @@ def test_seeds_and_options_reach_each_robot() -> None:
     assert envs.reset()["proprio"][:, 1].tolist() == [3.0, 5.0]
     assert [info["seed"] for info in envs.reset_infos] == [7, 8]
     assert envs.get_attr("num_envs") == [2, 2]
+
+
+def test_what_a_single_environment_tells_as_arrays_stays_arrays() -> None:
+    envs = SB3VecEnv(WorldModelVectorEnv(2, CountingModel(), autoreset_mode="SameStep"))
+    envs.reset()
+    infos = envs.step(np.zeros((2, 2), np.float32))[3]
+    assert infos[1]["objects"].shape == (1, 3) and infos[1]["errors"].shape == (1,)
+    assert type(infos[1]["success"]) is bool and type(infos[1]["uncertainty"]) is float

@@ -314,5 +314,11 @@ def test_actions_and_order() -> None:
     envs.reset(seed=0)
     with pytest.raises(ValueError, match=r"expected \(2, 2\)"):
         envs.step(np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="dx, grip"):
+        envs.step(None)  # type: ignore[arg-type]
+    assert envs.get_state().steps.tolist() == [0, 0], "nothing moved"
+    assert envs.reset(seed=np.array([4, 5]))[1]["seed"].tolist() == [4, 5]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seed is 1.5; use a whole number, or one for each"):
+        envs.reset(seed=1.5)  # type: ignore[arg-type]
     envs.close()
     envs.close()

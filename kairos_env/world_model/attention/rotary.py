@@ -55,5 +55,10 @@ def _plane(places: tuple[tuple[float, float], ...], share: int, device: torch.de
 def rotate(x: Tensor, table: Table) -> Tensor:
     """Rotates adjacent pairs of the last axis: x (..., T, H, K), table (..., T, K / 2)."""
     cos, sin = (t.unsqueeze(-2) for t in table)
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # which fuses real products, and knows no complex ones
+        a, b = pairs.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
+    return turned.flatten(-2).to(x.dtype)

@@ -120,22 +120,25 @@ class Rule(Protocol):
         """Video tokens (B, ..., T, D) through the gated delta net, and the state to remember."""
 
 
-def window(groups: Sequence[Tensor], offsets: tuple[int, ...], frames: int) -> Tensor:
+def window(groups: Sequence[Tensor], offsets: tuple[int, ...], frames: int, own: Tensor | None = None) -> Tensor:
     """The groups that each of the last ``frames`` groups may see.
 
     Args:
-        groups: R + F of (B, G, ...), past and present ones, oldest first.
+        groups: R + F of (B, G, H, K), past and present ones, oldest first.
         offsets: distances back in frames; every one at most R.
         frames: F.
+        own: (B, F, T, H, K), what each also sees, behind them.
 
     Returns:
-        (B, F, len(offsets) * G, ...).
+        (B, F, len(offsets) * G + T, H, K); of one frame head by head in memory, as attention reads it.
     """
     start = len(groups) - frames
     if frames == 1:
-        return torch.cat([groups[start - d] for d in offsets], 1).unsqueeze(1)
+        seen = [groups[start - d] for d in offsets] + ([] if own is None else [own[:, 0]])
+        return torch.cat([x.transpose(1, 2) for x in seen], 2).transpose(1, 2).unsqueeze(1)
     together = torch.stack(tuple(groups), 1)
-    return torch.cat([together[:, start - d : start - d + frames] for d in offsets], 2)
+    apart = [together[:, start - d : start - d + frames] for d in offsets]
+    return torch.cat(apart if own is None else [*apart, own], 2)
 
 
 def window_valid(past: Tensor, offsets: tuple[int, ...], frames: int) -> Tensor:
@@ -183,7 +186,7 @@ class Stream:
         if kind not in self._masks:
             sizes = {name: int(heads[0].shape[2]) for name, heads in parts.items()}  # numbers, also while traced
             self._masks[kind] = self._mask(sizes, back, group, frames)
-        keys, values = (torch.cat([window(past, back, frames), x], 2) for past, x in zip(groups, (k, v), strict=True))
+        keys, values = (window(past, back, frames, own) for past, own in zip(groups, (k, v), strict=True))
         out = attend(q, keys, values, self._masks[kind])
         mixed = dict(zip(parts, out.split([heads[0].shape[2] for heads in parts.values()], 2), strict=True))
         return mixed.get("clean", mixed.get("noisy")), mixed.get("lead"), memory
