@@ -24,7 +24,7 @@ for _ in range(steps):
     observation, reward, terminated, truncated, info = env.step(action)
     strip.append(env.render())
     print(
-        f"{info['imagined_step']:3d}  reward {reward:5.2f}  success {info['success_probability']:.2f}  "
+        f"{info['imagined_step']:3d}  reward {reward:5.2f}  success {info.get('success_probability', 0):.2f}  "
         f"uncertainty {info['uncertainty']:.2f}  gripper at {observation['proprio'][:3].round(3)} m"
     )
     if terminated or truncated:

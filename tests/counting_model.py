@@ -106,6 +106,7 @@ class CountingModel:
         self.device = torch.device("cpu")
         self.latent_shape = (2, 3, 3)
         self.error_names, self.horizons, self.released = ("picture",), dict[str, int](), False
+        self.untrained: tuple[str, ...] = ()
         self.objects, self.feature_names = ("thing",), ("x", "y", "thing.x", "thing.y", "thing.z")
         self.breaks_at = breaks_at
         self.calls: Counter[str] = Counter()

@@ -18,7 +18,7 @@ from kairos_env.collect.replay import replay_all
 
 def encode(config: Fields[EncodeConfig]) -> int:
     """Encodes what is missing."""
-    cache = fill_cache(config)
+    cache = fill_cache(config, say=print)
     print(
         f"{len(cache)} episodes, {cache.total + len(cache):,} frames, {cache.nbytes / 2**20:.1f} MiB of latents by "
         f"{config.model}: {config.out}\n"

@@ -19,14 +19,18 @@ from kairos_env.cli.demo_parts import (
     Stage,
     act,
     beside_reality,
+    expert_drives,
     first_observation,
     in_imagination,
     initial_states,
     plan_blindly,
+    recorded_drives,
     speed,
 )
 from kairos_env.cli.options import Fields
+from kairos_env.cli.proposal import next_command
 from kairos_env.cli.values import print_json
+from kairos_env.records import SpecMismatch
 from kairos_env.runs import did_you_mean
 
 if TYPE_CHECKING:
@@ -53,8 +57,17 @@ def run(config: Fields[DemoConfig], json: bool = False) -> int:
     tasks = choose_tasks(model, config.tasks)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     console.print(f"[bold]{config.model}[/]: {millions:.1f} M parameters, {model.spec.name}, tasks {', '.join(tasks)}")
+    if model.untrained:
+        console.print(f"Nobody taught it {', '.join(model.untrained)}, which is left out.")
+    imagined_only = config.simulator == "none" or bool(config.data)
     try:
-        simulator = None if config.simulator == "none" else open_simulator(model, config.simulator, next(iter(tasks)))
+        simulator = None if imagined_only else open_simulator(model, config.simulator, next(iter(tasks)))
+    except SpecMismatch:
+        if config.simulator != "auto":
+            raise
+        console.print(f"\nNo simulator is of this robot ({model.spec.name}). What follows is imagination only;")
+        console.print("--data RECORDING shows it beside recorded reality.")
+        simulator = None
     except Exception as error:  # GL fails in many ways, and the rest of the demo needs none
         if config.simulator != "auto":
             raise
@@ -66,16 +79,20 @@ def run(config: Fields[DemoConfig], json: bool = False) -> int:
     open_run(folder, dataclasses.asdict(config) | {"out": str(config.out)})
     stage = Stage(model, tasks, config, folder, console)
     if simulator is None:
-        found = in_imagination(stage)
+        found = beside_reality(stage, recorded_drives(stage), "the recording") if config.data else {}
+        found |= in_imagination(stage)
     else:
         name, starts = simulator
         with contextlib.closing(starts):
-            found = beside_reality(stage, starts) | plan_blindly(stage, starts)
+            found = beside_reality(stage, expert_drives(stage, starts), "the expert") | plan_blindly(stage, starts)
             names, states = {starts.task_there(task): task for task in tasks}, initial_states(starts)
         found |= act(stage, name, names, states)
     console.print("\n[bold]How fast is imagination?[/]")
     found["imagined_steps_per_second"] = {str(b): speed(model, b, config.amounts.speed_s) for b in (1, 16)}
     summary = report(stage, found, time.perf_counter() - began)
+    if config.data:
+        command = next_command("play", config.model, config.data, config.feature_map)
+        console.print(f"\nnext: {command}", markup=False)
     if json:
         print_json(summary)
     return 0
@@ -108,7 +125,6 @@ def open_simulator(model: WorldModel, name: str, task: str) -> tuple[str, Initia
         SpecMismatch: the model is of another robot.
     """
     from kairos_env.env.initial_observations import InitialObservations
-    from kairos_env.records import SpecMismatch
     from kairos_env.sims.make import simulator_ids
 
     mismatch: Exception | None = None
@@ -142,7 +158,8 @@ def report(stage: Stage, found: dict[str, Any], seconds: float) -> dict[str, Any
     for row in rows:
         table.add_row(*row)
     console.print()
-    console.print(table)
+    if len(header) > 1:
+        console.print(table)
     notes = _notes(found)
     for note in notes:
         console.print(note)
@@ -151,7 +168,8 @@ def report(stage: Stage, found: dict[str, Any], seconds: float) -> dict[str, Any
     pictures = {name: path.read_bytes() for name, path in strips.items()}
     summary: dict[str, Any] = plain(found | {"seconds": round(seconds, 1), "folder": str(folder)})
     write_json(folder / "summary.json", summary)
-    write_text(folder / "demo.html", html_page("Kairos demo", {"Success": (header, rows)}, pictures, notes, films))
+    tables = {"Success": (header, rows)} if len(header) > 1 else {}
+    write_text(folder / "demo.html", html_page("Kairos demo", tables, pictures, notes, films))
     console.print(f"\n{seconds:.0f} s. Everything is in {folder}:", markup=False)
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".png", ".mp4", ".html")):
         console.print(f"   {path}", markup=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +34,9 @@ class DemoConfig:
     Args:
         model: bundled name or model folder.
         simulator: id of the real simulator; auto is the one of the model's robot, none is imagination only.
+        data: a recording of the robot, beside which it is imagined, instead of a simulator. Of one that the model was
+            trained on, the episodes that were held out are used.
+        feature_map: what the features of a LeRobot dataset mean, as in training.
         tasks: of the model; by default its first four.
         device: cpu, cuda, ...
         planner: of the plans made in imagination.
@@ -44,6 +47,8 @@ class DemoConfig:
 
     model: str = "kairos-tiny"
     simulator: str = "auto"
+    data: str = ""
+    feature_map: str = ""
     tasks: tuple[str, ...] = ()
     device: str = "cpu"
     planner: Literal["best_of_n", "cem"] = "best_of_n"
@@ -110,19 +115,27 @@ def initial_states(starts: InitialObservations, task: str | None = None) -> int 
     return states
 
 
-def beside_reality(stage: Stage, starts: InitialObservations) -> dict[str, Any]:
-    """The same actions in the simulator and in imagination; only the first frame is shared."""
+Drive = tuple[Observation, Array, Array]  # first observation, actions (T, A), real frames uint8 (T + 1, H, W, 3)
+
+
+def beside_reality(stage: Stage, drives: Iterable[Drive], who: str) -> dict[str, Any]:
+    """The same actions in reality and in imagination; only the first frame is shared.
+
+    Args:
+        stage: see `Stage`.
+        drives: real ones.
+        who: acted in them.
+    """
     from kairos_env.eval.imagination.image_metrics import mean_squared_error
     from kairos_env.media import film_strip, side_by_side, write_mp4, write_png
 
-    model, rollouts = stage.model, stage.config.amounts.rollouts
-    stage.console.print("\n[bold]1. Imagine beside reality[/]: the expert's actions, one real frame, then imagination")
+    model = stage.model
+    stage.console.print(f"\n[bold]1. Imagine beside reality[/]: {who}'s actions, one real frame, then imagination")
     errors: list[Array] = []
     copy_errors: list[Array] = []
     films: list[Array] = []
     strip: dict[str, Array] = {}
-    for i in range(rollouts):
-        first, actions, real = expert_drive(starts, list(stage.tasks), i)
+    for i, (first, actions, real) in enumerate(drives):
         roll = model.imagine(model.observe([first], seeds=[i]), actions[None])
         imagined = np.concatenate([real[:1], first_camera(model, roll.latents)[0]])
         errors.append(mean_squared_error(imagined[1:], real[1:]))
@@ -134,18 +147,35 @@ def beside_reality(stage: Stage, starts: InitialObservations) -> dict[str, Any]:
     write_png(stage.folder / "beside_reality.png", film_strip(strip))
     write_mp4(stage.folder / "beside_reality.mp4", np.concatenate(films), model.spec.control_rate_hz)
     stage.console.print(
-        f"   {DECISIONS} decisions ahead, {rollouts} unseen starts: {psnr:.1f} dB; "
+        f"   {DECISIONS} decisions ahead, {len(films)} unseen starts: {psnr:.1f} dB; "
         f"repeating the first frame: {copy_psnr:.1f} dB"
     )
     return {"psnr_imagined": psnr, "psnr_copy_first_frame": copy_psnr}
 
 
-def expert_drive(starts: InitialObservations, tasks: list[str], number: int) -> tuple[Observation, Array, Array]:
-    """`DECISIONS` decisions of the scripted expert, from one task to the next where the simulator judges them all.
+def recorded_drives(stage: Stage) -> Iterator[Drive]:
+    """The first decisions of recorded episodes."""
+    from kairos_env.training.held_out import unseen_episodes
 
-    Returns:
-        The first observation, actions (T, A), real frames uint8 (T + 1, H, W, 3).
-    """
+    config, camera = stage.config, stage.model.spec.cameras[0].name
+    unseen = unseen_episodes(config.model, stage.model.spec, config.data, config.feature_map)
+    stage.console.print(f"   {unseen.note}", markup=False)
+    for episode in unseen.read(config.amounts.rollouts):
+        if not episode.images:
+            raise ValueError(
+                f"{config.data} holds latents: give the recording itself, with its pictures"
+            )
+        yield episode.observation(0), episode.actions[:DECISIONS], episode.images[camera][: DECISIONS + 1]
+
+
+def expert_drives(stage: Stage, starts: InitialObservations) -> Iterator[Drive]:
+    """Drives of the scripted expert."""
+    for number in range(stage.config.amounts.rollouts):
+        yield expert_drive(starts, list(stage.tasks), number)
+
+
+def expert_drive(starts: InitialObservations, tasks: list[str], number: int) -> Drive:
+    """`DECISIONS` decisions of the scripted expert, from one task to the next where the simulator judges them all."""
     simulator: Any = starts.simulator
     first = first_observation(starts, tasks[number % len(tasks)], number)
     task = simulator.unwrapped.task
@@ -256,11 +286,12 @@ def in_imagination(stage: Stage) -> dict[str, Any]:
             arrived |= out.success.cpu().numpy() > SURE
         frames = np.stack([first_camera(model, latent[:1])[0] for latent in latents])
         strip[task] = np.concatenate([next(iter(asked[0].images.values()))[None], frames])
-        counts[task] = int(arrived.sum()), len(asked)
-        stage.console.print(f"   {task}: the model expects success in {arrived.sum()} of {len(asked)}")
+        if "success" not in model.untrained:
+            counts[task] = int(arrived.sum()), len(asked)
+            stage.console.print(f"   {task}: the model expects success in {arrived.sum()} of {len(asked)}")
     write_png(stage.folder / "imagined.png", film_strip(strip))
     write_mp4(stage.folder / "imagined.mp4", side_by_side(strip), model.spec.control_rate_hz)
-    return {"imagined_success": counts}
+    return {"imagined_success": counts} if counts else {}
 
 
 def plan_episode(model: WorldModel, first: Observation, planner: str, seed: int) -> tuple[Array, Array, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kairos_env.cli.options import Fields
+from kairos_env.cli.proposal import next_command
 from kairos_env.cli.values import print_json
 from kairos_env.eval.controls.state_training import StateTrainingConfig, run_state_training
 from kairos_env.eval.imagination.calibration import CalibrationConfig, run_calibration
@@ -13,8 +14,10 @@ from kairos_env.eval.imagination.probe import ProbeConfig, train_probe
 
 def imagination(config: Fields[ImaginationConfig]) -> int:
     """Measures imagined rollouts."""
-    report = run_imagination(config, progress=True)
+    report = run_imagination(config, progress=True, say=print)
     print(f"{report.table()}\n\nwritten to {config.output}")
+    if config.data:
+        print(f"next:    {next_command('demo', config.model, config.data, config.feature_map)}")
     return 0
 
 

@@ -34,6 +34,7 @@ def run(
         quick: metadata and one episode only; without it all numbers are read, and two frames of every video.
         json: print one JSON object.
     """
+    from kairos_env.cli.proposal import propose
     from kairos_env.datasets.lerobot.reader import LeRobotData
 
     if save is not None and save.exists():
@@ -42,7 +43,8 @@ def run(
     found = {} if quick else data.statistics()
     problems, notes = list(_problems(data, found, quick=quick)), list(_notes(data, found))
     if json:
-        print_json(_contents(path, data, found) | {"notes": notes, "problems": problems})
+        command = "" if problems else propose(data).command(path, save or map)
+        print_json(_contents(path, data, found) | {"notes": notes, "problems": problems, "next": command})
     else:
         guessed = "as Kairos described the robot when it exported" if data.meta.own else "guessed from the names"
         _print_report(path, data, found, guessed if map is None else f"of {map}")
@@ -50,11 +52,20 @@ def run(
             if lines:
                 print(f"\n{title}\n" + "\n".join(f"  {line}" for line in lines))
         if not problems:
-            print("\nno problems")
+            print(f"\nno problems\n\n{_next(data, path, save or map)}")
     if save is not None:
         data.mapping.save(save)
         print(f"\nmap saved: {save}", file=sys.stderr if json else sys.stdout)
     return int(bool(problems))
+
+
+def _next(data: LeRobotData, path: str, feature_map: Path | None) -> str:
+    """The command that trains on the dataset."""
+    from kairos_env.cli.proposal import propose
+
+    proposal = propose(data)
+    lines = [f"  {reason}" for reason in proposal.reasons]
+    return "\n".join(["next", *lines, "", f"  {proposal.command(path, feature_map)}"])
 
 
 def _contents(path: str, data: LeRobotData, found: Mapping[str, DatasetStatistics]) -> dict[str, Any]:
@@ -199,6 +210,8 @@ def _contradictions(key: str, stored: DatasetStatistics, own: DatasetStatistics)
 
 def _notes(data: LeRobotData, found: Mapping[str, DatasetStatistics]) -> Iterator[str]:
     """What a person should decide, or know."""
+    from kairos_env.datasets.layouts import unused_numbers
+
     mapping = data.mapping
     unknown = [s.name for s in mapping.scalars if not s.unit]
     if unknown:
@@ -214,9 +227,10 @@ def _notes(data: LeRobotData, found: Mapping[str, DatasetStatistics]) -> Iterato
     several = sum(len(episode.tasks) > 1 for episode in data.stored)
     if several:
         yield f"{several} episodes have several tasks; the first frame's is the episode's"
-    sizes = {(c.height, c.width) for c in data.spec.cameras}
-    if len(sizes) > 1:
-        yield "the cameras differ in size; a model wants one: give them height and width in the map"
+    if unused := unused_numbers(data):
+        yield f"numbers that are not used: {', '.join(unused)}; a map can (--save it, and add them)"
+    if len({(c.height, c.width) for c in data.spec.cameras}) > 1:
+        yield "the cameras differ in size; a model wants one: --data.size resizes them all"
     for scalar in mapping.scalars:
         if scalar.feature in found and found[scalar.feature].std[scalar.index] == 0:
             yield f"{scalar.name!r} of {scalar.feature!r} never changes"

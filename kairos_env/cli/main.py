@@ -59,12 +59,14 @@ _CONTINUED = "A run that was stopped goes on when the same command is given agai
 COMMANDS: Mapping[str, Command | Group] = {
     "demo": Command(
         "imagine beside reality, plan, act: the main job",
-        "kairos demo\nkairos demo --model kairos-libero --short",
+        "kairos demo\nkairos demo --model kairos-libero --short\n"
+        "kairos demo --model runs/my-arm/model --data datasets/my-arm",
         "demo:run",
     ),
     "play": Command(
         "drive the imagined robot in a browser page on this machine",
-        "kairos play\nkairos play --model kairos-libero --start Kairos-LIBERO-v0",
+        "kairos play\nkairos play --model kairos-libero --start Kairos-LIBERO-v0\n"
+        "kairos play --model runs/my-arm/model --data datasets/my-arm",
         "play:run",
     ),
     "record": Command(
@@ -98,7 +100,8 @@ COMMANDS: Mapping[str, Command | Group] = {
             "encode": Command(
                 "pictures to latents, once: training then decodes none",
                 "kairos data encode --data runs/lerobot --model kairos-tiny --out runs/cache\n"
-                "kairos data encode --data lerobot/pusht --map map.json --out runs/pusht --workers 2\n"
+                "kairos data encode --data lerobot/pusht --map map.json --size 64,64 --out runs/pusht --workers 2\n"
+                "kairos data encode --data datasets/my-arm --size 48,64 --rate 5 --out runs/cache\n"
                 "kairos data encode --data runs/lerobot --out runs/cache --verify\n" + _CONTINUED,
                 "data:encode",
             ),
@@ -123,6 +126,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         "kairos train --preset debug --model.steps 200 --tokenizer.steps 200 --data.path runs/record --out runs/debug\n"
         "kairos train --device cuda --preset small --data.path runs/record --data.more runs/push --out runs/small\n"
         "kairos train --config runs/tiny/config.json --seed 1 --out runs/again\n"
+        "kairos train --data.path datasets/my-arm --data.size 48,64 --data.rate 5 --out runs/my-arm\n"
         "kairos train --data.path runs/record --out runs/long --model.steps 20000 --snapshot-every 1000 "
         "--log tensorboard\n"
         "kairos train --data.path runs/record --out runs/long --model.steps 20000 --model.lr 7e-4 --change\n"
@@ -138,6 +142,11 @@ COMMANDS: Mapping[str, Command | Group] = {
         "the card of a trained model: data, recipe, time, validation, and what evaluations measured",
         "kairos card runs/tiny/model\nkairos card runs/tiny/model --measured runs/closed-loop,runs/imagination",
         "training_report:card",
+    ),
+    "push": Command(
+        "a finished model and its card to the Hugging Face hub",
+        "kairos push runs/tiny/model me/tiny\nkairos push runs/tiny/model me/tiny --private",
+        "training_report:push",
     ),
     "generate": Command(
         "generate video clips with a 4B model from a prompt, an image or a file of jobs",

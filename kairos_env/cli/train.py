@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from kairos_env.cli.options import Fields
+from kairos_env.cli.proposal import next_command
 from kairos_env.eval.report.training import training_text, write_training_page
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import DataConfig, instructions, load_mixture
@@ -31,10 +33,22 @@ def run(config: Fields[TrainRun], launch: Fields[LaunchConfig], show: bool = Fal
         print(json.dumps(asdict(config), indent=2))
         return 0
     usable_device(config.device)  # before anything that takes long
-    data = load_mixture(config.data)
-    tasks = instructions(data.episodes)
+    data = load_mixture(config.data, print)
     folder = train(
-        config, data.episodes, data.spec, tasks, data.odds, print, data.pictures, launch, write_training_page
+        config,
+        data.episodes,
+        data.spec,
+        instructions(data.episodes),
+        data.odds,
+        print,
+        data.pictures,
+        launch,
+        write_training_page,
+        data.names,
     )
-    print(f"{training_text(config.out)}\n\nfinished: {folder}\ntry it:   kairos demo --model {folder}")
+    print(f"{training_text(config.out)}\n\nfinished: {folder}")
+    feature_map = config.data.maps[0] if config.data.maps else ""
+    out = str(Path(config.out) / "imagination")
+    print(f"next:     {next_command('eval imagination', str(folder), config.data.path, feature_map, out)}")
+    print(f"share:    kairos push {folder} OWNER/NAME")
     return 0

@@ -1,4 +1,4 @@
-"""`kairos train-report` and `kairos card`: what a training did, as a page and as a model's card."""
+"""`kairos train-report`, `card` and `push`: what a training did, as a page and as a card, and its model shared."""
 
 from __future__ import annotations
 
@@ -34,4 +34,19 @@ def card(model: Positional[Path], measured: tuple[Path, ...] = (), name: str = "
     for run in measured:
         print(f"{run}: {add_to_card(model, run)}")
     print(f"written to {write_card(model, name)}")
+    return 0
+
+
+def push(model: Positional[Path], name: Positional[str], private: bool = False, revision: str | None = None) -> int:
+    """Uploads a model's folder to the Hugging Face hub.
+
+    Args:
+        model: its folder.
+        name: owner/name of the repository, which is made if it is not there.
+        private: a new repository is seen by its owner only.
+        revision: branch; by default the main one.
+    """
+    from kairos_env.world_model.hub import push_to_hub
+
+    print(f"{push_to_hub(model, name, private, revision)}\nanywhere: kairos play --model {name}")
     return 0

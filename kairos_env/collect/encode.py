@@ -6,16 +6,17 @@ Data and model meet here: the cache knows neither what made its latents, nor the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kairos_env.collect.pool import WorkerDied, in_workers
+from kairos_env.datasets.conform import changes, sampled
 from kairos_env.datasets.latents.cache import CacheError, LatentCache, Origin
 from kairos_env.datasets.latents.writer import LatentCacheWriter, write_episode
-from kairos_env.datasets.layouts import fingerprint, open_recording
+from kairos_env.datasets.layouts import fingerprint, open_recording, read_as
 from kairos_env.datasets.recording import BrokenEpisode, Recording
 from kairos_env.records import RobotSpec
 
@@ -31,6 +32,8 @@ class EncodeConfig:
         data: a recording of any layout that can be read; a folder, a file or the hub name of a LeRobot dataset.
         out: folder of the cache; one of the same recording and model is continued.
         model: whose tokenizer; a bundled name, a folder or a hub name. Training goes on from this model.
+        size: height and width to which all pictures are resized, such as 48,64; empty leaves them.
+        rate: decisions a second, made of whole steps; None is the recording's.
         feature_map: what a LeRobot dataset's features mean (kairos data inspect --save); by default that is guessed.
         workers: processes.
         batch: pictures that a process encodes at once.
@@ -41,6 +44,8 @@ class EncodeConfig:
     data: str
     out: str = "runs/cache"
     model: str = "kairos-tiny"
+    size: tuple[int, ...] = ()
+    rate: float | None = None
     feature_map: str = ""
     workers: int = 1
     batch: int = 64
@@ -53,8 +58,11 @@ class EncodeConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-def encode(config: EncodeConfig, progress: bool = True) -> LatentCache:
+def encode(config: EncodeConfig, progress: bool = True, say: Callable[[str], None] = lambda text: None) -> LatentCache:
     """Encodes what is missing and returns the complete cache.
+
+    Args:
+        say: is told what becomes of pictures and rate, and how well the tokenizer gives pictures back.
 
     Raises:
         FileNotFoundError: no such recording or model.
@@ -65,8 +73,10 @@ def encode(config: EncodeConfig, progress: bool = True) -> LatentCache:
     from tqdm import tqdm
 
     from kairos_env import __version__
+    from kairos_env.training.transfer import tokenizer_verdict
 
-    recording, model = _load(config)
+    source, model = _load(config)
+    recording = read_as(source, sampled(source.spec, config.size, config.rate))
     if isinstance(recording, LatentCache):
         raise CacheError(f"{config.data} holds latents already, of {recording.origin.recording}: encode that")
     _require_encodable(recording.spec)
@@ -74,11 +84,13 @@ def encode(config: EncodeConfig, progress: bool = True) -> LatentCache:
     origin = Origin(
         recording=str(path.resolve()) if path.exists() else config.data,
         feature_map=str(Path(config.feature_map).resolve()) if config.feature_map else "",
-        fingerprint=fingerprint(config.data, recording),
+        fingerprint=fingerprint(config.data, source),
         model=config.model,
         encoder=model.encoder_sha256,
     )
     total = len(recording)
+    say(", ".join([f"{config.data}: {total} episodes", *changes(source.spec, recording.spec)]))
+    say(tokenizer_verdict(model, [recording[0]], config.model))
     versions = {name: metadata.version(name) for name in ("torch", "numpy", "zarr")} | {"kairos-env": __version__}
     with LatentCacheWriter(config.out, origin, recording.spec, total, versions, config.verify) as writer:
         missing, left_out = writer.missing, {}
@@ -109,7 +121,7 @@ def _require_encodable(spec: RobotSpec) -> None:
     if wrong or not spec.cameras:
         raise ValueError(
             f"the tokenizer takes pictures with sides divisible by {unit}; {spec.name!r} has "
-            f"{', '.join(wrong) or 'no camera'}: set height and width of its cameras in a feature map"
+            f"{', '.join(wrong) or 'no camera'}: resize them, such as by --size 48,64"
         )
 
 
@@ -151,7 +163,8 @@ def _start_worker(config: EncodeConfig, workers: int) -> None:
     import torch
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    _worker = (config, *_load(config))
+    source, model = _load(config)
+    _worker = (config, read_as(source, sampled(source.spec, config.size, config.rate)), model)
 
 
 def _encode_number(number: int) -> str:

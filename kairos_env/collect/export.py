@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
-from kairos_env.datasets.layouts import open_recording
+from kairos_env.datasets.layouts import open_recording, read_as
 from kairos_env.datasets.lerobot.writer import ImageFormat, LeRobotWriter
 from kairos_env.policies.make import load_model, make_policy, parse_name
 from kairos_env.policies.policy import Policy
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
 
 Exported = Iterator[tuple[Episode, dict[str, Any]]]  # with the provenance of each
+SURE = "success_probability"
 WhereFrom = Callable[[int, int], tuple[dict[str, Any], str]]
 
 
@@ -165,7 +166,8 @@ def imagine(env: WorldModelEnv, policy: Policy, seed: int, options: dict[str, An
 
     Returns:
         The episode, with the labels ``imagined`` (bool), ``uncertainty`` and ``success_probability`` (float32), each
-        (T + 1,); and why it ended: ``"success"``, ``"time_limit"``, ``"uncertainty"`` or ``"non_finite"``.
+        (T + 1,), the last one and the outcome only where somebody taught the model what success is; and why it ended:
+        ``"success"``, ``"time_limit"``, ``"uncertainty"`` or ``"non_finite"``.
     """
     spec = env.model.spec
     policy.reset(seed)
@@ -178,6 +180,7 @@ def imagine(env: WorldModelEnv, policy: Policy, seed: int, options: dict[str, An
         infos.append(info)
         rewards.append(reward)
         ended = "success" if terminated else info.get("truncated_reason", "")
+    unknown = "success" in env.model.untrained
     episode = Episode(
         images={c.name: np.stack([o.images[c.name] for o in seen]) for c in spec.cameras},
         proprio=np.stack([o.proprio for o in seen]),
@@ -191,8 +194,9 @@ def imagine(env: WorldModelEnv, policy: Policy, seed: int, options: dict[str, An
         labels={
             "imagined": np.arange(len(seen)) > 0,
             "uncertainty": np.array([i["uncertainty"] for i in infos], np.float32),
-            "success_probability": np.array([i["success_probability"] for i in infos], np.float32),
-        },
+        }
+        | ({} if unknown else {SURE: np.array([i[SURE] for i in infos], np.float32)}),
+        outcome_known=not unknown,
     )
     return episode, ended
 
@@ -226,8 +230,7 @@ def _starts(config: ExportConfig, model: WorldModel) -> tuple[Any, WhereFrom]:
 
         return "dataset", shipped
     if Path(config.start).exists():
-        recording = open_recording(config.start)
-        model.spec.require_same(recording.spec, "model", config.start)
+        recording = read_as(open_recording(config.start), model.spec, whole=True)
 
         def recorded(number: int, seed: int) -> tuple[dict[str, Any], str]:
             chosen = seed % len(recording)

@@ -6,36 +6,78 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import h5py
 
+from kairos_env.datasets.conform import sampled
 from kairos_env.datasets.hdf5.files import blamed_on, find_files, open_file
 from kairos_env.datasets.recording import BrokenEpisode, Recording
+from kairos_env.records import RobotSpec
 
 if TYPE_CHECKING:
     from kairos_env.datasets.latents.cache import LatentCache
+    from kairos_env.datasets.lerobot.reader import LeRobotData
+
+_ENDS = ("next.done", "next.terminated", "next.truncated")
 
 
-def open_recording(path: str | os.PathLike[str], feature_map: str | os.PathLike[str] | None = None) -> Recording:
+def open_recording(
+    path: str | os.PathLike[str],
+    feature_map: str | os.PathLike[str] | None = None,
+    size: Sequence[int] = (),
+    rate: float | None = None,
+) -> Recording:
     """Opens a recording of `kairos record`, LeRobot (folder or hub id), LIBERO, RoboTwin, robomimic, or cached latents.
 
     Args:
         path: a file, a folder, or ``owner/name`` on the hub.
         feature_map: JSON of `kairos data inspect --save`, what a LeRobot dataset's features mean. None guesses.
+        size: height and width to which pictures are resized; () leaves them as they are.
+        rate: decisions a second, made of whole steps; None is that of the recording.
 
     Raises:
         FileNotFoundError: nothing there.
         ValueError: files that are no recording, or a feature map for a layout that needs none.
+        SpecMismatch: a rate that whole steps do not make.
     """
+    recording = _open(path, feature_map)
+    return read_as(recording, sampled(recording.spec, size, rate))
+
+
+def read_as(recording: Recording, spec: RobotSpec, whole: bool = False) -> Recording:
+    """The recording with the fields, cameras, picture sizes and rate of a robot, see `conform`.
+
+    Args:
+        whole: it must have all fields and cameras, as is needed where a model looks at them.
+
+    Raises:
+        SpecMismatch: a rate that whole steps do not make, or something is missing.
+    """
+    if recording.spec == spec:
+        return recording
+    for what in ("cameras", "proprio", "action"):
+        wanted, there = ({each.name for each in getattr(robot, what)} for robot in (spec, recording.spec))
+        if whole and wanted - there:
+            spec.require_same(recording.spec, "model", "data")
+    from kairos_env.datasets.conformed import ConformedRecording
+
+    return ConformedRecording(recording, spec)
+
+
+def _open(path: str | os.PathLike[str], feature_map: str | os.PathLike[str] | None) -> Recording:
     place = Path(path)
     on_hub = not place.exists() and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)) is not None
     if on_hub or (place / "meta" / "info.json").exists():
         from kairos_env.datasets.lerobot.reader import LeRobotData
 
-        return LeRobotData(str(path), None if feature_map is None else Path(feature_map))
+        data = LeRobotData(str(path), None if feature_map is None else Path(feature_map))
+        if unused := unused_numbers(data):
+            warnings.warn(f"{path}: numbers that are not used: {', '.join(unused)}; a feature map can", stacklevel=4)
+        return data
     if (place / "zarr.json").exists() and feature_map is None:
         from kairos_env.datasets.latents.cache import LatentCache
 
@@ -43,6 +85,14 @@ def open_recording(path: str | os.PathLike[str], feature_map: str | os.PathLike[
     if feature_map is not None:
         raise ValueError(f"{path} is no LeRobot dataset: its files say what they hold, and a feature map has no use")
     return _open_hdf5(place)
+
+
+def unused_numbers(data: LeRobotData) -> list[str]:
+    """Features of numbers that a dataset's map does not use; where episodes end is no such thing."""
+    from kairos_env.datasets.lerobot.mapping import numeric
+
+    used = {*data.mapping.number_features, data.mapping.reward, data.mapping.success, *_ENDS}
+    return [key for key in numeric(data.meta.features) if key not in used]
 
 
 def fingerprint(path: str | os.PathLike[str], recording: Recording) -> str:
@@ -70,7 +120,7 @@ def encoded_recording(cache: LatentCache) -> Recording:
     recording = open_recording(origin.recording, origin.feature_map or None)
     if fingerprint(origin.recording, recording) != origin.fingerprint:
         raise CacheError(f"{origin.recording} has changed since {cache.folder} was made of it: encode it again")
-    return recording
+    return read_as(recording, cache.spec)
 
 
 def _open_hdf5(path: Path) -> Recording:

@@ -24,7 +24,8 @@ class WorldModelEnv(gym.Env[dict[str, Array], Array]):
     Its spaces are the robot's, so the agent that acts here acts in the simulator and on the robot. An
     episode starts from a real observation and is imagined from there on.
 
-    ``info`` of reset and step: ``success`` (bool), ``success_probability`` (0 ... 1), ``uncertainty``
+    ``info`` of reset and step: ``success`` (bool), ``success_probability`` (0 ... 1, unless nobody taught the
+    model what success is), ``uncertainty``
     (the largest expected error of a position [m]; of models that expect none, see `StepOutput`),
     ``imagined_step``, ``task``, ``instruction``, ``seed`` (of the episode: `reset` with it starts the
     same one again), and where there is such a thing:

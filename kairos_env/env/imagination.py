@@ -21,7 +21,7 @@ from kairos_env.env.episodes import EpisodeState, Outcome, model_fingerprint
 from kairos_env.env.initial_observations import InitialObservations, Start
 from kairos_env.env.instructions import UnknownInstructions, Wish, check_task, choose_instruction
 from kairos_env.env.readings import read
-from kairos_env.env.reward import RewardChoice, make_reward, reward_form
+from kairos_env.env.reward import RewardChoice, make_reward, reward_form, unknown_reward
 from kairos_env.env.settings import Horizon, ImaginationOptions, check_count, check_horizon, check_judgement
 from kairos_env.env.trust import Trust, horizon_of
 from kairos_env.env.view import ObservationForm, View
@@ -103,9 +103,17 @@ class Imagination:
         self.task = check_task(task, self.model.tasks)
         self.initial_observations = InitialObservations(start, self.model)
         self.reward, self.reward_form = make_reward(reward, self.model), reward_form(reward)
+        if self.reward is unknown_reward:
+            self.reward_form = "dense"
+            logger.warning(
+                "no episode taught %s rewards and success: every decision earns 0 and none solves the task; give "
+                "reward=function of a step, or a goal image",
+                self.model.spec.name,
+            )
         self.steps = steps
         self.limit_episodes(max_episode_steps)
-        self.success_threshold, self.success_ends = success_threshold, success_ends
+        self.success_threshold = None if "success" in self.model.untrained else success_threshold
+        self.success_ends = success_ends
         self.uncertainty_limit, self.horizon = uncertainty_limit, horizon
         self.unknown_instructions: UnknownInstructions = unknown_instructions
         self.trust = Trust(self.model)
@@ -288,7 +296,8 @@ class Imagination:
             told["known_instruction"] = episodes.known.astype(bool)
         told["errors"] = errors.copy()
         told["success"] = np.array([self._solved(*row) for row in zip(success, uncertainty, strict=True)])
-        told["success_probability"] = np.array(success)
+        if "success" not in self.model.untrained:
+            told["success_probability"] = np.array(success)
         told["imagined_step"] = episodes.steps.copy()
         told["task"] = episodes.tasks.copy()
         told["instruction"] = episodes.instructions.copy()

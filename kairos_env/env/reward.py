@@ -42,7 +42,7 @@ def make_reward(reward: RewardChoice, model: WorldModel) -> RewardFunction:
     """
     if isinstance(reward, str):
         reward_form(reward)
-        return dense_reward
+        return unknown_reward if "reward" in model.untrained else dense_reward
     if isinstance(reward, np.ndarray | Mapping | Observation):
         return GoalImageReward(model, reward)
     if callable(reward):
@@ -72,6 +72,11 @@ def reward_form(reward: RewardChoice) -> RewardForm:
 def dense_reward(out: StepOutput) -> torch.Tensor:
     """The model's own reward head, (B,), nominally 0 ... 1."""
     return out.reward
+
+
+def unknown_reward(out: StepOutput) -> torch.Tensor:
+    """Zero, (B,): of a model that nobody taught what a state is worth."""
+    return out.reward * 0
 
 
 class GoalImageReward:

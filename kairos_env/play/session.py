@@ -214,6 +214,7 @@ class PlaySession:
             "starts": len(self._starts.recorded),
             "futures": FUTURES,
             "metric": self._trust.metric,
+            "untrained": list(self.model.untrained),
         }
 
     def close(self) -> None:

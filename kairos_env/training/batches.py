@@ -103,16 +103,18 @@ class Clips:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def untrained_readouts(self) -> list[str]:
-        """A sentence on each read-out that no episode teaches."""
-        found = []
+    def untrained_readouts(self) -> dict[str, str]:
+        """Read-outs that no episode teaches (reward, success, names of objects), with a sentence on each."""
+        found = {}
         if not self._columns["outcome_mask"].any():
-            found.append("no episode says its outcome: the model's reward and success stay untrained")
+            why = "no episode says its outcome: it teaches neither reward nor success"
+            found = {"reward": why, "success": why}
         for name, known in zip(self._objects, self._columns["object_mask"].any(0).tolist(), strict=True):
             if not known:
-                found.append(f"no episode has the label {name + POSITION!r}: the model's {name} stays untrained")
+                found[name] = f"no episode has the label {name + POSITION!r}: nothing teaches where {name} is"
         if not self._objects:
-            found.append(f"no episode has a label such as 'object{POSITION}' (metres): the model reads no objects")
+            why = f"no episode has a label such as 'object{POSITION}' (metres): the model reads no objects"
+            found["objects"] = why
         return found
 
     def sample(self, batch: int, frames: int, generator: torch.Generator, tasks: int = 1) -> Batch:

@@ -103,11 +103,16 @@ def model_card(folder: str | Path, name: str) -> str:
         "",
         *table(["file", ""], [[f"`{file}`", text] for file, text in _FILES.items() if (folder / file).exists()]),
         "",
+        *_untrained(stored.config.untrained),
         *_recipe(summary),
         *_validation(summary),
         *_measured(read_measured(folder)),
     ]
     return "\n".join(lines)
+
+
+def _untrained(names: Sequence[str]) -> list[str]:
+    return [f"No episode taught it {', '.join(names)}: do not read these.", ""] if names else []
 
 
 def _size(folder: Path) -> str:

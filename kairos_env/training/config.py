@@ -36,7 +36,7 @@ class TrainConfig:
         seed: fixes initialisation, clips and noise.
         device: cpu or cuda.
         precision: bf16 (autocast) or fp32; auto takes what this machine is faster in, and a run keeps it.
-        validation: episodes kept out of training, for the validation rows and strips.
+        validation: episodes kept out of training, for the validation rows and strips; None is a fifth, from 1 to 16.
         tokenizer: optimisation of stage 1, the tokenizer.
         tokenizer_batch: images in a step of stage 1.
         pixels: weights of pixels in stage 1.
@@ -49,9 +49,12 @@ class TrainConfig:
             objects from observed frames alone, for less than half the time.
         joint_every: of so many steps that learn to imagine one learns the joint and inverse modes too.
         sample_every: steps between validation rollouts with film strips.
-        starts: held-out first observations that ship with the model.
-        init: bundled name or folder of a model to go on from; its tokenizer and latent statistics are kept and
-            stage 1 is skipped. What depends on fields or cameras that differ starts anew, which is said.
+        starts: held-out first observations that ship with the model; None is one in twenty episodes, at most 48. With 0
+            those of the validation episodes ship.
+        init: bundled name or folder of a model to go on from. What depends on fields or cameras that differ starts
+            anew, which is said.
+        init_tokenizer: of ``init``: keep skips stage 1, train goes on with it on these pictures; auto keeps it if it
+            gives them back with at least 28 dB, which is measured and said.
         weights: float16 or float32, how the finished model is stored.
     """
 
@@ -60,7 +63,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "cpu"
     precision: Precision = "auto"
-    validation: int = 16
+    validation: int | None = None
     tokenizer: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2000, lr=2e-3, ema=0.995))
     tokenizer_batch: int = 64
     pixels: PixelWeights = field(default_factory=PixelWeights)
@@ -72,8 +75,9 @@ class TrainConfig:
     video_every: int = 1
     joint_every: int = 4
     sample_every: int = 400
-    starts: int = 48
+    starts: int | None = None
     init: str = ""
+    init_tokenizer: Literal["auto", "keep", "train"] = "auto"
     weights: Literal["float16", "float32"] = "float16"
 
     def __post_init__(self) -> None:
@@ -81,7 +85,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("validation", "starts"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is a number of episodes, got {getattr(self, name)}")
         for name in ("own_from", "own_whole"):
             if not 0 <= getattr(self, name) <= 1:

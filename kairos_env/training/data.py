@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
+from pathlib import Path
 
-from kairos_env.datasets.conform import conform, steps_per_decision
+from kairos_env.datasets.conform import changes, conform, sampled
+from kairos_env.datasets.conformed import ConformedRecording
 from kairos_env.datasets.latents.cache import LatentCache
-from kairos_env.datasets.layouts import encoded_recording, open_recording
+from kairos_env.datasets.layouts import encoded_recording, open_recording, read_as
 from kairos_env.datasets.recording import Recording
 from kairos_env.records import Episode, RobotSpec
 
@@ -26,6 +28,8 @@ class DataConfig:
         maps: JSON files that say what the features of LeRobot datasets mean (`kairos data inspect --save`), in the
             order of the recordings; "" guesses.
         limit: use at most so many episodes of each.
+        size: height and width to which all pictures are resized, such as 48,64; empty leaves them.
+        rate: decisions a second, made of whole steps of each recording; None is the rate of the first.
         labels: use what only a simulator knows (the expert's action and the outcome of every task in every state,
             object positions) where it was recorded; without it, only what any robot's recording has.
     """
@@ -35,6 +39,8 @@ class DataConfig:
     weights: tuple[float, ...] = ()
     maps: tuple[str, ...] = ()
     limit: int | None = None
+    size: tuple[int, ...] = ()
+    rate: float | None = None
     labels: bool = True
 
 
@@ -42,13 +48,14 @@ class DataConfig:
 class Mixture:
     """Episodes of all recordings as those of one robot, and how often each is drawn (None: all alike).
 
-    ``places`` tells of each its recording and its number there.
+    ``places`` tells of each its recording and its number there, ``names`` what to call it, see `episode_key`.
     """
 
     episodes: list[Episode]
     spec: RobotSpec
     odds: list[float] | None
     places: list[tuple[Recording, int]]
+    names: list[str]
 
     def pictures(self, number: int) -> Episode:
         """An episode with its pictures; where only their latents are, they are read from what was encoded."""
@@ -62,13 +69,16 @@ class Mixture:
 _encoded = cache(encoded_recording)  # opened once
 
 
-def load_mixture(config: DataConfig) -> Mixture:
+def load_mixture(config: DataConfig, say: Callable[[str], None] = lambda text: None) -> Mixture:
     """Reads all usable episodes into memory; broken ones are named in warnings.
+
+    Args:
+        say: is told how much each recording is and what becomes of its pictures and rate, before it is read.
 
     Raises:
         FileNotFoundError: nothing there.
         SpecMismatch: recordings of robots that cannot be mixed.
-        ValueError: numbers of weights or maps that do not fit the recordings.
+        ValueError: numbers of weights or maps that do not fit the recordings, or pictures that do not fit into memory.
     """
     from tqdm import tqdm
 
@@ -79,25 +89,71 @@ def load_mixture(config: DataConfig) -> Mixture:
     if config.weights and (min(config.weights) < 0 or not sum(config.weights) > 0):
         raise ValueError(f"data.weights must be >= 0 with a positive sum, got {list(config.weights)}")
     maps = config.maps or [""] * len(paths)
-    recordings = [open_recording(path, feature_map or None) for path, feature_map in zip(paths, maps, strict=True)]
-    spec = recordings[0].spec
+    plain = [open_recording(path, feature_map or None) for path, feature_map in zip(paths, maps, strict=True)]
+    spec = sampled(plain[0].spec, config.size, config.rate)
+    recordings = [read_as(recording, spec) for recording in plain]  # says what is wrong before anything is read
+    numbers = [len(r) if config.limit is None else min(config.limit, len(r)) for r in recordings]
+    for path, source, wanted in zip(paths, plain, numbers, strict=True):
+        say(f"{path}: {', '.join([f'{wanted} episodes', *changes(source.spec, spec)])}")
+    require_memory(sum(map(picture_bytes, recordings, numbers)))
     episodes: list[Episode] = []
     places: list[tuple[Recording, int]] = []
+    names: list[str] = []
     odds: list[float] = []
-    for number, (path, recording) in enumerate(zip(paths, recordings, strict=True)):
-        steps_per_decision(recording.spec, spec)  # says what is wrong before anything is read
-        wanted = len(recording) if config.limit is None else min(config.limit, len(recording))
+    for number, (path, recording, wanted) in enumerate(zip(paths, recordings, numbers, strict=True)):
         before = len(episodes)
         for index, episode in tqdm(islice(recording.sound(), wanted), total=wanted, desc=path, unit="episode"):
-            seen = episode if config.labels else replace(episode, labels={}, label_tasks=())
-            episodes.append(conform(seen, recording.spec, spec))
-            places.append((recording, index))
+            episodes.append(episode if config.labels else replace(episode, labels={}, label_tasks=()))
+            places.append(_place(recording, index))
+            names.append(episode_key(path, recording, index))
         found = len(episodes) - before
         if not found:
             raise ValueError(f"{path} has no usable episode; the warnings above say what is wrong with them")
         if config.weights:
             odds += [config.weights[number] / found] * found
-    return Mixture(episodes, spec, odds or None, places)
+    return Mixture(episodes, spec, odds or None, places, names)
+
+
+def _place(recording: Recording, index: int) -> tuple[Recording, int]:
+    if isinstance(recording, ConformedRecording):
+        return recording.source, recording.numbers[index]
+    return recording, index
+
+
+def picture_bytes(recording: Recording, episodes: int) -> int:
+    """Memory that the pictures of the first so many episodes take."""
+    if isinstance(_place(recording, 0)[0], LatentCache):
+        return 0
+    frame = sum(3 * camera.height * camera.width for camera in recording.spec.cameras)
+    return frame * sum(length + 1 for length in recording.lengths[:episodes])
+
+
+def require_memory(needed: int) -> None:
+    """Raises ValueError if so many bytes of pictures are more than this machine has left."""
+    free = free_memory()
+    if free is not None and needed > free:
+        raise ValueError(
+            f"the pictures take {needed / 2**30:.1f} GB, and {free / 2**30:.1f} GB of memory are free: resize them "
+            "with --data.size, make fewer decisions a second with --data.rate (`kairos data inspect` proposes both), "
+            "or read fewer with --data.limit"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that programs may still take; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def episode_key(path: str, recording: Recording, index: int) -> str:
+    """``<whole path>#<number>``: the same from every folder, and for an episode's latents as for its pictures."""
+    source, number = _place(recording, index)
+    if isinstance(source, LatentCache):
+        path, index = source.origin.recording, source.numbers[number]
+    return f"{Path(path).resolve() if Path(path).exists() else path}#{index}"
 
 
 def instructions(episodes: Sequence[Episode]) -> dict[str, str]:
@@ -120,12 +176,18 @@ class Split:
     starts: list[int]
 
 
-def split(episodes: int, validation: int, starts: int) -> Split:
+def split(episodes: int, validation: int | None = None, starts: int | None = None) -> Split:
     """Holds episodes out, spread evenly, so that every part of a mixture has its share of them.
+
+    Args:
+        validation: None is a fifth, from 1 to 16.
+        starts: None is one in twenty, at most 48.
 
     Raises:
         ValueError: none would be left for training.
     """
+    validation = min(16, max(1, episodes // 5)) if validation is None else validation
+    starts = min(48, episodes // 20) if starts is None else starts
     held_out = validation + starts
     if episodes <= held_out:
         raise ValueError(

@@ -13,7 +13,7 @@ from kairos_env.runs import ConfigMismatch, open_run, write_json
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.log import TrackerName
 
-FIXED = ("preset", "init", "seed", "validation", "starts", "tokenizer", "tokenizer_batch", "pixels")
+FIXED = ("preset", "init", "init_tokenizer", "seed", "validation", "starts", "tokenizer", "tokenizer_batch", "pixels")
 """Keys of a run's configuration that stay: they decide what has been learned and held out before."""
 
 

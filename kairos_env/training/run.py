@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,12 +18,13 @@ from kairos_env.training.batches import Clips, check_encoder, object_names
 from kairos_env.training.card import write_card
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import split
+from kairos_env.training.estimate import estimate
 from kairos_env.training.launch import LaunchConfig, open_training, stored_config
 from kairos_env.training.log import TrainingLog, open_trackers
 from kairos_env.training.precision import choose_precision
 from kairos_env.training.summary import read_summary, write_summary
 from kairos_env.training.tokenizer import train_tokenizer
-from kairos_env.training.transfer import initialise_from
+from kairos_env.training.transfer import GOOD_DB, initialise_from, reconstruction, tokenizer_verdict
 from kairos_env.training.validation import Validation
 from kairos_env.training.world_action import ModelHook, train_world_action
 from kairos_env.world_model.config import WorldModelConfig, get_preset
@@ -41,6 +43,7 @@ def train(
     pictures: Callable[[int], Episode] | None = None,
     launch: LaunchConfig | None = None,
     report: Callable[[Path], object] = lambda folder: None,
+    names: Sequence[str] = (),
 ) -> Path:
     """Runs both stages and writes the finished model to ``<out>/model``.
 
@@ -54,6 +57,7 @@ def train(
         pictures: number of a held-out episode -> the same with pictures, for ``episodes`` that have latents instead.
         launch: options of this launch alone.
         report: is called with the run's folder after each validation and at the end, to draw it.
+        names: of the episodes; the model's ``training.json`` says which of them were held out.
 
     Raises:
         ValueError: too few episodes, a folder of another run, or latents of another model.
@@ -67,6 +71,7 @@ def train(
     """
     usable_device(config.device)
     parts, launch = split(len(episodes), config.validation, config.starts), launch or LaunchConfig()
+    config = dataclasses.replace(config, validation=len(parts.validation), starts=len(parts.starts))
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     with WriteLock(folder, "training into"):
@@ -76,19 +81,20 @@ def train(
         say(f"precision {precision}: {why}")
         trackers = open_trackers(launch.log, folder, dataclasses.asdict(config))
         open_training(folder, config, launch, {"threads": torch.get_num_threads(), "precision": why})
-        _require_same_data(folder, episodes)
+        held_out = sorted(parts.validation + parts.starts) if names else []
+        _require_same_data(folder, episodes, [names[i] for i in held_out])
         chosen = [episodes[i] for i in parts.training]
         with_pictures = pictures or episodes.__getitem__
         validation = [with_pictures(i) for i in parts.validation]
-        starts = [with_pictures(i).observation(0) for i in parts.starts]
+        starts = [with_pictures(i).observation(0) for i in parts.starts or parts.validation]
         if not (all(e.images for e in validation) and all(o.images for o in starts)):
             raise ValueError("held-out episodes need pictures, for film strips and as starts: pass `pictures`")
 
         with TrainingLog(folder, trackers) as log:
-            model = _encoding_model(config, chosen, spec, tasks, log, say)
+            source, model = _new_model(config, chosen, spec, tasks)
+            _train_encoder(source, model, config, chosen, log, say)
             clips = Clips(model, chosen, weights and [weights[i] for i in parts.training])  # all latents once
-            for missing in clips.untrained_readouts():
-                say(missing)
+            mark_untrained(model, clips, say)
             checks = Validation(model, validation, config, folder / "strips")
             hooks: list[ModelHook] = [(config.sample_every, checks.measure)]
             if launch.snapshot_every:
@@ -135,15 +141,10 @@ def _write_model(
         write_card(part, run.resolve().name)
 
 
-def _encoding_model(
-    config: TrainConfig,
-    episodes: Sequence[Episode],
-    spec: RobotSpec,
-    tasks: Mapping[str, str],
-    log: TrainingLog,
-    say: Callable[[str], None],
-) -> WorldModel:
-    """A new model whose tokenizer and statistics are final: trained here, or those of ``config.init``."""
+def _new_model(
+    config: TrainConfig, episodes: Sequence[Episode], spec: RobotSpec, tasks: Mapping[str, str]
+) -> tuple[WorldModel | None, WorldModel]:
+    """The model of ``config.init``, if there is one, and a new one of the robot."""
     source = WorldModel.from_pretrained(config.init, config.device) if config.init else None
     if source is not None and not isinstance(source.interface, SmallInterface):
         raise ValueError(
@@ -156,34 +157,80 @@ def _encoding_model(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         random.seed(config.seed)
-        shapes = one_pass_config(source.config if source else get_preset(config.preset), object_names(episodes))
-        model = WorldModel(shapes, spec, tasks).to(config.device)
-    if source is None:
-        train_tokenizer(model, episodes, config, log, say)
-    else:
+        base = source.config if source else get_preset(config.preset)
+        if source is None or source.spec.diff(spec):  # nothing has learned to read anything of this robot
+            base = dataclasses.replace(base, objects=(), untrained=("reward", "success"))
+        return source, WorldModel(one_pass_config(base, object_names(episodes)), spec, tasks).to(config.device)
+
+
+def _train_encoder(
+    source: WorldModel | None,
+    model: WorldModel,
+    config: TrainConfig,
+    episodes: Sequence[Episode],
+    log: TrainingLog,
+    say: Callable[[str], None],
+) -> None:
+    """Makes the model's tokenizer and statistics final: trains them, or takes those of ``config.init`` over."""
+    if source is not None:
         transfer = initialise_from(source, model, episodes, config.init)
         write_json(log.folder / "transfer.json", dataclasses.asdict(transfer))
         say(str(transfer))
+    trains = source is None or trains_tokenizer(model, episodes, config, say)
+    say(estimate(config, model, episodes, trains))
+    if trains:
+        train_tokenizer(model, episodes, config, log, say)
     model.tokenizer.requires_grad_(False)
-    return model
+
+
+def trains_tokenizer(
+    model: WorldModel, episodes: Sequence[Episode], config: TrainConfig, say: Callable[[str], None]
+) -> bool:
+    """Whether the tokenizer that a model took over is trained, too; says how well it gives these pictures back."""
+    if (Path(config.out) / "tokenizer.pt").exists():
+        return True  # it was, before this launch
+    if any(episode.latents for episode in episodes):
+        if config.init_tokenizer == "train":
+            raise ValueError("cached latents are of the tokenizer that made them: train another on the pictures")
+        return False
+    found = reconstruction(model, episodes)
+    poor = min(found.values()) < GOOD_DB
+    trains = config.init_tokenizer == "train" or (poor and config.init_tokenizer == "auto")
+    does = "it is trained on them, too" if trains else "it is kept"
+    bound = ", and imagination can look no better" if poor and not trains else ""
+    say(f"{tokenizer_verdict(model, episodes, config.init)}: {does}{bound}")
+    return trains
+
+
+def mark_untrained(model: WorldModel, clips: Clips, say: Callable[[str], None]) -> None:
+    """Notes in the model's configuration what neither these clips teach nor did those of the model it goes on from."""
+    missing = clips.untrained_readouts()
+    for sentence in dict.fromkeys(missing.values()):
+        say(sentence)
+    untrained = tuple(name for name in model.untrained if name in missing)
+    model.config = dataclasses.replace(model.config, untrained=untrained)
+    if "success" in untrained:
+        model.heads.silence_outcome()
 
 
 def one_pass_config(config: WorldModelConfig, objects: tuple[str, ...]) -> WorldModelConfig:
     """The configuration of a model to be trained: imagines in one pass, and reads the objects that are labelled."""
     video = dataclasses.replace(config.video, words=False)
-    return dataclasses.replace(config, one_pass=True, objects=objects or config.objects, video=video)
+    untrained = (*config.untrained, *(name for name in objects if name not in config.objects))
+    objects = objects or config.objects
+    return dataclasses.replace(config, one_pass=True, objects=objects, untrained=untrained, video=video)
 
 
-def _require_same_data(folder: Path, episodes: Sequence[Episode]) -> None:
+def _require_same_data(folder: Path, episodes: Sequence[Episode], held_out: Sequence[str]) -> None:
     """Raises `ConfigMismatch` if the run began with other data, by numbers of episodes, tasks and behaviours."""
     path = folder / "data.json"
-    now = {
+    now: dict[str, Any] = {
         "episodes": len(episodes),
         "decisions": sum(map(len, episodes)),
         "behaviours": dict(sorted(Counter(episode.source for episode in episodes).items())),
         "tasks": dict(sorted(Counter(episode.task for episode in episodes).items())),
     }
     before = json.loads(path.read_text()) if path.exists() else now
-    if before != now:
+    if any(before.get(key) != value for key, value in now.items()):
         raise ConfigMismatch(f"{folder} was trained on {before}, but now there are {now}: choose another `out`")
-    write_json(path, now)
+    write_json(path, now | {"held_out": list(held_out)})

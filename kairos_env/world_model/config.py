@@ -113,6 +113,7 @@ class WorldModelConfig:
         one_pass: the pass that denoises a frame is also what is remembered of it, for which small models are trained;
             otherwise a second pass reads the denoised frame (published weights, small models before format 3).
         objects: names of the objects whose positions are read in every frame.
+        untrained: what no episode taught (reward, success, names of objects), and nobody should read.
         release: of published weights, everything that they do not say; None for a small model.
     """
 
@@ -128,6 +129,7 @@ class WorldModelConfig:
     head_dim: int = 256
     one_pass: bool = True
     objects: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
     release: WorldActionConfig | None = None
 
     @classmethod
@@ -151,9 +153,10 @@ class WorldModelConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> WorldModelConfig:
-        """Inverse of `to_dict`; unknown or missing keys are an error, not a default."""
+        """Inverse of `to_dict`; unknown or missing keys are an error, not a default, but for ``untrained``."""
         sections = {"tokenizer": TokenizerConfig, "text": TextConfig, "video": VideoConfig, "action": ActionConfig}
-        return _from_dict(cls, {**data, "objects": tuple(data["objects"]), "release": None}, sections)
+        named = {"objects": tuple(data["objects"]), "untrained": tuple(data.get("untrained", ())), "release": None}
+        return _from_dict(cls, {**data, **named}, sections)
 
 
 PUBLISHED_VIDEO = VideoConfig(

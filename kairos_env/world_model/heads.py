@@ -48,11 +48,17 @@ class FrameHeads(nn.Module):
             self.object = head(tokens * narrow, 3 * objects)
         self.error = head(tokens * narrow, errors)
         if neutral:
-            for part in (self.task, self.object, self.error):
+            for part in (self.object, self.error):
                 for weight in part[-1].parameters():
                     nn.init.zeros_(weight)
-            with torch.no_grad():
-                self.task.get_parameter("2.bias")[1] = UNLIKELY
+            self.silence_outcome()
+
+    @torch.no_grad()
+    def silence_outcome(self) -> None:
+        """Lets reward and success say nothing: none and unlikely, whatever the frame."""
+        for weight in self.task[-1].parameters():
+            nn.init.zeros_(weight)
+        self.task.get_parameter("2.bias")[1] = UNLIKELY
 
     def flat(self, tokens: Tensor) -> Tensor:
         """Output tokens (..., L, D) -> what every head reads, (..., L n)."""

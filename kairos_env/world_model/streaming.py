@@ -137,6 +137,11 @@ class StreamingPasses(nn.Module):
         return self.config.objects
 
     @property
+    def untrained(self) -> tuple[str, ...]:
+        """What no episode taught: ``reward``, ``success``, names of objects."""
+        return self.config.untrained
+
+    @property
     def error_names(self) -> tuple[str, ...]:
         """Names of the E expected errors: of positions in metres, of the picture in standard deviations of its latent.
 

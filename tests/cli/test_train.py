@@ -44,7 +44,8 @@ def test_a_mixture_trains_and_goes_on_from_a_model(
         assert np.isfinite(rows[-1][f"validation_{mode}"])
     capsys.readouterr()
     # the other robot, on the first one's weights: its own fields and cameras start anew, and that is said
-    words = [f"data.path={other_recording}", f"out={second}", f"init={first / 'model'}", *TINY, *SHORT]
+    words = [f"data.path={other_recording}", f"out={second}", f"init={first / 'model'}", "init_tokenizer=keep", *TINY]
+    words += SHORT
     assert cli.main(["train", *words]) == 0
     said = capsys.readouterr().out
     assert "start anew" in said and "twist" in said and "cameras ['scene'] -> ['scene', 'top']" in said

@@ -7,6 +7,7 @@ import pytest
 import torch
 from counting_model import SPEC, CountingModel, observation
 
+from kairos_env.env import WorldModelEnv
 from kairos_env.env.reward import make_reward, reward_form
 from kairos_env.records import Camera, SpecMismatch
 from kairos_env.sims.reward import REWARD_FORMS, RewardForm
@@ -25,6 +26,21 @@ def test_every_form_begins_with_the_models_own_reward(form: RewardForm) -> None:
     out = step_output(model)
     assert torch.equal(make_reward(form, model)(out), out.reward)
     assert reward_form(form) == form
+
+
+def test_a_model_that_nobody_taught_what_success_is_earns_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    model = CountingModel()
+    model.untrained = ("reward", "success")
+    env = WorldModelEnv(model)  # type: ignore[arg-type]
+    assert "no episode taught" in caplog.text and "give reward=function" in caplog.text
+    _, info = env.reset(seed=0)
+    assert "success_probability" not in info
+    for _ in range(3):
+        _, reward, terminated, _, info = env.step(env.action_space.high)
+        assert reward == 0 and not terminated and not info["success"] and "success_probability" not in info
+    own = WorldModelEnv(model, reward=lambda out: out.reward)  # type: ignore[arg-type]
+    own.reset(seed=0)
+    assert own.step(own.action_space.high)[1] > 0
 
 
 def test_rewards_of_ones_own_are_taken_as_they_are() -> None:

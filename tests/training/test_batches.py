@@ -84,10 +84,12 @@ def test_nothing_is_learned_from_an_outcome_that_nobody_recorded() -> None:
     clips = clips_of(dataclasses.replace(moving_square(0), outcome_known=False), {"push": TASKS["push"]})
     batch = clips.sample(4, 12, torch.Generator().manual_seed(0))
     assert not batch.outcome_mask.any() and batch.chunk_mask.any()
-    assert [text.partition(":")[0] for text in clips.untrained_readouts()] == [
-        "no episode says its outcome",
-        "no episode has a label such as 'object_position' (metres)",
-    ]
+    told = {name: text.partition(":")[0] for name, text in clips.untrained_readouts().items()}
+    assert told == {
+        "reward": "no episode says its outcome",
+        "success": "no episode says its outcome",
+        "objects": "no episode has a label such as 'object_position' (metres)",
+    }
 
 
 def test_an_object_position_of_another_shape_is_named() -> None:
@@ -113,9 +115,9 @@ def test_clips_are_parts_of_episodes_and_what_a_robot_lacks_is_masked() -> None:
     blind = dataclasses.replace(blind, action_mask=np.array([True, True, False, True]))
     clips = Clips(model, [whole, blind, moving_square(2, 3)], weights=[1, 3, 1])
     batch = clips.sample(400, 6, torch.Generator().manual_seed(0))
-    assert [text.partition(":")[0] for text in clips.untrained_readouts()] == [
-        "no episode has the label 'goal_position'"
-    ]
+    assert {name: text.partition(":")[0] for name, text in clips.untrained_readouts().items()} == {
+        "goal": "no episode has the label 'goal_position'"
+    }
     assert not batch.object_mask[..., 1].any()
     assert not batch.has_lead[:, 0].any() and batch.has_lead[:, 1:].all()
     short = clips.lengths.index(4)

@@ -10,7 +10,7 @@ import pytest
 from two_robots import SPEC, episode, write_other_recording, write_recording
 
 from kairos_env.records import SpecMismatch
-from kairos_env.training.data import DataConfig, instructions, load_mixture
+from kairos_env.training.data import DataConfig, episode_key, instructions, load_mixture, require_memory, split
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +52,28 @@ def test_instructions_come_from_the_data() -> None:
 def test_a_task_in_several_wordings_is_listed_with_the_first() -> None:
     first = episode(np.random.default_rng(0))
     assert instructions([first, dataclasses.replace(first, instruction="other words")]) == {"reach": "please reach"}
+
+
+@pytest.mark.parametrize(
+    ("episodes", "validation", "starts"), [(2, 1, 0), (10, 2, 0), (50, 10, 2), (100, 16, 5), (1600, 16, 48)]
+)
+def test_few_episodes_are_split_sensibly(episodes: int, validation: int, starts: int) -> None:
+    found = split(episodes)
+    assert (len(found.validation), len(found.starts)) == (validation, starts)
+    assert sorted(found.training + found.validation + found.starts) == list(range(episodes))
+
+
+def test_sizes_and_rates_are_said_before_anything_is_read(recording: Path) -> None:
+    told: list[str] = []
+    data = load_mixture(DataConfig(str(recording), size=(32, 48), rate=SPEC.control_rate_hz / 2), told.append)
+    assert told == [f"{recording}: 5 episodes, pictures 64 x 64 -> 32 x 48, 5 Hz -> 2.5 Hz, 2 steps a decision"]
+    assert data.episodes[0].images["scene"].shape[1:] == (32, 48, 3)
+    assert data.names == [f"{recording.resolve()}#{index}" for index in range(5)]
+    with pytest.raises(ValueError, match=r"take 1048576.0 GB, and .* are free: resize them with --data.size"):
+        require_memory(2**50)
+
+
+def test_an_episode_is_known_by_its_whole_path(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(recording.parent)
+    data = load_mixture(DataConfig(recording.name, limit=1))
+    assert data.names == [episode_key(str(recording), data.places[0][0], 0)]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -146,6 +147,37 @@ def test_other_data_do_not_go_on_with_a_run(tmp_path: Path) -> None:
     more = [moving_square(i) for i in range(13)]
     with pytest.raises(ConfigMismatch, match="'episodes': 12.*'episodes': 13"):
         train(config(tmp_path, 2), more, SPEC, {"push": TASKS["push"]})
+
+
+def test_what_no_episode_teaches_is_marked_and_says_nothing(tmp_path: Path) -> None:
+    told: list[str] = []
+    blind = [dataclasses.replace(episode, outcome_known=False) for episode in EPISODES]
+    model = WorldModel.from_pretrained(train(config(tmp_path / "blind", 2), blind, SPEC, TASK, say=told.append))
+    assert model.untrained == ("reward", "success") and model.objects == ()
+    state = model.observe(EPISODES[0].observation(0))
+    assert float(state.reward) == 0 and float(state.success) < 1e-3
+    estimate = next(text for text in told if text.startswith("estimate: about"))
+    assert "tokenizer 2 x" in estimate and "model 2 x" in estimate and "GB of memory" in estimate
+    taught = WorldModel.from_pretrained(train(config(tmp_path / "taught", 2), EPISODES, SPEC, TASK))
+    assert taught.untrained == ()
+    # what the data do not teach stays as it was learned before
+    gone_on = dataclasses.replace(config(tmp_path / "on", 1), init=str(tmp_path / "taught" / "model"))
+    assert WorldModel.from_pretrained(train(gone_on, blind, SPEC, TASK)).untrained == ()
+
+
+@pytest.mark.parametrize(("choice", "steps"), [("auto", 2), ("keep", 0)])
+def test_a_tokenizer_that_does_not_suit_the_pictures_is_trained_on_them(
+    choice: Literal["auto", "keep"], steps: int, tmp_path: Path
+) -> None:
+    run(tmp_path / "before", steps=2)
+    told: list[str] = []
+    before = str(tmp_path / "before" / "model")
+    gone_on = dataclasses.replace(config(tmp_path / "on", 2), init=before, init_tokenizer=choice)
+    train(gone_on, EPISODES, SPEC, TASK, say=told.append)
+    verdict = next(text for text in told if text.startswith("the tokenizer of"))
+    assert "gives these pictures back with scene" in verdict and "(28 dB are good)" in verdict
+    assert ("it is trained on them, too" if steps else "imagination can look no better") in verdict
+    assert len(curve(tmp_path / "on", "tokenizer") if steps else []) == steps
 
 
 def test_too_few_or_too_short_episodes_are_named(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """From the names in a LeRobot dataset to a RobotSpec: an explicit map that can be printed, saved and edited.
 
-A dataset says which features it has, and often neither their units nor their limits. `guess` proposes a
+A dataset says which features it has, and often neither their units nor their limits. `guess.guess` proposes a
 `FeatureMap`; what it cannot know stays open (a unit is then empty) and is for the user to fill in.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kairos_env.datasets.foreign import read_json
-from kairos_env.datasets.lerobot.features import BOOKKEEPING, Feature, distinct
+from kairos_env.datasets.lerobot.features import BOOKKEEPING, Feature
 from kairos_env.datasets.lerobot.meta import LABEL, Meta
 from kairos_env.datasets.statistics import DatasetStatistics
 from kairos_env.records import Array, Camera, Field, RobotSpec
@@ -28,14 +27,6 @@ MARGIN = 0.05
 
 # Ranges that are limits by convention; data that touch both ends of one are not given a margin.
 _WHOLE_RANGES = ((-1.0, 1.0), (0.0, 1.0), (-100.0, 100.0), (0.0, 100.0))
-
-_UNITS = {"rad": "rad", "deg": "deg", "mm": "mm", "cm": "cm", "m": "m", "n": "N", "nm": "N m"}
-_KINDS = {
-    "gripper": r"gripper|claw|finger|jaw",
-    "delta_position": r"^(d|delta_?)(x|y|z|pos\w*)$",
-    "delta_rotation": r"^(d|delta_?)(rx|ry|rz|roll|pitch|yaw|rot\w*|ori\w*)$",
-    "joint_position": r"joint|shoulder|elbow|wrist|waist|forearm|qpos",
-}
 
 
 class MapError(ValueError):
@@ -172,7 +163,7 @@ class FeatureMap:
 
     def _number_problems(self, features: Mapping[str, Feature]) -> list[str]:
         problems = []
-        legal = list(_numeric(features))
+        legal = list(numeric(features))
         for scalar in self.scalars:
             if scalar.feature not in legal:
                 what = f"{scalar.name!r}: {scalar.feature!r} is not a feature of numbers"
@@ -255,58 +246,6 @@ class FeatureMap:
         return table(("", "name", "from", "range", "unit", "kind"), rows)
 
 
-def guess(meta: Meta, statistics: Mapping[str, DatasetStatistics] | None = None) -> FeatureMap:
-    """A map that suits most datasets: every colour camera, ``observation.state``, ``action``.
-
-    Without ``observation.state`` every other numeric ``observation...`` feature but the environment's own
-    state is taken; without ``action`` every ``action...`` feature. Kinds and units come from names
-    (``gripper``, ``..._rad``). A dataset that Kairos exported says all this itself.
-
-    Args:
-        meta: the dataset's metadata.
-        statistics: feature -> its statistics; without them ranges stay open.
-
-    Raises:
-        MapError: there is no action.
-    """
-    features, robot, numeric = meta.features, meta.robot, _numeric(meta.features)
-    reward, success = (key if key in numeric else None for key in ("next.reward", "next.success"))
-    if robot is not None:
-        return FeatureMap(
-            robot=robot.name,
-            control_rate_hz=robot.control_rate_hz,
-            cameras=tuple(CameraMap(c.name, f"observation.images.{c.name}") for c in robot.cameras),
-            proprio=_described("observation.state", robot.proprio),
-            action=_described("action", robot.action),
-            instruction=robot.instruction,
-            reward=reward,
-            success=success,
-        )
-    cameras = [f for f in features.values() if f.is_camera and not f.is_depth]
-    state = [numeric[k] for k in ("observation.state",) if k in numeric] or [
-        f for key, f in numeric.items() if key.startswith("observation.") and key != "observation.environment_state"
-    ]
-    action = [numeric[k] for k in ("action",) if k in numeric] or [
-        f for key, f in numeric.items() if key.startswith("action")
-    ]
-    if not action:
-        raise MapError(
-            f"the dataset has no feature 'action' and none that starts with it, only {', '.join(features)}; "
-            "write a map by hand (its format: kairos_env.datasets.lerobot.mapping.FeatureMap)"
-        )
-    names = [re.sub(r"^(observation\.)?(images?\.)?", "", f.key).replace(".", "_") or f.key for f in cameras]
-    found = FeatureMap(
-        robot=str(meta.info.get("robot_type") or "robot"),
-        control_rate_hz=meta.control_rate_hz,
-        cameras=tuple(CameraMap(name, f.key) for name, f in zip(distinct(names), cameras, strict=True)),
-        proprio=_scalars(state),
-        action=_scalars(action),
-        reward=reward,
-        success=success,
-    )
-    return found.with_ranges(statistics or {})
-
-
 def widened(low: float, high: float) -> tuple[float, float]:
     """A range around ``low ... high`` with room at both ends.
 
@@ -326,35 +265,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def _numeric(features: Mapping[str, Feature]) -> dict[str, Feature]:
+def numeric(features: Mapping[str, Feature]) -> dict[str, Feature]:
     """The features that can be a state, an action or an outcome."""
     return {
         key: f for key, f in features.items() if f.is_numeric and key not in BOOKKEEPING and not key.startswith(LABEL)
     }
-
-
-def _described(feature: str, fields: Sequence[Field]) -> tuple[ScalarMap, ...]:
-    return tuple(
-        ScalarMap(feature, index, f.name, f.low, f.high, f.unit, f.kind, f.frame) for index, f in enumerate(fields)
-    )
-
-
-def _scalars(features: Sequence[Feature]) -> tuple[ScalarMap, ...]:
-    names = distinct([name for f in features for name in f.names])
-    places = [(f.key, index) for f in features for index in range(f.dim)]
-    return tuple(
-        ScalarMap(key, index, name, unit=_unit(name), kind=_kind(name))
-        for (key, index), name in zip(places, names, strict=True)
-    )
-
-
-def _kind(name: str) -> str:
-    return next((kind for kind, pattern in _KINDS.items() if re.search(pattern, name.lower())), "other")
-
-
-def _unit(name: str) -> str:
-    tail = re.search(r"_([a-z]+)$", name.lower())
-    return _UNITS.get(tail.group(1), "") if tail else ""
 
 
 def _with_range(scalar: ScalarMap, statistics: Mapping[str, DatasetStatistics]) -> ScalarMap:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import numpy as np
 from kairos_env.datasets.lerobot.documents import DatasetError
 from kairos_env.datasets.lerobot.episodes import StoredEpisode, stored_episodes, tables_below
 from kairos_env.datasets.lerobot.films import EpisodeFilms
-from kairos_env.datasets.lerobot.mapping import CameraMap, FeatureMap, ScalarMap, guess
+from kairos_env.datasets.lerobot.guess import guess
+from kairos_env.datasets.lerobot.mapping import CameraMap, FeatureMap, ScalarMap
 from kairos_env.datasets.lerobot.meta import LABEL, read_meta
 from kairos_env.datasets.lerobot.parquet import EpisodeRows
 from kairos_env.datasets.lerobot.pictures import PictureFacts, decoded, first_facts, wrong_size
@@ -131,6 +133,15 @@ class LeRobotData(Recording):
             rows = self._checked_rows(stored)
             images = {name: self._images(stored, known[name], rows, start, length) for name in wanted}
             return self._part(stored, rows, start, length, images)
+        except (BrokenEpisode, BrokenVideo) as error:
+            raise BrokenEpisode(f"{self.names[episode]}: {error}") from None
+
+    def frames(self, episode: int, camera: str, every: int = 1) -> Array:
+        """A camera's pictures (n, H, W, 3) of an episode, of so many frames only the first; see `window`."""
+        stored = self.stored[episode]
+        known = {each.name: each for each in self.mapping.cameras}
+        try:
+            return self._images(stored, known[camera], self._checked_rows(stored), 0, stored.length, every)
         except (BrokenEpisode, BrokenVideo) as error:
             raise BrokenEpisode(f"{self.names[episode]}: {error}") from None
 
@@ -301,7 +312,13 @@ class LeRobotData(Recording):
         return rows
 
     def _images(
-        self, stored: StoredEpisode, camera: CameraMap, rows: Mapping[str, Array], start: int, length: int
+        self,
+        stored: StoredEpisode,
+        camera: CameraMap,
+        rows: Mapping[str, Array],
+        start: int,
+        length: int,
+        every: int = 1,
     ) -> Array:
         feature = self.meta.features[camera.feature]
         height, width = feature.shape[:2]
@@ -312,8 +329,8 @@ class LeRobotData(Recording):
             return camera.picture(image)
 
         if feature.dtype == "video":
-            return self._films.read(stored, feature.key, rows["timestamp"][start : start + length, 0], seen)
-        entries = self._rows.pictures(stored, feature.key, start, length)
+            return self._films.read(stored, feature.key, rows["timestamp"][start : start + length : every, 0], seen)
+        entries = islice(self._rows.pictures(stored, feature.key, start, length), 0, None, every)
         return np.stack([seen(decoded(entry, feature, where, self.meta.root)) for where, entry in entries])
 
     def _part(

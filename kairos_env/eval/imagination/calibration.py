@@ -80,7 +80,7 @@ def run_calibration(config: CalibrationConfig, progress: bool = False) -> Calibr
     """Records or reads held-out episodes, imagines them, and writes numbers and page."""
     from tqdm import tqdm
 
-    from kairos_env.datasets.layouts import open_recording
+    from kairos_env.datasets.layouts import open_recording, read_as
 
     model = load_model(config.model, config.device)
     identity = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("output", "batch", "device")}
@@ -88,9 +88,7 @@ def run_calibration(config: CalibrationConfig, progress: bool = False) -> Calibr
     folder = Path(config.output)
     wanted = [""] if config.data else ["", *config.conditions]
     paths = {c: config.data or record_held_out(config, folder / _place(c), progress, c) for c in wanted}
-    recordings = {condition: open_recording(path) for condition, path in paths.items()}
-    for recording in recordings.values():
-        model.spec.require_same(recording.spec, "model", "data")
+    recordings = {condition: read_as(open_recording(path), model.spec, whole=True) for condition, path in paths.items()}
     open_run(folder, identity, {"config": dataclasses.asdict(config)})
     found = {}
     with tqdm(total=len(wanted) * config.episodes, unit="episode", disable=not progress) as bar:

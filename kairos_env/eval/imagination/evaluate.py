@@ -37,6 +37,7 @@ from kairos_env.eval.imagination.report import (
 from kairos_env.policies.make import load_model, model_digest
 from kairos_env.records import Array, Episode, RobotSpec
 from kairos_env.runs import INITIAL_STATES, open_run
+from kairos_env.training.held_out import unseen_episodes
 
 if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
@@ -52,8 +53,10 @@ class ImaginationConfig:
         output: the folder of the run.
         model: the world model that imagines.
         device: of the model.
-        data: a recording of held-out episodes, of any layout with pictures. Empty: they are recorded in the simulator,
-            into ``<output>/episodes``, from initial states that no training data use.
+        data: a recording, of any layout with pictures, which are resized to the model's. Of one that the model was
+            trained on, the episodes that were held out are used. Empty: episodes are recorded in the simulator, into
+            ``<output>/episodes``, from initial states that no training data use.
+        feature_map: what a LeRobot dataset's features mean, as in training; by default that is guessed.
         simulator: where they are recorded: a Gymnasium id, or module:factory; made for the model's robot.
         options: of the simulator's constructor.
         episodes: how many, moving or not.
@@ -72,6 +75,7 @@ class ImaginationConfig:
     model: str = "kairos-tiny"
     device: str = "cpu"
     data: str = ""
+    feature_map: str = ""
     simulator: str = "Kairos-Robosuite-v0"
     options: dict[str, Any] = field(default_factory=dict)
     episodes: int = 60
@@ -89,11 +93,15 @@ class ImaginationConfig:
         _check_horizons(self.context, self.horizons)
 
 
-def run_imagination(config: ImaginationConfig, progress: bool = False) -> ImaginationReport:
-    """Records or reads held-out episodes, compares imagination with them, and writes numbers, page and films."""
-    from tqdm import tqdm
+def run_imagination(
+    config: ImaginationConfig, progress: bool = False, say: Callable[[str], None] = lambda text: None
+) -> ImaginationReport:
+    """Records or reads held-out episodes, compares imagination with them, and writes numbers, page and films.
 
-    from kairos_env.datasets.layouts import open_recording
+    Args:
+        say: is told which episodes are used.
+    """
+    from tqdm import tqdm
 
     model = load_model(config.model, config.device)
     reader = Probe.load(config.probe)
@@ -103,10 +111,12 @@ def run_imagination(config: ImaginationConfig, progress: bool = False) -> Imagin
     settings = dataclasses.asdict(config)
     identity = {k: v for k, v in settings.items() if k not in ("output", "episodes", "batch", "films", "device")}
     identity |= {"model_digest": model_digest(config.model)}
-    recording = open_recording(config.data or record_held_out(config, Path(config.output) / "episodes", progress))
-    model.spec.require_same(recording.spec, "model", "data")
+    data = config.data or str(record_held_out(config, Path(config.output) / "episodes", progress))
+    unseen = unseen_episodes(config.model, model.spec, data, config.feature_map)
+    if config.data:
+        say(unseen.note)
     folder = open_run(config.output, identity, {"config": settings})  # once nothing else can be wrong
-    episodes = [recording[i] for i in range(min(config.episodes, len(recording)))]
+    episodes = unseen.read(config.episodes)
     if not all(episode.images for episode in episodes):
         raise ValueError(
             f"{config.data} has no pictures, which imagination is compared with: give the recording itself"

@@ -121,8 +121,10 @@ class ImaginationReport:
 
     def notes(self) -> list[str]:
         """The conditions under which the table holds, as sentences."""
-        used = f"{len(self.episodes)} moving episodes (gripper path ≥ {MOVING_PATH_CM:g} cm in {MOVING_DECISIONS} "
-        used += f"decisions), {self.skipped} left out"
+        used = f"{len(self.episodes)} episodes"
+        if not np.isnan(self.values["imagined"]["own_gripper_cm"]).all():  # of a robot that says where its hand is
+            used = f"{len(self.episodes)} moving episodes (gripper path ≥ {MOVING_PATH_CM:g} cm in {MOVING_DECISIONS} "
+            used += f"decisions), {self.skipped} left out"
         floor = "; ".join(
             f"{name} median {self.floor[f'{name}_median_mm']:.1f} mm, mean {self.floor[f'{name}_mean_mm']:.1f} mm"
             for name in ("gripper", "cube")

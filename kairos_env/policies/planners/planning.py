@@ -148,6 +148,12 @@ class Evaluator:
             )
         if self.risk and self.samples == 1:
             raise ValueError(f"risk={self.risk} needs several samples to compare: samples=2 or more")
+        scored = getattr(self.objective, "reward", self.objective) is not None
+        if not scored and "reward" in getattr(self.model, "untrained", ()):
+            raise ValueError(
+                "nothing taught this model what a state is worth: plan by a reward of your own, such as "
+                "objective=Objective(reward=function of a rollout), or GoalImageReward(model, picture)"
+            )
         self.score = self.objective or Objective()
         self.clock = Clock(self.deadline)
         self.rng = np.random.default_rng(self.seed)

@@ -404,6 +404,7 @@ def test_training_reads_the_cache_and_only_held_out_pictures(
         batch=2,
         loss=LossConfig(frames=3),
         init=str(home / "model"),
+        init_tokenizer="keep",
     )
 
     def run(name: str, episodes: list[Episode], **changes: object) -> list[float]:
@@ -420,6 +421,8 @@ def test_training_reads_the_cache_and_only_held_out_pictures(
         run("other", data.episodes, init=str(home / "other"))
     with pytest.raises(ValueError, match="go on from it with `init`"):
         run("none", data.episodes, init="")
+    with pytest.raises(ValueError, match="latents are of the tokenizer that made them"):
+        run("trained", data.episodes, init_tokenizer="train")
 
 
 def test_held_out_pictures_are_those_that_were_encoded(home: Path, tmp_path: Path) -> None:

@@ -92,3 +92,13 @@ def test_options_are_those_of_the_signature() -> None:
     assert option_names(cem) is not None and {"horizon", "elites", "deadline", "seed"} <= set(option_names(cem) or ())
     assert "n" in (option_names(best_of_n) or ()) and "elites" not in (option_names(best_of_n) or ())
     assert option_names(lambda model, state, **anything: None) is None  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("planner", [cem, best_of_n])
+def test_a_model_without_a_reward_is_planned_in_by_one_of_ones_own(planner: Any) -> None:
+    world = PointWorld()
+    world.untrained = ("reward", "success")  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"nothing taught this model what a state is worth.*objective=Objective\("):
+        planner(world, start(world), seed=0)
+    planner(world, start(world), seed=0, objective=Objective(reward=lambda rollout: rollout.reward))
+    planner(world, start(world), seed=0, objective=lambda rollout: rollout.reward.sum(1))
