@@ -22,7 +22,7 @@ RATE_HZ = 5.0  # decisions a second that clips and windows of attention are made
 
 
 @dataclass(frozen=True)
-class Proposal:
+class TrainingProposal:
     """Options of `kairos train` for a dataset, and why, a line each."""
 
     options: Sequence[str]
@@ -36,7 +36,7 @@ class Proposal:
         return shlex.join([*words, *self.options, "--out", f"runs/{name}"])
 
 
-def propose(data: LeRobotData) -> Proposal:
+def propose(data: LeRobotData) -> TrainingProposal:
     """A training that takes minutes on two CPU cores: a first look, to be made longer."""
     options, reasons = [], []
     cameras = data.spec.cameras
@@ -65,7 +65,7 @@ def propose(data: LeRobotData) -> Proposal:
         options += ["--loss.frames", str(max(2, longest - 4))]
         reasons.append(f"the longest episode has {longest} frames: clips of {max(2, longest - 4)}")
     options += _steps(sum(length // steps for length in data.lengths))
-    return Proposal(options, reasons)
+    return TrainingProposal(options, reasons)
 
 
 def next_command(command: str, model: str, data: str, feature_map: str = "", out: str = "") -> str:

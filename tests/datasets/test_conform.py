@@ -73,6 +73,14 @@ def test_commands_that_are_joined_to_a_held_one_become_their_mean() -> None:
     assert (held.control_rate_hz, held.action[0].unit, held.action[3].unit) == (5.0, "0.2 m", "2 rad")
 
 
+def test_pictures_take_the_other_robots_size_and_latents_cannot() -> None:
+    larger, source = dataclasses.replace(OTHER, cameras=(Camera("front", 16, 8),)), episode()
+    assert conform(source, ARM, larger).images["front"].shape == (3, 16, 8, 3)
+    cached = dataclasses.replace(source, images={}, latents={"front": np.zeros((10, 4, 1, 1), np.float16)})
+    with pytest.raises(SpecMismatch, match="latents of camera 'front' are of 8 x 8 pixels, but 16 x 8 are wanted"):
+        conform(cached, ARM, larger)
+
+
 def test_the_same_robot_is_left_alone() -> None:
     source = episode()
     assert conform(source, ARM, ARM) is source
@@ -83,7 +91,6 @@ def test_the_same_robot_is_left_alone() -> None:
     [
         (dataclasses.replace(OTHER, control_rate_hz=7.0), "20 Hz and 'other' at 7 Hz"),
         (dataclasses.replace(OTHER, cameras=(Camera("top", 8, 8),)), "none of the cameras"),
-        (dataclasses.replace(OTHER, cameras=(Camera("front", 16, 8),)), "8 x 8 pixels in 'arm' and 16 x 8"),
         (dataclasses.replace(OTHER, proprio=(Field("x", -1, 1, "rad"),)), "'x' means"),
         (dataclasses.replace(OTHER, action=(Field("j1", -1, 1, "rad"),)), "share no field: dx, grip against j1"),
     ],
