@@ -100,7 +100,7 @@ def thinning(rate_hz: float, lengths: Sequence[int], clip: int) -> int:
 def _steps(decisions: int) -> list[str]:
     """Shorter stages for little data, which a long training would only learn by heart."""
     default = _default()
-    model = min(default.model.steps, max(200, 100 * round(decisions / 200)))
+    model = min(default.model.steps, max(150, 50 * round(decisions / 150)))
     if model == default.model.steps:
         return []
     words = f"--tokenizer.steps {2 * model} --tokenizer-batch 32 --model.steps {model} --model.warmup 30 --batch 8"
