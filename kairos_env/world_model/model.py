@@ -112,7 +112,7 @@ class WorldModel(StreamingPasses):
             model.horizons = checkpoint.read_horizons(folder)
             return model
         if parts:
-            raise ValueError(f"only folders of published weights have parts, not {folder}: {', '.join(sorted(parts))}")
+            raise ValueError(f"{', '.join(sorted(parts))}: only folders of published weights have parts, not {folder}")
         stored = checkpoint.read(folder)
         model = cls(stored.config, stored.spec, stored.tasks, stored.statistics, stored.starts)
         checkpoint.load_into(model, folder, stored.config.preset)

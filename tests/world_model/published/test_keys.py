@@ -527,7 +527,13 @@ def test_the_folder_names_everything(folder: Path) -> None:
         }
     ]
     assert (data["dtype"], data["text"], data["vae"]) == ("float32", None, None) and data["kairos"]
-    assert sorted(p.name for p in folder.iterdir()) == ["conditioning.json", "config.json", "transformer"]
+    assert sorted(p.name for p in folder.iterdir()) == ["SHA256SUMS", "conditioning.json", "config.json", "transformer"]
+    (weights,) = (folder / "transformer").glob("*.safetensors")
+    raw = bytearray(weights.read_bytes())
+    raw[-3] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"safetensors differs from its checksum"):
+        load(folder)
 
 
 def test_weights_and_configuration_of_a_folder_must_belong_together(folder: Path) -> None:
