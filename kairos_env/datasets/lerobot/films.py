@@ -6,6 +6,7 @@ frames are whose, and no frame is read.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -72,11 +73,14 @@ class EpisodeFilms:
     def _faults_of(self, key: str, file: Path) -> dict[int, str]:
         if (key, file) not in self._faults:
             frames, name = self._frames.facts(file).frames, file.relative_to(self._root)
-            self._faults[key, file] = film_faults(self._parts[key, file], frames, self._fps, name)
+            clock = functools.cache(lambda: self._frames.clock(file))
+            self._faults[key, file] = film_faults(self._parts[key, file], frames, self._fps, name, clock)
         return self._faults[key, file]
 
 
-def film_faults(parts: Sequence[Part], frames: int, fps: float, name: Path) -> dict[int, str]:
+def film_faults(
+    parts: Sequence[Part], frames: int, fps: float, name: Path, clock: Callable[[], Array]
+) -> dict[int, str]:
     """Episodes whose part of a film cannot be theirs, or that share frames with others: index -> what is wrong.
 
     A part that is longer than its episode is taken, as LeRobot does, as long as nobody else has a claim on it.
@@ -86,6 +90,7 @@ def film_faults(parts: Sequence[Part], frames: int, fps: float, name: Path) -> d
         frames: of the film; 0 if it does not say.
         fps: frames per second.
         name: of the film, for messages.
+        clock: the times of all its frames, rising; looked up only where a part is suspected.
     """
     wrong: dict[int, str] = {}
     for window, episode in parts:
@@ -101,7 +106,8 @@ def film_faults(parts: Sequence[Part], frames: int, fps: float, name: Path) -> d
         wrong |= _overlap(furthest, part, fps, name)
         furthest = max(furthest, part, key=lambda part: _reach(part, fps))
     if frames == sum(episode.length for _, episode in parts):
-        wrong |= {index: why for index, why in _shifted(ordered, fps, name).items() if index not in wrong}
+        shifted = _shifted(ordered, fps, name, clock)
+        wrong |= {index: why for index, why in shifted.items() if index not in wrong}
     return {index: why + _REMEDY for index, why in wrong.items()}
 
 
@@ -135,15 +141,19 @@ def _overlap(before: Part, after: Part, fps: float, name: Path) -> dict[int, str
     return {episode.index: text for _, episode in odd or (before, after)}
 
 
-def _shifted(ordered: Sequence[Part], fps: float, name: Path) -> dict[int, str]:
+def _shifted(ordered: Sequence[Part], fps: float, name: Path, clock: Callable[[], Array]) -> dict[int, str]:
     """Episodes that do not begin where they must, in a film that holds nothing but them."""
     wrong, before = {}, 0
     for window, episode in ordered:
         if abs(window.begin * fps - before) > 0.5:
-            wrong[episode.index] = (
-                f"its part of {name} begins at {window.begin:g} s, but {before} frames come before it, which are "
-                f"{before / fps:g} s"
-            )
+            # films that were put together may have gaps between the episodes, so that frame 600 is not at 20 s
+            times = clock()
+            begin = times[before] if before < len(times) else before / fps
+            if abs(window.begin - begin) * fps > 0.5:
+                wrong[episode.index] = (
+                    f"its part of {name} begins at {window.begin:g} s, but {before} frames come before it, which end "
+                    f"at {begin:g} s"
+                )
         before += episode.length
     return wrong
 

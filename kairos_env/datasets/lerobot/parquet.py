@@ -164,10 +164,18 @@ class EpisodeRows:
             return everywhere
         if not found and not everywhere:
             others = ", nor does any other file of the table" if len(self._files) > 1 else ""
-            raise BrokenEpisode(f"{stored.data} holds no row of it{others}")
+            raise BrokenEpisode(f"{stored.data} holds no row of it{others}{self._held(stored.data)}")
         places = ", ".join(dict.fromkeys(str(run.path) for run in everywhere or named))
         rows = sum(map(len, everywhere or named))
         raise BrokenEpisode(f"{places} has {rows} rows of it, the metadata promise {stored.length}")
+
+    def _held(self, path: Path) -> str:
+        """Whose rows are in a file, where they are of few."""
+        if not path.is_file():
+            return ""
+        groups = range(self._footer(path).metadata.num_row_groups)
+        held = sorted({index for group in groups for index, _ in _split(self._numbers_of(path, group))})
+        return f"; its column {_INDEX!r} says {', '.join(map(str, held))}" if 0 < len(held) < 10 else ""
 
     def _table(self) -> dict[int, list[_Run]]:
         """The rows of every episode in all files; those that cannot be read are left out."""

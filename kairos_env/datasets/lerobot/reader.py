@@ -371,7 +371,10 @@ class LeRobotData(Recording):
             return stored.tasks[0] if stored.tasks else ""
         number = int(rows["task_index"][start, 0])
         if number not in self.meta.tasks:
-            raise BrokenEpisode(f"task_index {number} is not in the dataset's table of {len(self.meta.tasks)} tasks")
+            row = self._rows.row(stored, start)
+            raise BrokenEpisode(
+                f"{row}: task_index {number} is not in the dataset's table of {len(self.meta.tasks)} tasks"
+            )
         return self.meta.tasks[number]
 
     def _labels(self, rows: Mapping[str, Array], frames: slice, decisions: slice) -> dict[str, Array]:

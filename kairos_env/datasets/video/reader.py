@@ -104,6 +104,24 @@ class VideoFrames:
         self._put(path, container)
         return found
 
+    def clock(self, path: Path) -> Array:
+        """The times of all frames in seconds, rising; nothing is decoded.
+
+        Raises:
+            BrokenVideo: the file is missing or damaged.
+        """
+        container = self._take(path)
+        try:
+            stream = container.streams.video[0]
+            container.seek(0)
+            times = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
+            found = np.sort(np.array(times, np.float64)) * float(stream.time_base)
+        except av.FFmpegError as error:
+            container.close()
+            raise BrokenVideo(f"{path}: {error}") from None
+        self._put(path, container)
+        return found
+
     def close(self) -> None:
         """Closes all files; reading opens them again."""
         with self._lock:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -58,7 +62,7 @@ def right(*episodes: int) -> dict[int, list[int]]:
         ([0, 0.5, 1.1], [0.6, 1.1, 1.7], (), "episodes 0 and 1 in .* overlap by 1.0 frames: one ends at 0.6 s"),
         ([0, 0.5, 1.1], [None, None, None], (), "episodes 0 and 1 in .* overlap"),
         ([0.1, 0.7, 1.3], [0.7, 1.3, 1.9], (), "begins at 0.1 s, but 0 frames come before it"),
-        ([0, 0.6, 1.3], [0.6, 1.2, 1.9], (0, 1), "begins at 1.3 s, but 12 frames come before it, which are 1.2 s"),
+        ([0, 0.6, 1.3], [0.6, 1.2, 1.9], (0, 1), "begins at 1.3 s, but 12 frames come before it, which end at 1.2 s"),
         ([0, 0.6, 1.2], [0.6, 1.0, 1.8], (0, 2), "from 0.6 s to 1 s, is shorter than its 6 frames"),
         ([0, -0.1, 1.2], [0.6, 1.2, 1.8], (2,), "6 frames come before it"),
         ([0, 0.6, 0.6], [0.6, 1.2, 1.2], (0,), "episodes 1 and 2 .* overlap by 6.0 frames"),
@@ -80,6 +84,26 @@ def test_parts_of_a_film_that_cannot_be_right_are_not_read(
         with pytest.raises(BrokenEpisode, match=said):
             [LeRobotData(shared)[e] for e in range(3) if e not in readable]
         assert "file-000.mp4" in problems and "the episode table (meta/episodes) is wrong" in problems
+
+
+def test_gaps_between_the_episodes_of_a_film_are_no_fault(shared: Path) -> None:
+    """Films that were put together of one an episode begin each where the clock of the one before has ended."""
+    times = [k / 10 + 0.3 * (k // 6) for k in range(18)]
+    frames = np.concatenate(sample(LENGTHS).images[FRONT])
+    with av.open(str(shared / f"videos/{FRONT}/chunk-000/file-000.mp4"), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=10, options={"crf": "18"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for image, time in zip(frames, times, strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = round(1000 * time), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    place(shared, [0, 0.9, 1.8], [0.6, 1.5, 2.4])
+    assert read(shared) == right(0, 1, 2)
+    place(shared, [0, 0.8, 1.8], [0.6, 1.4, 2.4])
+    with pytest.raises(BrokenEpisode, match="begins at 0.8 s, but 6 frames come before it, which end at 0.9 s"):
+        LeRobotData(shared)[1]
 
 
 def test_a_part_that_is_too_long_is_read_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

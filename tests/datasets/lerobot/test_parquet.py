@@ -73,6 +73,16 @@ def test_rows_that_are_nowhere_are_said_to_be(stored: Path) -> None:
         LeRobotData(stored)[1]
 
 
+def test_a_file_with_the_rows_of_another_episode_says_whose_they_are(tmp_path: Path) -> None:
+    """Files that were renamed by hand keep their numbers."""
+    root = write_v2(tmp_path / "data", sample(LENGTHS, video=False))
+    (root / "data/chunk-000/episode_000000.parquet").rename(root / "data/chunk-000/episode_000001.parquet")
+    with pytest.warns(UserWarning, match="episode_000000.parquet is missing"):
+        data = LeRobotData(root)
+    with pytest.raises(BrokenEpisode, match="holds no row of it; its column 'episode_index' says 0"):
+        data[0]
+
+
 def change_row(root: Path, column: str, row: int, change: Callable[[Any], Any]) -> None:
     path = next(p for p in sorted(root.rglob("data/*/*.parquet")) if p.name[0] != ".")
     table = pq.read_table(path)
