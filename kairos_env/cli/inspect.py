@@ -150,8 +150,7 @@ def _problems(data: LeRobotData, found: Mapping[str, DatasetStatistics], quick: 
 
     info = data.meta.info
     yield from _broken_frames(data, [0] if quick else range(len(data)))
-    for episode, why in longer_parts(data.stored, data.meta.fps):
-        yield f"episode {episode.index}: {why}"
+    yield from (f"episode {stored.index}: {why}" for stored, why in longer_parts(data.stored, data.meta.fps))
     whole = not data.broken
     yield from (f"{name}: {why}" for name, why in data.broken.items())
     have = {"total_episodes": len(data), "total_frames": sum(episode.length for episode in data.stored)}

@@ -120,7 +120,7 @@ def longer_parts(episodes: Sequence[StoredEpisode], fps: float) -> Iterator[tupl
                 yield (
                     episode,
                     f"{key!r}: its part of {window.file.name}, from {window.begin:g} s to {window.end:g} s, is "
-                    f"{count:.1f} frames long, but it has {episode.length}; the first of them are taken",
+                    f"{count:.1f} frames long, but it has {episode.length}",
                 )
 
 
