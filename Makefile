@@ -61,10 +61,11 @@ format: setup  ## import order and other safe repairs
 docs: setup  ## the documentation site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-libero: $(SIMS)/libero/installed.json  ## LIBERO's simulator in an environment of its own (1.4 GB)
+libero: $(SIMS)/libero/installed.json  ## LIBERO's simulator, LIBERO-plus, LIBERO-Pro, original assets (2.1 GB)
 
-$(SIMS)/libero/installed.json: $(VENV)/.installed kairos_env/sims/install.py kairos_env/sims/libero/install.py kairos_env/sims/libero/prepare.py
-	$(BIN)/kairos sims install libero --home $(SIMS)/libero
+$(SIMS)/libero/installed.json: $(VENV)/.installed kairos_env/sims/install.py $(wildcard kairos_env/sims/libero/*.py)
+	$(BIN)/kairos sims install libero-plus --home $(SIMS)/libero
+	$(BIN)/kairos sims install libero-pro --home $(SIMS)/libero
 
 lerobot: $(LEROBOT_VENV)/.installed  ## LeRobot with both plugins, and their tests (gigabytes)
 	@$(LEROBOT_VENV)/bin/kairos doctor --gl-only

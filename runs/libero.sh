@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A small model of LIBERO's object and spatial tasks from nothing but the scripted expert. Two cores, about two hours,
-# and 1.5 GB for LIBERO's simulator in an environment of its own.
+# and 2.1 GB for LIBERO's simulator in an environment of its own.
 #
 #   runs/libero.sh [folder, default runs/libero]
 #
@@ -10,8 +10,8 @@ set -euo pipefail
 out=${1:-runs/libero}
 suites=libero_object,libero_spatial
 
-# LIBERO's simulator, task files and initial states; `kairos sims check libero` says what is missing.
-kairos sims install libero
+# LIBERO's simulator, task files, initial states and original assets, and LIBERO-plus's tasks for the last table.
+kairos sims install libero-plus
 
 # Demonstrations from the initial states 0-39 of each task; later states stay unseen for the evaluation.
 kairos record-libero --out "$out/demonstrations" --per-task 40 --initial-states 0-39 --workers 2

@@ -1,4 +1,4 @@
-"""A simulator home for tests: the environment that `make libero` builds, and tasks and assets of the test data."""
+"""A simulator home for tests: what `make libero` installs from the registry, with smaller pictures."""
 
 from __future__ import annotations
 
@@ -7,61 +7,61 @@ import functools
 import hashlib
 import os
 import shutil
-import tarfile
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("KAIROS_TEST_DATA", ROOT.parent / "shared" / "data"), "libero")
 SIMS = Path(os.environ.get("KAIROS_SIMS", ROOT / ".sims"))
-ARCHIVES = ("libero_plus_data.tar.xz", "libero_assets40_512.tar.xz")
+
+
+@functools.cache
+def original_home() -> Path:
+    """What `make libero` installed: three benchmarks, original assets. Without it a test that calls this is skipped."""
+    from kairos_env.sims.libero.assets import registry_folder
+    from kairos_env.sims.libero.catalogue import TASK_FILES, Catalogue
+
+    home = SIMS.absolute() / "libero"
+    there = all((home / name).is_file() for name in ("env/bin/python", "installed.json", *TASK_FILES.values()))
+    if not there or Catalogue(home).assets != registry_folder(home / "env"):
+        pytest.skip(f"needs LIBERO, LIBERO-plus and LIBERO-Pro in {home}: `make libero`, or set KAIROS_SIMS")
+    return home
 
 
 @functools.cache
 def libero_home() -> Path:
-    """The folder; a test that calls this is skipped where there is no simulator, or no test data.
+    """The same with small assets, which take half the memory and two thirds of the time to build a scene.
 
-    It is built once for all test processes, beside the simulator's own home, and again when what it is made of changes.
+    It is made once for all test processes, beside the original one, and again when what it is made of changes.
     """
-    environment = SIMS.absolute() / "libero" / "env"
-    if not (environment / "bin" / "python").exists() or not (environment.parent / "installed.json").exists():
-        pytest.skip(f"needs LIBERO's simulator in {environment}: `make libero`, or set KAIROS_SIMS to another folder")
-    for name in ARCHIVES:
-        if not (DATA / name).is_file():
-            pytest.skip(f"needs {name} in the folder libero under KAIROS_TEST_DATA")
-    home = SIMS.absolute() / f"libero-tests-{_digest(environment)}"
+    original = original_home()
+    home = SIMS.absolute() / f"libero-tests-{_digest(original)}"
     with (SIMS / ".libero-tests.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (home / "installed.json").exists():
             for older in SIMS.absolute().glob("libero-tests-*"):
                 if older.stat().st_mtime < time.time() - 86400:
                     shutil.rmtree(older)
-            _build(home, environment)
+            _build(home, original)
     return home
 
 
-def _build(home: Path, environment: Path) -> None:
-    from kairos_env.sims.libero import install
-    from kairos_env.sims.libero.prepare import BenchmarkFiles
+def _build(home: Path, original: Path) -> None:
+    from kairos_env.sims.libero.assets import use_registry
+    from kairos_env.sims.libero.catalogue import TASK_FILES
+    from kairos_env.sims.libero.install import installed_package, write_config
 
+    shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
-    (home / "env").symlink_to(environment, target_is_directory=True)
-    package = install.installed_package(environment)
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(DATA / ARCHIVES[0]) as packed:
-        packed.extractall(folder, filter="data")
-        prepared = next(path.parent for path in Path(folder).rglob("tasks.jsonl"))
-        install.prepare_tasks(home, BenchmarkFiles(package), prepared)
-    install.use_assets(home, DATA / ARCHIVES[1])
-    install.write_config(home, package)
-    shutil.copyfile(environment.parent / "installed.json", home / "installed.json")
+    for name in ("env", "bddl", "init_states.npz", *TASK_FILES.values()):
+        (home / name).symlink_to(original / name)
+    use_registry(home, small=True)
+    write_config(home, installed_package(home / "env"))
+    shutil.copyfile(original / "installed.json", home / "installed.json")
 
 
-def _digest(environment: Path) -> str:
-    parts = [f"{name} {(DATA / name).stat().st_size} {(DATA / name).stat().st_mtime_ns}" for name in ARCHIVES]
-    prepare = ROOT / "kairos_env" / "sims" / "libero" / "prepare.py"
-    sources = (Path(__file__), prepare, environment.parent / "installed.json")
-    parts += [source.read_text(encoding="utf-8") for source in sources]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+def _digest(original: Path) -> str:
+    assets = ROOT / "kairos_env" / "sims" / "libero" / "assets.py"
+    parts = [str(original), *(source.read_text(encoding="utf-8") for source in (Path(__file__), assets))]
+    return hashlib.sha256("\n".join([*parts, (original / "installed.json").read_text()]).encode()).hexdigest()[:12]

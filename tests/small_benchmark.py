@@ -1,4 +1,4 @@
-"""A small LIBERO and LIBERO-plus in the layout of their repositories: one task, four perturbed ones."""
+"""A small LIBERO, LIBERO-plus and LIBERO-Pro in the layout of their repositories."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from kairos_env.sims.libero.tasks import PRO_SUITES
 
 TASK = "put_the_cup_on_the_plate"
 DEFINITION = """(define (problem LIBERO_Desk) ; a comment (with brackets)
@@ -51,6 +53,11 @@ class AlarmClock_1(CustomObjects):
     def __init__(self, name="alarm_clock__1", obj_name="alarm_clock__1"):
         path = os.path.join(str(absolute_path), f"assets/new_objects/clock/clock.xml")
 """
+# what LIBERO-Pro adds
+OBJECTS_PRO = """
+class GreenCup(GoogleScannedObject):
+    def __init__(self, name="green_cup", obj_name="green_cup"): ...
+"""
 PERTURBED = {
     "table_1": ("Background Textures", 2),
     "view_0_15_100_2_352_initstate_0": ("Camera Viewpoints", 3),
@@ -89,4 +96,23 @@ def write_benchmark(folder: Path, names: list[str], plus: bool) -> Path:
             for i, (suffix, (category, level)) in enumerate(PERTURBED.items(), start=1)
         ]
         (package / "benchmark" / "task_classification.json").write_text(json.dumps({"libero_goal": entries}))
+    return folder
+
+
+def write_pro(folder: Path) -> Path:
+    """A small LIBERO-Pro in its layout: ten tasks in each suite, one object in another colour."""
+    package, names = folder / "libero" / "libero", [f"{TASK}_{index}" for index in range(10)]
+    for part in ("benchmark", "envs/problems", "envs/objects"):
+        (package / part).mkdir(parents=True)
+    suites = dict.fromkeys(PRO_SUITES, names)
+    (package / "benchmark" / "libero_suite_task_map.py").write_text(f"libero_task_map = {suites}\n")
+    (package / "envs" / "objects" / "things.py").write_text(OBJECTS + OBJECTS_PRO)
+    for suite in PRO_SUITES:
+        for part in ("bddl_files", "init_files"):
+            (package / part / suite).mkdir(parents=True)
+        text = DEFINITION.format(sentence="Put the  cup on the plate", more="")
+        text = text.replace("red_cup", "green_cup") if suite.endswith("_object") else text
+        for name in names:
+            (package / "bddl_files" / suite / f"{name}.bddl").write_text(text)
+            np.savez(package / "init_files" / suite / f"{name}.pruned_init.npz", states=np.ones((2, 4)))
     return folder

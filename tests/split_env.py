@@ -178,6 +178,9 @@ class Points:
         found = self.tasks("libero-plus", suites, dimensions)
         return [replace(task, benchmark="libero", difficulty=None, params={"ours": True}) for task in found]
 
+    def files(self, task: LiberoTask) -> list[str]:
+        return []
+
     def missing(self, task: LiberoTask) -> list[str]:
         return ["scenes/lost.xml"] if task.dimension in self.lacking else []
 
@@ -188,4 +191,5 @@ class Points:
 def benchmark_of(tasks: Any) -> PublishedBenchmark:
     """LIBERO-plus as if it had these tasks."""
     counts = Counter((task.suite, task.dimension, task.difficulty or 0) for task in tasks)
-    return PublishedBenchmark("libero-plus", dict(counts), keys_digest(f"{task.suite}/{task.name}" for task in tasks))
+    digest = keys_digest(f"{task.suite}/{task.name}" for task in tasks)
+    return PublishedBenchmark("libero-plus", dict(counts), {"": digest})

@@ -27,6 +27,14 @@ class Libero(LiberoConfig):
     benchmark: str = field(default="libero", init=False)
 
 
+@dataclass(frozen=True)
+class LiberoPro(LiberoConfig):
+    """An evaluation on LIBERO-Pro."""
+
+    output: str = "runs/libero-pro"
+    benchmark: str = field(default="libero-pro", init=False)
+
+
 def closed_loop(config: Fields[EvalConfig], json: bool = False) -> int:
     """Evaluates; 1 if an episode ended in an error.
 
@@ -46,6 +54,15 @@ def libero(config: Fields[Libero], json: bool = False) -> int:
 
 
 def libero_plus(config: Fields[LiberoPlus], json: bool = False) -> int:
+    """Evaluates; 1 if an episode ended in an error.
+
+    Args:
+        json: print the report as JSON.
+    """
+    return _evaluate(config, json)
+
+
+def libero_pro(config: Fields[LiberoPro], json: bool = False) -> int:
     """Evaluates; 1 if an episode ended in an error.
 
     Args:

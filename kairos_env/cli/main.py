@@ -198,6 +198,12 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "kairos eval libero-plus --policy mine:make --shard 3/8 --out runs/mine\n" + _CONTINUED,
                 "eval:libero_plus",
             ),
+            "libero-pro": Command(
+                "success rates on LIBERO-Pro's 16 suites; needs `kairos sims install`",
+                "kairos eval libero-pro --policy policy --model runs/libero/model --trials 10 --workers 2\n"
+                "kairos eval libero-pro --policy policy --suites libero_object_swap,libero_object_task\n" + _CONTINUED,
+                "eval:libero_pro",
+            ),
             "libero": Command(
                 "success rates on LIBERO; needs `kairos sims install`",
                 "kairos eval libero --policy policy --model runs/libero/model --suites libero_object --trials 10\n"
@@ -265,9 +271,9 @@ COMMANDS: Mapping[str, Command | Group] = {
             ),
             "install": Command(
                 "build the environment of a simulator, with exact versions, and its task files",
-                "kairos sims install libero --assets libero-assets\n"
-                "kairos sims install libero-plus --benchmark LIBERO-plus --assets assets.zip\n"
-                "kairos sims install libero --mujoco 3.3.2 --home sims/libero --dry-run\n"
+                "kairos sims install libero\nkairos sims install libero-pro\n"
+                "kairos sims install libero-plus --assets assets.zip\n"
+                "kairos sims install libero --assets small --mujoco 3.3.2 --home sims/small --dry-run\n"
                 "The same command again completes or repairs what is there.",
                 "sims:install",
             ),

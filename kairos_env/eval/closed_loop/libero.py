@@ -1,4 +1,4 @@
-"""The plan of a run of LIBERO or LIBERO-plus: which tasks, from which initial states, under whose rules.
+"""The plan of a run of LIBERO, LIBERO-plus or LIBERO-Pro: which tasks, from which initial states, under whose rules.
 
 A job's initial state and seed are functions of task and trial, so a job means the same on every machine, in every
 shard and sample.
@@ -16,14 +16,16 @@ from typing import Any
 from kairos_env.eval.closed_loop.config import LiberoConfig
 from kairos_env.eval.closed_loop.films import choose_films
 from kairos_env.eval.closed_loop.plan import EvalPlan, common_robot, episode_starts, of_shard
-from kairos_env.eval.report.published_results import PublishedBenchmark, keys_digest
+from kairos_env.eval.report.published_results import PublishedBenchmark
 from kairos_env.eval.report.text import format_table
 from kairos_env.eval.rows import Job, read_rows
 from kairos_env.policies.make import is_blind
 from kairos_env.records import RobotSpec
 from kairos_env.runs import did_you_mean
+from kairos_env.sims.libero.assets import stand_ins
+from kairos_env.sims.libero.catalogue import Catalogue
 from kairos_env.sims.libero.env import LiberoEnv
-from kairos_env.sims.libero.tasks import ASSETS_ADVICE, SUITES, Catalogue, LiberoTask
+from kairos_env.sims.libero.tasks import ASSETS_ADVICE, PRO_SUITES, SUITES, LiberoTask, base_suite
 
 _FOUR_SUITES = SUITES[:4]  # what "LIBERO" means in published tables
 
@@ -50,19 +52,21 @@ def plan_libero(config: LiberoConfig, catalogue: Catalogue | None = None) -> Eva
     wanted = _wanted(config, catalogue)
     lacking = {task: missing for task in wanted if (missing := catalogue.missing(task))}
     runnable = [task for task in wanted if task not in lacking]
-    assets = "with stand-ins" if (catalogue.assets / "SUBSTITUTES.txt").exists() else "original"
+    assets = "with stand-ins" if stand_ins(catalogue, runnable) else "original"
     if config.official:
         _require_official(config, wanted, len(lacking), assets)
     if not runnable:
         raise ValueError(_nothing_runs(config, lacking, catalogue.assets))
     if config.sample:
         runnable = stratified(runnable, config.sample)
-    runnable.sort(key=lambda task: (SUITES.index(task.suite), task.base_task, _scene(task), task.index))
+    order = (*SUITES, *PRO_SUITES)
+    runnable.sort(key=lambda task: (order.index(task.suite), task.base_task, _scene(task), task.index))
     tasks = {task.qualified_name: task for task in runnable}
+    episodes = config.episodes or PublishedBenchmark.read(config.benchmark).trials
     jobs = [
         Job(policy, config.simulator, name, *start)
         for name, task in tasks.items()
-        for start in _starts(config, catalogue, task)
+        for start in _starts(config, catalogue, task, episodes)
         for policy in config.policies
     ][: config.limit or None]
     rules, repeat = config.rules, options["action_repeat"]
@@ -78,7 +82,7 @@ def plan_libero(config: LiberoConfig, catalogue: Catalogue | None = None) -> Eva
         | {name: options[name] for name in ("camera_size", "action_repeat")}
         | {name: value for name in ("max_decisions", "simulator_options") if (value := getattr(config, name))},
         max_decisions={
-            name: config.max_decisions or -(-rules.max_steps[task.suite] // repeat) for name, task in tasks.items()
+            name: config.max_decisions or -(-rules.max_steps[task.base_suite] // repeat) for name, task in tasks.items()
         },
         replan=rules.replan,
         scenes={name: _scene(task) for name, task in tasks.items()},
@@ -94,7 +98,7 @@ def describe_libero(plan: EvalPlan) -> str:
     assert isinstance(config, LiberoConfig), "a plan of plan_libero"
 
     def kind(task: str) -> tuple[str, str]:
-        return plan.labels[task]["dimension"], plan.labels[task]["suite"]
+        return plan.labels[task]["dimension"], base_suite(plan.labels[task]["suite"])
 
     jobs, lacking = Counter(kind(job.task) for job in plan.jobs), Counter(map(kind, plan.not_runnable))
     suites, dimensions = (list(dict.fromkeys(found[i] for found in [*jobs, *lacking])) for i in (1, 0))
@@ -142,7 +146,8 @@ def stratified(tasks: Sequence[LiberoTask], count: int) -> list[LiberoTask]:
 
 
 def _wanted(config: LiberoConfig, catalogue: Catalogue) -> list[LiberoTask]:
-    suites, dimensions = config.suites or _FOUR_SUITES, config.dimensions or None
+    usual = tuple(PRO_SUITES) if config.benchmark == "libero-pro" else _FOUR_SUITES
+    suites, dimensions = config.suites or usual, config.dimensions or None
     if config.ours:
         return catalogue.substitute_tasks(suites, dimensions)
     found = catalogue.tasks(config.benchmark, suites, dimensions, config.difficulties or None)
@@ -170,8 +175,8 @@ def _simulator_options(config: LiberoConfig, robot: RobotSpec | None) -> dict[st
     }
 
 
-def _starts(config: LiberoConfig, catalogue: Catalogue, task: LiberoTask) -> list[tuple[int, int]]:
-    first, episodes = config.first_initial_state or 0, config.episodes or config.rules.trials[config.benchmark]
+def _starts(config: LiberoConfig, catalogue: Catalogue, task: LiberoTask, episodes: int) -> list[tuple[int, int]]:
+    first = config.first_initial_state or 0
     # counting the states means reading them, and the first is always there
     states = 1 if (first, episodes) == (0, 1) else len(catalogue.init_states(task))
     return episode_starts(first, episodes, states, config.seed)
@@ -198,7 +203,7 @@ def _projection(plan: EvalPlan, config: LiberoConfig) -> str:
         if suite in measured:
             seconds += sum(measured[suite]) / len(measured[suite])
         else:
-            seconds += config.rules.max_steps[suite] * _STEP_S[config.rendering] + _BUILD_S
+            seconds += config.rules.max_steps[base_suite(suite)] * _STEP_S[config.rendering] + _BUILD_S
     guess = "a guess: every episode lasts to its limit, every slot has a core"
     how = "measured in this folder where it has rows" if measured else guess
     return f"about {seconds / 3600 / places:.1f} h with {config.workers} worker(s) of {config.slots} slot(s), {how}"
@@ -218,13 +223,12 @@ def _nothing_runs(config: LiberoConfig, lacking: Mapping[LiberoTask, Sequence[st
 def _require_official(config: LiberoConfig, tasks: Sequence[LiberoTask], lacking: int, assets: str) -> None:
     """Raises ValueError with every reason why the run would not be the whole benchmark as published."""
     benchmark = PublishedBenchmark.read(config.benchmark)
-    trials = config.rules.trials[config.benchmark]
+    size = benchmark.size_of(benchmark.parts(task.suite for task in tasks))
+    trials, usual = benchmark.trials, "" in benchmark.keys_sha256 or config.protocol == "published"
     reasons = {
-        f"{config.benchmark} has no official list of trials": not benchmark.keys_sha256,
-        f"{len(tasks):,} of {benchmark.size():,} tasks are asked for": len(tasks) != benchmark.size(),
-        "the tasks' names are not the benchmark's": len(tasks) == benchmark.size()
-        and bool(benchmark.keys_sha256)
-        and keys_digest(task.key for task in tasks) != benchmark.keys_sha256,
+        f"{len(tasks):,} of {size:,} tasks are asked for": len(tasks) != size,
+        "the tasks' names are not the benchmark's": len(tasks) == size
+        and not benchmark.has_exactly(task.key for task in tasks),
         f"{lacking:,} tasks lack assets": bool(lacking),
         "some assets are stand-ins": assets != "original",
         "sample and limit leave tasks out": bool(config.sample or config.limit),
@@ -232,6 +236,7 @@ def _require_official(config: LiberoConfig, tasks: Sequence[LiberoTask], lacking
         f"it has {trials} trials for each task": config.episodes not in (0, trials),
         "prompt must be official": config.prompt != "official",
         "rendering must be official": config.rendering != "official",
+        "its results are published under the protocol 'published'": not usual,
         "the protocol has the limit of decisions": bool(config.max_decisions),
         "the simulator's options are the protocol's": bool(config.simulator_options),
     }

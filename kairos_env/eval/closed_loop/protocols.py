@@ -1,9 +1,9 @@
-"""The rules of published evaluations on LIBERO and LIBERO-plus."""
+"""The rules of published evaluations on LIBERO, LIBERO-plus and LIBERO-Pro."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kairos_env.embodiments import LIBERO_MAX_STEPS
 
@@ -17,14 +17,12 @@ class Rules:
         max_steps: suite -> simulator steps after which an episode has failed.
         wait_steps: steps without motion at the start.
         replan: actions executed before a policy that proposes chunks decides again; None leaves it to the policy.
-        trials: benchmark -> episodes for each task.
     """
 
     note: str
     max_steps: Mapping[str, int]
     wait_steps: int
     replan: int | None = None
-    trials: Mapping[str, int] = field(default_factory=lambda: {"libero": 50, "libero-plus": 1})
 
 
 PROTOCOLS: Mapping[str, Rules] = {

@@ -13,7 +13,7 @@ from kairos_env.eval.report.page import Cell, Section, bar, heat
 from kairos_env.eval.report.published_results import published_results
 from kairos_env.eval.report.text import number
 from kairos_env.eval.statistics import Interval, wilson
-from kairos_env.sims.libero.tasks import DIMENSIONS
+from kairos_env.sims.libero.tasks import EVERY_DIMENSION
 
 _WHOLE = "whole benchmark"
 _HERE = " (here)"  # marks Kairos's lines among those of others
@@ -35,9 +35,10 @@ def benchmark_sections(table: BenchmarkTable) -> list[Section]:
         sections.append(
             Section(f"By {kind}", header=[kind, "", "success %", "tasks", "episodes", "errors"], lines=lines)
         )
-    if benchmark.dimensions != ("",):
+    if len({(suite, dimension) for suite, dimension, _ in benchmark.counts}) > len(benchmark.suites):
         crossed = {d: {s: table.cell(s, d) for s in benchmark.suites} for d in benchmark.dimensions}
         sections.append(_heat_map("Dimension × suite", crossed))
+    if len(benchmark.difficulties) > 1:
         rated = {
             d: {str(r or "unrated"): table.cell(None, d, r) for r in benchmark.difficulties}
             for d in benchmark.dimensions
@@ -163,7 +164,7 @@ def _line(name: str, cell: GroupRate | Interval) -> list[Cell]:
 def _heat_map(title: str, rows: Mapping[str, Mapping[str, GroupRate]]) -> Section:
     lines: list[list[Cell]] = []
     for name, cells in rows.items():
-        lines.append([DIMENSIONS.get(name, name)])
+        lines.append([EVERY_DIMENSION.get(name, name)])
         for cell in cells.values():
             if math.isnan(cell.rate.value):
                 lines[-1].append("not run" if cell.of or cell.errors else "")

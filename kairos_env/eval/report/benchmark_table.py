@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kairos_env.eval.failures import KINDS, failure_kind
-from kairos_env.eval.report.published_results import PublishedBenchmark, keys_digest
+from kairos_env.eval.report.published_results import PublishedBenchmark
 from kairos_env.eval.rows import Row, error_kind, unique_rows
 from kairos_env.eval.statistics import Interval, effective_trials, weighted_wilson
 from kairos_env.runs import did_you_mean
@@ -190,25 +190,31 @@ class BenchmarkTable:
         return Reweighted(weighted_wilson(rates, trials, weights), sum(weights), tuple(without))
 
     @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """What of the benchmark results are published of and was begun: suites, or ``""`` for the whole."""
+        return self.benchmark.parts(task.suite for task in self.tasks)
+
+    @cached_property
     def complete(self) -> bool:
-        """Every task of the benchmark has a result."""
-        return not self.ours and sum(1 for task in self.tasks if task.trials) == self.benchmark.size()
+        """Every task of what was begun has a result."""
+        return not self.ours and self._count() == self.benchmark.size_of(self.parts)
 
     @cached_property
     def not_official(self) -> tuple[str, ...]:
-        """Why this is no official result of the benchmark; empty if it is one."""
+        """Why this is no official result of the benchmark, or of the suites that were begun; empty if it is one."""
         if self.ours:
             return ("scenes of ours",)
         reasons = []
-        keys = [f"{task.suite}/{task.name}" for task in self.tasks if task.trials]
+        size = self.benchmark.size_of(self.parts)
         if not self.complete:
-            missing = self.benchmark.size() - len(keys)
-            reasons.append(f"{missing:,} of {self.benchmark.size():,} tasks have no result")
-        elif not self.benchmark.keys_sha256:
-            reasons.append(f"{self.benchmark.name} has no official list of trials")
-        elif keys_digest(keys) != self.benchmark.keys_sha256:
+            reasons.append(f"{size - self._count():,} of {size:,} tasks have no result")
+        elif not self.benchmark.has_exactly(f"{task.suite}/{task.name}" for task in self.tasks if task.trials):
             reasons.append("the tasks' names are not the benchmark's")
-        for name, wanted in OFFICIAL.items():
+        if other := self._other_trials():
+            reasons.append(f"{other:,} tasks were not tried once from each of initial states 0 ... {self._last_trial}")
+        # what is published suite by suite is comparable under the usual limits of steps only
+        usual = {} if "" in self.parts else {"protocol": "published"}
+        for name, wanted in (OFFICIAL | usual).items():
             if self.settings.get(name) != (wanted,):
                 reasons.append(f"{name}: {', '.join(self.settings.get(name, ('not recorded',)))}")
         return tuple(reasons)
@@ -216,12 +222,30 @@ class BenchmarkTable:
     @property
     def label(self) -> str:
         """What the numbers may be called: ``"official"``, or why not."""
-        count, size = sum(1 for task in self.tasks if task.trials), self.benchmark.size()
+        count, size = self._count(), self.benchmark.size_of(self.parts)
+        suites = "" if set(self.parts) == self.benchmark.keys_sha256.keys() else ", ".join(self.parts)
         if self.ours:
             return f"scenes of ours: {count:,} tasks, not the benchmark's"
         if not self.complete:
-            return f"subset: {count:,} of {size:,}"
-        return f"all {size:,}, not official: {'; '.join(self.not_official)}" if self.not_official else "official"
+            return f"subset{suites and f' of {suites}'}: {count:,} of {size:,}"
+        if self.not_official:
+            return f"all {size:,}{suites and f' of {suites}'}, not official: {'; '.join(self.not_official)}"
+        return f"official{suites and f' for {suites}'}"
+
+    def _count(self) -> int:
+        return sum(1 for task in self.tasks if task.trials)
+
+    @property
+    def _last_trial(self) -> int:
+        return self.benchmark.trials - 1
+
+    def _other_trials(self) -> int:
+        """How many tasks have a result, but not just one from each of the benchmark's initial states."""
+        states: dict[str, list[int]] = {}
+        for row in self.rows:
+            if row.status != "error":
+                states.setdefault(row.job.task, []).append(row.job.initial_state)
+        return sum(sorted(found) != list(range(self.benchmark.trials)) for found in states.values())
 
     @cached_property
     def settings(self) -> dict[str, tuple[str, ...]]:

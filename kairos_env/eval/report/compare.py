@@ -18,7 +18,7 @@ from kairos_env.eval.report.benchmark_table import SETTINGS, is_ours
 from kairos_env.eval.report.text import format_table, plain
 from kairos_env.eval.rows import Row, read_runs, unique_rows
 from kairos_env.eval.statistics import Interval, mcnemar, paired_difference
-from kairos_env.sims.libero.tasks import DIMENSIONS, SUITES
+from kairos_env.sims.libero.tasks import EVERY_DIMENSION, PRO_SUITES, SUITES
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def compare(first: Iterable[Row], second: Iterable[Row]) -> Comparison:
         for group in _groups(row):
             counts.setdefault(group, Counter())[outcome] += 1
     tasks = sorted({_task(row) for row in ended[0].values()})
-    order = ["total", *DIMENSIONS, *SUITES, *tasks, "scenes of ours"]
+    order = ["total", *EVERY_DIMENSION, *SUITES, *PRO_SUITES, *tasks, "scenes of ours"]
     pairings = {
         group: Pairing(count[True, True], count[True, False], count[False, True], count[False, False])
         for group, count in sorted(counts.items(), key=lambda item: order.index(item[0]))

@@ -1,7 +1,8 @@
 """What the benchmarks consist of and what others reached on them, read from ``published_results.json``.
 
 The file holds, for each benchmark, its number of tasks by dimension, suite and difficulty (a list: tasks without a
-rating, then difficulty 1, 2, ...), and results in per cent, each with its source. Nothing in it is ours.
+rating, then difficulty 1, 2, ...), the digests of their names, episodes for each task, and results in per cent, each
+with its source. Nothing in it is ours.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kairos_env.sims.libero.tasks import DIMENSIONS, SUITES
+from kairos_env.sims.libero.tasks import EVERY_DIMENSION, PRO_SUITES, SUITES
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,16 @@ class PublishedBenchmark:
     """How many tasks of which kind a benchmark has.
 
     Args:
-        name: ``"libero"`` or ``"libero-plus"``.
+        name: ``"libero"``, ``"libero-plus"`` or ``"libero-pro"``.
         counts: (suite, dimension, difficulty) -> tasks; difficulty 0 stands for tasks without a rating.
-        keys_sha256: SHA-256 of the sorted ``suite/name`` of all tasks, joined by line breaks; "" if only the
-            counts are known.
+        keys_sha256: what results are published of, a suite or (``""``) the whole -> `keys_digest` of its tasks.
+        trials: episodes of each task, from initial state 0 on.
     """
 
     name: str
     counts: Mapping[tuple[str, str, int], int]
-    keys_sha256: str = ""
+    keys_sha256: Mapping[str, str]
+    trials: int = 1
 
     @classmethod
     def read(cls, name: str) -> PublishedBenchmark:
@@ -50,23 +52,39 @@ class PublishedBenchmark:
             for difficulty, count in enumerate(ratings)
             if count
         }
-        return cls(name, counts, known[name]["keys_sha256"])
+        return cls(name, counts, known[name]["keys_sha256"], known[name]["trials"])
 
     def size(self, suite: str | None = None, dimension: str | None = None, difficulty: int | None = None) -> int:
         """Number of tasks, of those that are named; None is all."""
         wanted = (suite, dimension, difficulty)
         return sum(n for key, n in self.counts.items() if all(w in (None, k) for w, k in zip(wanted, key)))
 
+    def parts(self, suites: Iterable[str]) -> tuple[str, ...]:
+        """What results are published of, as far as these suites belong to it: names of suites, or ``""``."""
+        begun = set(suites)
+        return tuple(part for part in self.keys_sha256 if part in begun or (begun and not part))
+
+    def size_of(self, parts: Iterable[str]) -> int:
+        """Number of tasks of some `parts`."""
+        return sum(self.size(suite=part or None) for part in parts)
+
+    def has_exactly(self, keys: Iterable[str]) -> bool:
+        """Whether these ``suite/name`` are all tasks of their `parts`, and nothing else."""
+        wanted = set(keys)
+        parts = self.parts(key.split("/", 1)[0] for key in wanted)
+        own = {part: [key for key in wanted if part in ("", key.split("/", 1)[0])] for part in parts}
+        return all(keys_digest(mine) == self.keys_sha256[part] for part, mine in own.items())
+
     @cached_property
     def suites(self) -> tuple[str, ...]:
         found = {suite for suite, _, _ in self.counts}
-        return tuple(suite for suite in SUITES if suite in found)
+        return tuple(suite for suite in (*SUITES, *PRO_SUITES) if suite in found)
 
     @cached_property
     def dimensions(self) -> tuple[str, ...]:
         """The perturbations; ``("",)`` for a benchmark without any."""
         found = {dimension for _, dimension, _ in self.counts}
-        return tuple(dimension for dimension in ("", *DIMENSIONS) if dimension in found)
+        return tuple(dimension for dimension in ("", *EVERY_DIMENSION) if dimension in found)
 
     @cached_property
     def difficulties(self) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from kairos_env.eval.report.task_rates import TaskRate, rate_table, task_rates
 from kairos_env.eval.report.text import number, plain
 from kairos_env.eval.rows import Row, error_kind, unique_rows
 from kairos_env.runs import write_json, write_text
-from kairos_env.sims.libero.tasks import DIMENSIONS
+from kairos_env.sims.libero.tasks import EVERY_DIMENSION
 
 WORKERS = (1, 64)
 """For how many workers the wall time of a whole benchmark is projected."""
@@ -197,7 +197,7 @@ def _films(rows: Iterable[Row], places: Sequence[Path]) -> Section | None:
         if strip is None:
             continue
         kind = f", {failure_kind(row.extra)}" if row.status == "failure" and "objects" in row.extra else ""
-        name = DIMENSIONS.get(group, row.job.policy if group == row.job.task else group)
+        name = EVERY_DIMENSION.get(group, row.job.policy if group == row.job.task else group)
         where = ", ".join(filter(None, (row.job.task, row.job.condition, f"initial state {row.job.initial_state}")))
         caption = f"{name}: {row.status}{kind}. {where}"
         video = strip.with_suffix(".mp4")

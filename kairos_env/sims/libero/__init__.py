@@ -1,1 +1,1 @@
-"""LIBERO and LIBERO-plus, simulated in an interpreter of their own."""
+"""LIBERO, LIBERO-plus and LIBERO-Pro, simulated in an interpreter of their own."""

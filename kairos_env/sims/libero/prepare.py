@@ -1,24 +1,30 @@
-"""From the benchmarks' own files to the task files of a simulator home (see `tasks`).
-
-None of the benchmarks' code is run and nothing is unpickled freely: Python files are read as syntax trees of which
-only constants are taken, and initial states through torch's reader of arrays.
-"""
+"""From the benchmarks' own files to the task files of a simulator home (see `catalogue`)."""
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from kairos_env.runs import atomic_write, write_text
+from kairos_env.sims.libero.benchmark_files import (
+    BenchmarkFiles,
+    Definition,
+    ObjectFile,
+    SceneFiles,
+    read_definition,
+    read_init_states,
+)
+from kairos_env.sims.libero.catalogue import TASK_FILES
 from kairos_env.sims.libero.styles import texture_file
-from kairos_env.sims.libero.tasks import DIMENSIONS, SUITES, instruction_of_name
+from kairos_env.sims.libero.tasks import DIMENSIONS, PRO_DIMENSIONS, PRO_SUITES, SUITES, instruction_of_name
 
 Row = dict[str, Any]
 
@@ -31,143 +37,75 @@ _SUFFIXES = (
     re.compile(r"(?P<kind>table|tb|light|add)_(?P<index>\d+)"),
     re.compile(r"(?:moved_)?level(?P<level>\d+)_sample(?P<sample>\d+)"),
 )
-# Where LIBERO's classes of objects look for the file of an object.
-_OBJECT_FOLDERS = {
-    "GoogleScannedObject": "stable_scanned_objects/{0}/{0}.xml",
-    "HopeBaseObject": "stable_hope_objects/{0}/{0}.xml",
-    "TurbosquidObjects": "turbosquid_objects/{0}/{0}.xml",
-    "ArticulatedObject": "articulated_objects/{0}.xml",
-}
+# Which dimension a kind of LIBERO-plus's is of, where the name does not give the parameters themselves.
+_KINDS = {"table": "background", "tb": "background", "light": "light", "add": "layout"}
 
 
-class SceneFiles(NamedTuple):
-    """What a class of problems shows around the objects: a file of the assets, and styles of floor and wall."""
+@dataclass(frozen=True)
+class TaskFiles:
+    """What a benchmark adds to a home.
 
-    base_problem: str | None
-    scene: str
-    floor: str
-    wall: str
+    Attributes:
+        rows: of its tasks.
+        states: key -> initial states (n, S) float64, for the keys that a row names and that were not known before.
+        definitions: path of a task definition in the home -> file to copy.
+    """
+
+    rows: Sequence[Row]
+    states: Mapping[str, np.ndarray]
+    definitions: Mapping[str, Path]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], benchmark: BenchmarkFiles, known: Mapping[str, np.ndarray]) -> TaskFiles:
+        """Those of a benchmark's own files; initial states that are ``known`` already are not read again."""
+        new = (row for row in rows if row["init"] not in known)
+        files = {row["bddl"]: benchmark.package / "bddl_files" / row["bddl"] for row in rows}
+        return cls(rows, states_of_rows(new, benchmark), files)
+
+    @classmethod
+    def kept(cls, folder: Path, rows: Sequence[Row], known: Mapping[str, np.ndarray]) -> TaskFiles:
+        """Those of a home, or of a folder that holds the same files."""
+        states = _archived_states(folder / "init_states.npz", {row["init"] for row in rows} - known.keys())
+        return cls(rows, states, {row["bddl"]: folder / "bddl" / row["bddl"] for row in rows})
 
 
-class Definition(NamedTuple):
-    """What is taken from a task definition."""
-
-    problem: str
-    sentence: str
-    categories: tuple[str, ...]
-
-
-class BenchmarkFiles:
-    """A folder of the ``libero`` package (``bddl_files``, ``init_files``, ``benchmark``, ``envs``), LIBERO's or
-    LIBERO-plus's.
+def prepare_tasks(home: Path, libero: BenchmarkFiles, sources: Mapping[str, Path]) -> dict[str, int]:
+    """Writes the task files of a home; benchmarks that it has and that are not named stay.
 
     Args:
-        folder: it, or a folder that holds it as ``libero/libero``, as a checkout does.
+        home: folder, which is there.
+        libero: LIBERO's own files.
+        sources: other benchmarks -> their files, see `BenchmarkFiles`; for LIBERO-plus also a prepared folder
+            (``tasks.jsonl``, ``bddl``, ``init_states.npz``).
+
+    Returns:
+        benchmark -> number of tasks.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: the files are not what they should be.
     """
-
-    def __init__(self, folder: Path) -> None:
-        for package in (folder, folder / "libero", folder / "libero" / "libero"):
-            if (package / "benchmark" / "libero_suite_task_map.py").is_file() and (package / "bddl_files").is_dir():
-                self.package = package
-                return
-        raise ValueError(
-            f"{folder} is no folder of LIBERO or LIBERO-plus: libero/libero/benchmark/libero_suite_task_map.py and "
-            "libero/libero/bddl_files are expected in it"
-        )
-
-    def suites(self) -> dict[str, list[str]]:
-        """Suite -> names of its tasks, in the benchmark's order."""
-        path = self.package / "benchmark" / "libero_suite_task_map.py"
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "libero_task_map":
-                found = ast.literal_eval(node.value)
-                return {suite: found[suite] for suite in SUITES if suite in found}
-        raise ValueError(f"{path} does not list the tasks as libero_task_map = {{...}}")
-
-    def classification(self) -> dict[str, dict[str, tuple[str, int | None]]]:
-        """Suite -> name -> official dimension and difficulty, of LIBERO-plus."""
-        path = self.package / "benchmark" / "task_classification.json"
-        if not path.is_file():
-            raise ValueError(f"{path} is not there: only LIBERO-plus has it, and its tasks cannot be sorted without it")
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            suite: {entry["name"]: (entry["category"], entry["difficulty_level"]) for entry in entries}
-            for suite, entries in found.items()
-        }
-
-    def scenes(self) -> dict[str, SceneFiles]:
-        """Class of problems, in lower case -> its scene. A class takes what it does not set from the one it extends."""
-        classes: dict[str, tuple[str, dict[str, str]]] = {}
-        for tree in self._trees("problems"):
-            for node in (n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)):
-                found: dict[str, str] = {}
-                for mapping in (n for n in ast.walk(node) if isinstance(n, ast.Dict)):
-                    for key, value in zip(mapping.keys, mapping.values):
-                        if isinstance(key, ast.Constant) and isinstance(value, ast.Constant):
-                            found.setdefault(str(key.value), str(value.value))
-                classes[node.name] = (getattr(node.bases[0], "id", "") if node.bases else "", found)
-
-        def setting(name: str, key: str) -> str:
-            base, found = classes.get(name, ("", {}))
-            return found.get(key) or (setting(base, key) if base else "")
-
-        return {
-            name.lower(): SceneFiles(
-                base if base in classes else None,
-                *(setting(name, key) for key in ("scene_xml", "floor_style", "wall_style")),
-            )
-            for name, (base, _) in classes.items()
-        }
-
-    def objects(self) -> dict[str, str]:
-        """Category of objects -> its file, relative to the assets."""
-        found: dict[str, str] = {}
-        for tree in self._trees("objects"):
-            classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-            for name, node in classes.items():
-                base = node
-                while base.name not in _OBJECT_FOLDERS and base.bases and base.bases[0].id in classes:  # type: ignore[attr-defined]
-                    base = classes[base.bases[0].id]  # type: ignore[attr-defined]
-                folder = _OBJECT_FOLDERS.get(base.name, "")
-                own = next((part.split("assets/", 1)[1] for part in _strings(node) if part.startswith("assets/")), "")
-                called = _default(node, "obj_name")
-                if own or (folder and called):
-                    # the benchmark's rule for the name of a category: _ before every capital and digit
-                    category = "_".join(re.sub(r"([A-Z0-9])", r" \1", name).split()).lower()
-                    found[category] = own or folder.format(called)
-        return found
-
-    def definition(self, suite: str, name: str) -> Definition:
-        """The task definition ``bddl_files/<suite>/<name>.bddl``."""
-        return read_definition(self.package / "bddl_files" / suite / f"{name}.bddl")
-
-    def _trees(self, part: str) -> Iterator[ast.Module]:
-        for path in sorted((self.package / "envs" / part).glob("*.py")):
-            yield ast.parse(path.read_text(encoding="utf-8"))
-
-
-def read_definition(path: Path) -> Definition:
-    """Problem, sentence and categories of objects of a BDDL file.
-
-    Raises:
-        ValueError: it is not there, or not a task definition.
-    """
-    if not path.is_file():
-        raise ValueError(f"the task definition {path} is not there")
-    text = re.sub(r";.*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    problem = re.search(r"\(define\s*\(problem\s+([^\s()]+)\s*\)", text)
-    sentence = re.search(r"\(:language\s+([^()]*)\)", text)
-    if not problem or not sentence:
-        raise ValueError(f"{path} is not a task definition: (define (problem ...) and (:language ...) are expected")
-    categories = {
-        word: None
-        for section in re.findall(r"\(:(?:objects|fixtures)\b([^()]*)\)", text)
-        for word in re.findall(r"\s-\s+(\S+)", section)
-    }
-    return Definition(problem.group(1), sentence.group(1).strip(), tuple(categories))
+    parts = {"libero": TaskFiles.of(libero_rows(libero), libero, {})}
+    states = dict(parts["libero"].states)
+    for benchmark, make in (("libero-plus", libero_plus_rows), ("libero-pro", libero_pro_rows)):
+        source = sources.get(benchmark, home)
+        listed = source / TASK_FILES[benchmark]
+        if listed.is_file():
+            rows = prepared_rows(source, libero) if benchmark == "libero-plus" else read_rows(listed)
+            parts[benchmark] = TaskFiles.kept(source, rows, states)
+        elif benchmark in sources:
+            files = BenchmarkFiles(source)
+            parts[benchmark] = TaskFiles.of(make(files, libero), files, states)
+        else:
+            continue
+        states |= parts[benchmark].states
+    definitions: dict[str, Path] = {}
+    for part in reversed(parts.values()):  # a file of LIBERO's own before that of another
+        definitions |= part.definitions
+    copy_definitions(home / "bddl", definitions)
+    write_states(home / "init_states.npz", states)
+    for benchmark, part in reversed(parts.items()):
+        write_rows(home / TASK_FILES[benchmark], part.rows)
+    return {benchmark: len(part.rows) for benchmark, part in parts.items()}
 
 
 def parse_perturbation(suffix: str) -> dict[str, Any]:
@@ -210,24 +148,74 @@ def libero_plus_rows(plus: BenchmarkFiles, libero: BenchmarkFiles) -> list[Row]:
     """
     scenes, objects, classification = plus.scenes(), libero.objects() | plus.objects(), plus.classification()
     base_names, rows = libero.suites(), []
-    for suite, names in plus.suites().items():
-        if suite not in classification:  # libero_90 was not perturbed
-            continue
+    for suite, names in plus.suites(SUITES[:4]).items():  # libero_90 was not perturbed
         longest_first = sorted(base_names[suite], key=len, reverse=True)
+        classified = classification[suite] if classification else _known_classes(suite, names)
         definitions: dict[str, Definition] = {}
         for index, name in enumerate(names):
             base = next((base for base in longest_first if name.startswith(f"{base}_")), None)
-            if base is None or name not in classification[suite]:
+            if base is None or name not in classified:
                 raise ValueError(f"{suite}: {name!r} is no perturbed task of LIBERO, or is not classified")
-            category, difficulty = classification[suite][name]
+            params = parse_perturbation(name.removeprefix(f"{base}_"))
+            category, difficulty = classified[name]
             file = name.split("_view_")[0]  # what is applied in the simulator needs no definition of its own
             if file not in definitions:
                 definitions[file] = plus.definition(suite, file)
-            params = parse_perturbation(name.removeprefix(f"{base}_"))
+            category = category or DIMENSIONS[dimension_of(params)]
             rows.append(
                 _row(suite, index, name, base, category, difficulty, params, definitions[file], scenes, objects)
             )
     return rows
+
+
+def libero_pro_rows(pro: BenchmarkFiles, libero: BenchmarkFiles) -> list[Row]:
+    """The tasks of LIBERO-Pro's 16 suites, in its order, as rows of ``libero_pro_tasks.jsonl``.
+
+    Objects that LIBERO does not have are LIBERO's in another colour or size: a file of their own, and a class that does
+    what one of LIBERO's does. A row names that one: ``scene["variants"]`` is category -> LIBERO's category.
+
+    Raises:
+        ValueError: the benchmark's files do not fit together.
+    """
+    scenes, own, objects = libero.scenes(), libero.objects(), pro.objects()
+    like = {found.behaviour: category for category, found in reversed(own.items())}
+    rows = []
+    for suite, names in pro.suites(PRO_SUITES).items():
+        for index, name in enumerate(names):
+            definition = pro.definition(suite, name)
+            changed = PRO_DIMENSIONS[PRO_SUITES[suite][1]]
+            row = _row(suite, index, name, name, changed, None, {}, definition, scenes, objects | own)
+            new = [category for category in definition.categories if category in objects.keys() - own.keys()]
+            for category in new:
+                own_file = objects[category].file.endswith(f"/{category}.xml")
+                if objects[category].behaviour not in like or not own_file:
+                    raise ValueError(f"{suite}/{name}: no object of LIBERO behaves like {category!r}")
+            variants = {category: like[objects[category].behaviour] for category in new}
+            row["scene"] |= {"variants": variants} if variants else {}
+            rows.append(row)
+    if len(rows) != 10 * len(PRO_SUITES):
+        raise ValueError(f"{pro.package} has {len(rows)} of the {10 * len(PRO_SUITES)} tasks of LIBERO-Pro")
+    return rows
+
+
+def dimension_of(params: Mapping[str, Any]) -> str:
+    """The dimension of LIBERO-plus, a key of `DIMENSIONS`, that `parse_perturbation`'s parameters are of."""
+    if "kind" in params:
+        return _KINDS[params["kind"]]
+    if "level" in params:
+        return "layout"
+    if "language" in params:
+        return "language"
+    return next((name for name in ("noise", "robot") if params[name]), "camera")
+
+
+def _known_classes(suite: str, names: Sequence[str]) -> dict[str, tuple[str, int | None]]:
+    """Name -> no dimension (the name tells it) and the published difficulty, which some copies of the files lack."""
+    text = Path(__file__).with_name("libero_plus_difficulty.json").read_text(encoding="utf-8")
+    ratings = json.loads(text)[suite]
+    if len(ratings) != len(names):
+        raise ValueError(f"{suite} has {len(names)} tasks, LIBERO-plus as it was published has {len(ratings)}")
+    return {name: ("", int(rating) or None) for name, rating in zip(names, ratings)}
 
 
 def prepared_rows(folder: Path, libero: BenchmarkFiles) -> list[Row]:
@@ -252,7 +240,7 @@ def prepared_rows(folder: Path, libero: BenchmarkFiles) -> list[Row]:
             scene = dict(row["scene"])
             if scene["scene"] is None:
                 scene["scene"] = scenes[row["base_problem"].lower()].scene
-            known = [objects[category] for category in categories[bddl] if category in objects]
+            known = [objects[category].file for category in categories[bddl] if category in objects]
             needed = _assets(SceneFiles(None, scene["scene"], scene["floor"], scene["wall"]), known)
             needed = list(dict.fromkeys([*needed, *row.pop("missing_assets", ()), *row.get("assets", ())]))
             row.pop("runnable_with_base_assets", None)
@@ -260,38 +248,6 @@ def prepared_rows(folder: Path, libero: BenchmarkFiles) -> list[Row]:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{folder / 'tasks.jsonl'}, line {number}: {type(error).__name__}: {error}") from error
     return rows
-
-
-def read_init_states(path: Path) -> np.ndarray:
-    """The initial states of a ``.pruned_init`` file, (n, S) float64.
-
-    The file is a pickle inside torch's archive. It goes through torch's restricted reader, which is told to accept
-    what a numpy array is made of and nothing else, so that a file that wants to run something is refused.
-
-    Raises:
-        ValueError: it holds anything but an array of floating-point numbers.
-    """
-    import torch
-
-    reconstruct = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-    parts: list[Any] = [
-        (reconstruct, "numpy.core.multiarray._reconstruct"),
-        (reconstruct, "numpy._core.multiarray._reconstruct"),
-        np.ndarray,
-        np.dtype,
-        type(np.dtype(np.float64)),
-        type(np.dtype(np.float32)),
-    ]
-    try:
-        with torch.serialization.safe_globals(parts):
-            states = torch.load(path, weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"the initial states {path} are not there") from error
-    except Exception as error:  # torch raises many kinds for a file that is not what it should be
-        raise ValueError(f"{path} holds no initial states ({str(error).splitlines()[0]})") from error
-    if not isinstance(states, np.ndarray) or states.dtype.kind != "f" or states.ndim not in (1, 2):
-        raise ValueError(f"{path} holds {type(states).__name__}, where an array (n, S) of numbers is expected")
-    return np.atleast_2d(np.asarray(states, np.float64))
 
 
 def states_of_rows(rows: Iterable[Row], benchmark: BenchmarkFiles) -> dict[str, np.ndarray]:
@@ -303,6 +259,14 @@ def states_of_rows(rows: Iterable[Row], benchmark: BenchmarkFiles) -> dict[str, 
             own = folder / "libero_newobj" / f"{row['init']}.pruned_init"
             found[row["init"]] = read_init_states(own if own.is_file() else folder / f"{row['init']}.pruned_init")
     return found
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file of `write_rows`."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -336,13 +300,13 @@ def _row(
     params: Mapping[str, Any],
     definition: Definition,
     scenes: Mapping[str, SceneFiles],
-    objects: Mapping[str, str],
+    objects: Mapping[str, ObjectFile],
 ) -> Row:
     if definition.problem.lower() not in scenes:
         raise ValueError(f"{suite}/{name}: the benchmark has no problem {definition.problem!r}")
     scene = scenes[definition.problem.lower()]
     own_layout = params.keys() & {"level"} or params.get("kind") == "add"
-    read = definition.sentence if "language" in params else instruction_of_name(name)
+    named = "language" not in params and suite not in PRO_SUITES
     return {
         "suite": suite,
         "task_id": index,
@@ -355,11 +319,11 @@ def _row(
         "problem": definition.problem,
         "instruction_base": instruction_of_name(base),
         "instruction_bddl": definition.sentence,
-        "instruction_official": read,
+        "instruction_official": instruction_of_name(name) if named else definition.sentence,
         "base_problem": scene.base_problem,
         "scene": {"scene": scene.scene, "floor": scene.floor, "wall": scene.wall},
         "params": dict(params),
-        "assets": _assets(scene, [objects[c] for c in definition.categories if c in objects]),
+        "assets": _assets(scene, [objects[c].file for c in definition.categories if c in objects]),
     }
 
 
@@ -367,16 +331,9 @@ def _assets(scene: SceneFiles, objects: Iterable[str]) -> list[str]:
     return [scene.scene, texture_file("floor", scene.floor), texture_file("wall", scene.wall), *objects]
 
 
-def _strings(node: ast.AST) -> Iterator[str]:
-    return (n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str))
-
-
-def _default(node: ast.ClassDef, argument: str) -> str:
-    """The default value of an argument of a class's ``__init__``; "" if it has none."""
-    for method in node.body:
-        if isinstance(method, ast.FunctionDef) and method.name == "__init__":
-            arguments = method.args.args[len(method.args.args) - len(method.args.defaults) :]
-            for found, value in zip(arguments, method.args.defaults):
-                if found.arg == argument and isinstance(value, ast.Constant):
-                    return str(value.value)
-    return ""
+def _archived_states(path: Path, keys: set[str]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: np.atleast_2d(archive[key]).astype(np.float64, copy=False) for key in sorted(keys)}
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} does not hold the initial states of the tasks beside it: {error}") from error

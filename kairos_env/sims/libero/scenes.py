@@ -32,7 +32,8 @@ def problem_class(scene: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
     Args:
         scene: ``problem``, the name in the task definition; ``base_problem``, the kind that it derives from, None if
             LIBERO knows it itself; ``scene``, a file in the assets folder or None; ``floor`` and ``wall``, styles;
-            ``objects``, files in the assets folder of objects that LIBERO does not know.
+            ``objects``, files in the assets folder of objects that LIBERO does not know; ``variants``, where there are
+            any, see `prepare.libero_pro_rows`.
         params: of the perturbation; of interest are ``light`` and ``textures`` of substitute scenes.
 
     Raises:
@@ -40,12 +41,16 @@ def problem_class(scene: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
     """
     import libero.libero.envs.problems  # noqa: F401 - registers the problems
     from libero.libero.envs.arenas.style import STYLE_MAPPING
-    from libero.libero.envs.base_object import OBJECTS_DICT
+    from libero.libero.envs.base_object import OBJECTS_DICT, VISUAL_CHANGE_OBJECTS_DICT
     from libero.libero.envs.bddl_base_domain import TASK_MAPPING
 
     name = (scene["base_problem"] or scene["problem"]).lower()
     if name not in TASK_MAPPING:
         raise ValueError(f"problem {name!r}: LIBERO has {sorted(TASK_MAPPING)}")
+    for category, like in scene.get("variants", {}).items():
+        OBJECTS_DICT[category] = _variant(category, OBJECTS_DICT[like])
+        if like in VISUAL_CHANGE_OBJECTS_DICT:
+            VISUAL_CHANGE_OBJECTS_DICT[category] = OBJECTS_DICT[category]
     known: Any = TASK_MAPPING[name]
     published: dict[str, Any] = {}
     if scene["base_problem"]:
@@ -79,6 +84,17 @@ def problem_class(scene: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
                     _relight(lamp, params["light"], np.array(self.workspace_offset, float))
 
     return PerturbedProblem
+
+
+def _variant(category: str, like: Any) -> Any:
+    """A class of objects of LIBERO's with the files of another category, which LIBERO-Pro adds."""
+
+    class Variant(like):
+        def __init__(self, name: str = category, obj_name: str = category, **kwargs: Any) -> None:
+            super().__init__(name, obj_name, **kwargs)
+
+    Variant.__name__ = "".join(word.capitalize() for word in category.split("_"))  # LIBERO reads the category from it
+    return Variant
 
 
 def _object_class(category: str, path: str) -> Any:

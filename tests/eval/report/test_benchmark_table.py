@@ -6,12 +6,14 @@ import re
 
 import pytest
 from benchmark_rows import row, several, table
+from libero_home import original_home
 
 from kairos_env.eval.report.benchmark_table import OFFICIAL, BenchmarkTable, make_tables
 from kairos_env.eval.report.published_results import PublishedBenchmark, keys_digest
 from kairos_env.eval.report.report import make_report
 from kairos_env.eval.rows import Job, Row
 from kairos_env.eval.statistics import wilson
+from kairos_env.sims.libero.catalogue import Catalogue
 
 
 def test_hand_computed_table() -> None:
@@ -73,7 +75,7 @@ def test_a_task_counts_once_whatever_its_trials() -> None:
         "libero_object/c": (0, 0, 2, 0),
     }
     assert list(found.columns) == ["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
-    assert found.label == "subset: 2 of 130"
+    assert found.label == "subset of libero_object: 2 of 10"
 
 
 def test_scenes_of_ours_are_never_the_benchmarks() -> None:
@@ -100,7 +102,7 @@ def small() -> tuple[PublishedBenchmark, list[Row]]:
     rows = [row(n, "success" if i % 2 else "failure", s, d, 1, **OFFICIAL) for i, (n, s, d) in enumerate(tasks)]
     counts = {("libero_object", "camera", 1): 1, ("libero_goal", "camera", 1): 1}
     counts |= {("libero_object", "noise", 1): 2, ("libero_goal", "noise", 1): 2}
-    return PublishedBenchmark("libero-plus", counts, keys_digest(f"{s}/{n}" for n, s, _ in tasks)), rows
+    return PublishedBenchmark("libero-plus", counts, {"": keys_digest(f"{s}/{n}" for n, s, _ in tasks)}), rows
 
 
 def labelled(benchmark: PublishedBenchmark, rows: list[Row]) -> BenchmarkTable:
@@ -128,6 +130,30 @@ def test_official_is_refused(small: tuple[PublishedBenchmark, list[Row]], name: 
     assert "not recorded" in labelled(benchmark, [silent, *rows[1:]]).label
 
 
+def test_suites_of_libero_are_official_one_by_one() -> None:
+    """Its results are published suite by suite, of 50 trials each, under the usual limits of steps."""
+    tasks = Catalogue.open(original_home()).tasks("libero", ["libero_object"])
+    official = OFFICIAL | {"protocol": "published"}
+
+    def rows(states: range, **changes: str) -> list[Row]:
+        said = {"dimension": "", "difficulty": None, "benchmark": "libero"} | official | changes
+        return [row(task.name, state=state, **said) for task in tasks for state in states]
+
+    (whole,) = make_tables(rows(range(50)))
+    assert whole.label == "official for libero_object" and whole.not_official == ()
+    (few,) = make_tables(rows(range(10)))
+    assert few.label.startswith("all 10 of libero_object, not official: 10 tasks were not tried once from each of init")
+    (later,) = make_tables(rows(range(40, 50)))
+    assert len(later.not_official) == 1
+    (other,) = make_tables(rows(range(50), protocol="kairos-suites"))
+    assert other.not_official == ("protocol: kairos-suites",)
+    (less,) = make_tables(rows(range(50))[:-50])
+    assert less.label == "subset of libero_object: 9 of 10"
+    one = row("x", suite="libero_goal", dimension="", difficulty=None, benchmark="libero")
+    (begun,) = make_tables([*rows(range(50)), one])
+    assert begun.label == "subset of libero_object, libero_goal: 11 of 20"
+
+
 def test_official_needs_the_benchmarks_own_names(small: tuple[PublishedBenchmark, list[Row]]) -> None:
     benchmark, rows = small
     other = dataclasses.replace(rows[0], job=dataclasses.replace(rows[0].job, task="libero-plus/libero_object/mine"))
@@ -144,7 +170,8 @@ def test_official_needs_the_benchmarks_own_names(small: tuple[PublishedBenchmark
         (row(dimension="noise", difficulty=None), "no task of libero_object, noise, 0"),
         (dataclasses.replace(row(), extra={}), "needs 'dimension'"),
         (dataclasses.replace(row(), job=Job("p", "s", "libero-plus/a", 0, 0)), "<benchmark>/<suite>/<name>"),
-        (row(benchmark="libero-pro"), "unknown benchmark 'libero-pro'"),
+        (row(benchmark="libero-x"), "unknown benchmark 'libero-x'"),
+        (row(benchmark="libero-pro"), "unknown suite 'libero_object'"),
     ],
 )
 def test_rows_of_something_else_are_refused(wrong: Row, message: str) -> None:

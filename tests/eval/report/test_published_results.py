@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import json
-import tarfile
-from types import SimpleNamespace
+from collections import Counter
 
 import pytest
 from benchmark_rows import PLUS
-from libero_home import ARCHIVES, DATA
-from split_env import benchmark_of
+from libero_home import original_home
 
 from kairos_env.eval.report.published_results import PublishedBenchmark, published_results
-from kairos_env.sims.libero.tasks import DIMENSIONS
+from kairos_env.sims.libero.catalogue import Catalogue
+from kairos_env.sims.libero.tasks import BENCHMARKS, PRO_DIMENSIONS, PRO_SUITES
 
 
 def test_counts_are_the_published_ones() -> None:
@@ -27,25 +25,22 @@ def test_counts_are_the_published_ones() -> None:
     }
     assert PLUS.difficulties == (1, 2, 3, 4, 5, 0)
     assert PLUS.size("libero_goal", "light", 0) == PLUS.size(difficulty=0) == 121
-    base = PublishedBenchmark.read("libero")
+    base, pro = PublishedBenchmark.read("libero"), PublishedBenchmark.read("libero-pro")
     assert base.size() == 130 and base.size(suite="libero_90") == 90
-    with pytest.raises(ValueError, match="there are libero, libero-plus"):
-        PublishedBenchmark.read("libero-pro")
+    assert pro.size() == 160 and [pro.size(dimension=d) for d in PRO_DIMENSIONS] == [40] * 4
+    assert pro.suites == tuple(PRO_SUITES) and (base.trials, pro.trials, PLUS.trials) == (50, 50, 1)
+    with pytest.raises(ValueError, match="there are libero, libero-plus, libero-pro"):
+        PublishedBenchmark.read("libero-x")
 
 
-def test_counts_and_names_are_those_of_the_task_files() -> None:
-    path = DATA / ARCHIVES[0]
-    if not path.is_file():
-        pytest.skip(f"needs {path.name} in the folder libero under KAIROS_TEST_DATA")
-    with tarfile.open(path) as packed:
-        member = next(item for item in packed if item.name.endswith("tasks.jsonl"))
-        lines = packed.extractfile(member).read().splitlines()  # type: ignore[union-attr]
-    short = {name: word for word, name in DIMENSIONS.items()}
-    tasks = [
-        SimpleNamespace(suite=t["suite"], name=t["name"], dimension=short[t["category"]], difficulty=t["difficulty"])
-        for t in map(json.loads, lines)
-    ]
-    assert benchmark_of(tasks) == PLUS
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_counts_and_names_are_those_of_the_task_files(name: str) -> None:
+    tasks, benchmark = Catalogue.open(original_home()).tasks(name), PublishedBenchmark.read(name)
+    assert Counter((task.suite, task.dimension, task.difficulty or 0) for task in tasks) == benchmark.counts
+    keys = [task.key for task in tasks]
+    assert benchmark.has_exactly(keys) and not benchmark.has_exactly(keys[1:])
+    assert not benchmark.has_exactly([*keys[1:], f"{tasks[0].suite}/mine"])
+    assert benchmark.size_of(benchmark.parts(benchmark.suites)) == len(tasks)
 
 
 def test_published_totals_are_means_over_tasks() -> None:

@@ -14,12 +14,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from libero_home import DATA, libero_home
+from libero_home import libero_home, original_home
+from paths import DATA
 
 import kairos_env  # noqa: F401  (registers the environments)
 from kairos_env.records import Array
+from kairos_env.sims.libero.catalogue import Catalogue
 from kairos_env.sims.libero.env import LiberoEnv
-from kairos_env.sims.libero.tasks import Catalogue
+from kairos_env.sims.libero.tasks import SUITES
 from kairos_env.sims.process import SimulatorCrashed, SimulatorTimeout
 
 SOUP = "pick_up_the_alphabet_soup_and_place_it_in_the_basket"
@@ -61,7 +63,7 @@ def actions(seed: int, count: int) -> Array:
 
 def demonstration(name: str, number: int) -> tuple[Array, Array]:
     """A recorded demonstration: actions (T, 7), and eef (T, 9) before each: position, quaternion xyzw, fingers."""
-    with tarfile.open(DATA / "expert_demos.tar") as packed:
+    with tarfile.open(DATA / "libero" / "expert_demos.tar") as packed:
         file = packed.extractfile(f"expert_demos/{name}.npz")
         assert file is not None
         with np.load(io.BytesIO(file.read()), allow_pickle=False) as found:
@@ -72,7 +74,7 @@ def film() -> list[Array]:
     """Frames (256, 512, 3) of demonstration 0 of libero_object 0: agent view and eye in hand, before each action."""
     import av
 
-    with tarfile.open(DATA / "expert_demos.tar") as packed:
+    with tarfile.open(DATA / "libero" / "expert_demos.tar") as packed:
         file = packed.extractfile("expert_demos/libero_object_0_0_256.mp4")
         assert file is not None
         with av.open(io.BytesIO(file.read())) as container:
@@ -95,6 +97,7 @@ def likeness(a: Array, b: Array) -> float:
         ({"task": 10}, "tasks 0 ... 9, not 10"),
         ({"benchmark": "libero+"}, "no benchmark 'libero\\+'"),
         ({"perturbation": "table_1"}, "LIBERO has none"),
+        ({"benchmark": "libero-pro"}, "libero-pro has no suite 'libero_object'"),
         ({"benchmark": "libero-plus", "perturbation": "tabel_1"}, "'tabel_1'.*table_1"),
         ({"camera_size": 8}, "camera_size=8: give 16"),
         ({"rendering": "slow"}, "'official' or 'fast'"),
@@ -322,7 +325,8 @@ def of_quaternion(xyzw: Array) -> Array:
 def test_pictures_are_those_of_the_recording(env: LiberoEnv, blind: LiberoEnv) -> None:
     """The film's frames stand as the published models' pictures do: upright, with left and right swapped.
 
-    They were drawn by an older MuJoCo, which takes the floor's texture for brighter, so they are compared in structure.
+    They were drawn by an older MuJoCo, which takes the floor's texture for brighter, and with stand-ins for some
+    textures, so they are compared in structure.
     """
     recorded, frames = demonstration("libero_object_0", 0)[0], film()
     assert len(frames) == len(recorded)
@@ -337,9 +341,9 @@ def test_pictures_are_those_of_the_recording(env: LiberoEnv, blind: LiberoEnv) -
             for camera, side in (("agentview", slice(0, 256)), ("eye_in_hand", slice(256, 512))):
                 frame, mine = frames[step][:, side], seen[f"image_{camera}"]
                 alike = likeness(mine, frame)
-                assert alike > 0.75
+                assert alike > 0.6
                 for other in (mine[::-1, ::-1], mine[::-1], mine[:, ::-1]):
-                    assert likeness(other, frame) < alike - 0.2
+                    assert likeness(other, frame) < alike - 0.1
         *_, info = blind.step(action)
     # The camera looks along -x, so that a hand that goes to -y would go to the left if pictures were not mirrored.
     assert hands[1][1] < hands[0][1] - 0.1
@@ -401,3 +405,50 @@ def test_a_simulator_that_dies_or_hangs_is_replaced(blind: LiberoEnv) -> None:
     with pytest.raises(gym.error.ResetNeeded):
         blind.step(STILL)
     assert not Path(f"/proc/{process.pid}").exists()
+
+
+@pytest.fixture(scope="module")
+def original() -> Iterator[LiberoEnv]:
+    """On the original assets, with a decision every 0.2 s."""
+    options: dict[str, Any] = {"camera_size": 64, "action_repeat": 4, "wait_steps": 0, "rendering": "fast"}
+    env = LiberoEnv(home=Catalogue.open(original_home()), **options, **PATIENT)
+    yield env
+    env.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", SUITES)
+def test_episodes_of_twenty_of_the_130_tasks(original: LiberoEnv, suite: str) -> None:
+    """Pictures of all; where there is an expert, it plays to the end: success by LIBERO's own predicate."""
+    expert = suite in ("libero_object", "libero_spatial")
+    solved = []
+    for task in original.catalogue.tasks("libero", [suite])[:10:3]:
+        original.observe_images = True
+        seen, info = original.reset(seed=0, options={"task": task.qualified_name, "initial_state": 5})
+        assert info["task"] == task.qualified_name and not info["success"]
+        assert all(seen[key].std() > 5 for key in ("image_agentview", "image_eye_in_hand")), task.key
+        original.observe_images = False
+        for _ in range(original.max_episode_steps if expert else 5):
+            *_, terminated, truncated, info = original.step(original.expert_action() if expert else STILL)
+            if terminated or truncated:
+                break
+        solved.append(info["success"])
+    assert len(solved) == 4 and sum(solved) >= 3 * expert
+
+
+@pytest.mark.slow
+def test_an_object_of_libero_pro_is_there_and_its_cabinet_opens(catalogue: Catalogue) -> None:
+    """Objects that LIBERO does not have, of which a predicate of the task reads."""
+    options: dict[str, Any] = {"observe_images": False, "wait_steps": 0}
+    env = LiberoEnv("libero_goal_object", 0, "libero-pro", home=catalogue, **options, **PATIENT)
+    try:
+        assert env.task_info.scene["variants"]["yellow_cabinet"] == "wooden_cabinet"
+        _, info = env.reset(seed=0, options={"initial_state": 0})
+        assert "yellow_cabinet_1" in info["privileged"]["objects"] and not info["success"]
+        assert env.max_episode_steps == 300 and info["dimension"] == "object"
+        _, info = env.reset(seed=0, options={"task": "libero-pro/libero_goal_task/turn_on_the_stove"})
+        assert info["instruction"] == "turn off the stove"
+        _, info = env.reset(options={"task": "put_the_bowl_on_the_stove"})
+        assert info["suite"] == "libero_goal_task", "a name alone stays in its suite"
+    finally:
+        env.close()

