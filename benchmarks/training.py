@@ -30,8 +30,8 @@ from kairos_env.sims.tabletop.env import TASKS, make_spec
 from kairos_env.training.batches import Clips
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.log import TrainingLog
-from kairos_env.training.loop import cpu_seconds
 from kairos_env.training.precision import choose_precision
+from kairos_env.training.progress import cpu_seconds
 from kairos_env.training.run import one_pass_config
 from kairos_env.training.world_action import train_world_action
 from kairos_env.world_model.config import get_preset

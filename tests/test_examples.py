@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -58,3 +59,13 @@ def test_example_runs(example: Path, tmp_path: Path) -> None:
 def test_example_fits_on_a_page(example: Path) -> None:
     code = [line for line in example.read_text().splitlines() if line.strip()]
     assert len(code) <= 40
+
+
+@pytest.mark.parametrize("benchmark", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_benchmark_finds_what_it_imports(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{benchmark.stem}", benchmark)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look themselves up
+    spec.loader.exec_module(module)
+    assert module.__doc__, "it says how it is run, and what it prints"
