@@ -177,7 +177,8 @@ def _train_encoder(
         write_json(log.folder / "transfer.json", dataclasses.asdict(transfer))
         say(str(transfer))
     trains = source is None or trains_tokenizer(model, episodes, config, say)
-    say(estimate(config, model, episodes, trains))
+    if not (log.folder / "model.pt").exists():  # a run that goes on tells its pace
+        say(estimate(config, model, episodes, trains))
     if trains:
         train_tokenizer(model, episodes, config, log, say)
     model.tokenizer.requires_grad_(False)
