@@ -162,9 +162,7 @@ def recorded_drives(stage: Stage) -> Iterator[Drive]:
     stage.console.print(f"   {unseen.note}", markup=False)
     for episode in unseen.read(config.amounts.rollouts):
         if not episode.images:
-            raise ValueError(
-                f"{config.data} holds latents: give the recording itself, with its pictures"
-            )
+            raise ValueError(f"{config.data} holds latents: give the recording itself, with its pictures")
         yield episode.observation(0), episode.actions[:DECISIONS], episode.images[camera][: DECISIONS + 1]
 
 

@@ -59,6 +59,8 @@ class GenerateConfig(ClipJob):
             the decoding.
         split: with nproc, what the decoding is shared by: rows of the picture, which is exact, or frames, which is
             faster where devices are badly connected.
+        offload: for a GPU too small for the model: weights wait in the computer's memory, and of the transformer one
+            block at a time is on the device.
         out: folder of the clips; by default runs/generate, or the one that a published example file names.
     """
 
@@ -73,6 +75,7 @@ class GenerateConfig(ClipJob):
     dtype: Dtype = "bfloat16"
     nproc: int = 1
     split: Literal["rows", "frames"] = "rows"
+    offload: bool = False
     out: str | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +83,8 @@ class GenerateConfig(ClipJob):
             raise ValueError("give either --model FOLDER or --miniature RELEASE")
         if self.nproc < 1:
             raise ValueError(f"--nproc is a number of processes of at least 1, got {self.nproc}")
+        if self.offload and self.nproc > 1:
+            raise ValueError("--offload is for one process; several share the work, each with all weights on its GPU")
 
 
 class Planned(NamedTuple):
@@ -274,18 +279,24 @@ def _config(options: GenerateConfig) -> WorldActionConfig:
 def _load(options: GenerateConfig, config: WorldActionConfig, device: str) -> WorldActionModel:
     import torch
 
+    from kairos_env.world_model.published.offload import offload
     from kairos_env.world_model.published.world_action import WorldActionModel
     from kairos_env.world_model.text.small import UntrainedEncoder
     from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
 
     dtype = getattr(torch, options.dtype)
+    first = "cpu" if options.offload else device
     if options.model is not None:
-        parts = {"vae": options.vae, "text": options.text, "progress": True}
-        return WorldActionModel.from_pretrained(options.model, device, dtype, **parts)
-    tokenizer = VideoVAE.random(width=8).to(device, dtype)
-    return WorldActionModel.from_release(
-        config, device=device, dtype=dtype, tokenizer=tokenizer, encoder=UntrainedEncoder(config.text_dim)
-    )
+        parts = {"vae": options.vae, "text": options.text, "progress": processes.rank() == 0}
+        model = WorldActionModel.from_pretrained(options.model, first, dtype, **parts)
+    else:
+        tokenizer = VideoVAE.random(width=8).to(first, dtype)
+        model = WorldActionModel.from_release(
+            config, device=first, dtype=dtype, tokenizer=tokenizer, encoder=UntrainedEncoder(config.text_dim)
+        )
+    if options.offload:
+        offload(model, device)
+    return model
 
 
 def _options(job: ClipJob) -> dict[str, Any]:

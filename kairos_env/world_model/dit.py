@@ -24,6 +24,7 @@ from kairos_env.world_model.gated_delta_net import GatedDeltaNet
 
 EPS = 1e-6
 FREQUENCIES = 256
+PIECE = 8192  # tokens of a clip that the feed-forward layers take at once
 FEW_KEYS = 64  # up to here spelled-out attention is the faster one, beyond it the fused one, which holds no scores
 
 KeysValues = tuple[Tensor, Tensor]
@@ -51,6 +52,16 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
 
 
+class WidthNorm(nn.RMSNorm):
+    """RMS normalisation; where tokens are of another dtype than the weights, computed in the wider of both."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return super().forward(x)
+        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
+
+
 class SelfAttention(nn.Module):
     """Projections of a softmax layer; query and key are RMS-normalised over the full width, before the head split."""
 
@@ -62,8 +73,8 @@ class SelfAttention(nn.Module):
         self.k = nn.Linear(dim, width)
         self.v = nn.Linear(dim, width)
         self.o = nn.Linear(width, dim)
-        self.norm_q = nn.RMSNorm(width, eps=EPS)
-        self.norm_k = nn.RMSNorm(width, eps=EPS)
+        self.norm_q = WidthNorm(width, eps=EPS)
+        self.norm_k = WidthNorm(width, eps=EPS)
 
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., T, D) -> three (..., T, H, K), not yet rotated."""
@@ -118,7 +129,21 @@ class Block(nn.Module):
         if context is not None:
             flat = x.flatten(1, -2)
             x = x + self.cross_attn(self.cross_attn_norm(flat), context, mask).view_as(x)
-        return x + mod.gate_m * self.ffn(modulate(x, mod.scale_m, mod.shift_m))
+        return x + mod.gate_m * in_pieces(self.ffn, modulate(x, mod.scale_m, mod.shift_m))
+
+
+def in_pieces(layers: nn.Module, x: Tensor) -> Tensor:
+    """Token-wise layers (B, ..., D) -> the same shape; of a long clip without gradient some tokens at a time.
+
+    What is inside them is several times as wide as the tokens.
+    """
+    flat = x.flatten(1, -2)
+    if torch.is_grad_enabled() or flat.shape[1] <= PIECE:
+        return layers(x)
+    out = torch.empty_like(flat)
+    for start in range(0, flat.shape[1], PIECE):
+        out[:, start : start + PIECE] = layers(flat[:, start : start + PIECE])
+    return out.view_as(x)
 
 
 def read_context(expert: nn.Module, context: Tensor) -> ContextReads:

@@ -82,10 +82,13 @@ def stored_tensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
 
 def _weights_in(folder: Path) -> Path:
-    found = sorted(folder.glob("*" + INDEX)) or sorted(folder.glob("*" + SUFFIX))
+    """The one file of weights in a folder, or deeper in it: some published repositories keep theirs in subfolders."""
+    found: list[Path] = []
+    for pattern in ("*", "**/*"):
+        found = found or sorted(folder.glob(pattern + INDEX)) or sorted(folder.glob(pattern + SUFFIX))
     if len(found) == 1:
         return found[0]
-    names = ", ".join(p.name for p in found[:8])
+    names = ", ".join(str(p.relative_to(folder)) for p in found[:8])
     if not found:
         raise FileNotFoundError(f"{folder} holds neither a {SUFFIX} file nor a {INDEX}")
     raise CheckpointError(f"{folder} holds {len(found)} candidates ({names}): name one of them")

@@ -269,3 +269,13 @@ def test_prompts_are_rewritten_once(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert kept == {"prompt": "wipe the table", "rewritten": "A cloth wipes the table."}
     assert run(tmp_path, "--prompt", "lift", "--rewrite", "true") == 2
     assert "name a model for it with --rewriter" in capsys.readouterr().err
+
+
+def test_off_loading_gives_the_same_film_by_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--prompt", "lift", "--device", "cpu"]
+    for out, more in (("whole", []), ("offloaded", ["--offload"])):
+        assert cli.main([*MINIATURE, "--out", str(tmp_path / out), *words, *more]) == 0
+    whole, offloaded = (decoded(next((tmp_path / out).glob("*.mp4"))) for out in ("whole", "offloaded"))
+    assert np.array_equal(whole, offloaded)
+    assert run(tmp_path, *words, "--offload", "--nproc", "2") == 2
+    assert "--offload is for one process" in capsys.readouterr().err

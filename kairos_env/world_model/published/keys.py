@@ -32,7 +32,8 @@ HINTS: Mapping[str, set[str]] = {
     "720p": {"4b-720p"},
     "480p": RELEASES.keys() - {"4b-720p"},
     "robot(?!win)": _ROBOT,
-    "common|pretrained": {"4b"},
+    "common": {"4b", "4b-720p"},
+    "pretrained": {"4b"},
 }
 
 

@@ -24,6 +24,7 @@ from kairos_env.world_model.published.releases import RELEASES, get_release
 from kairos_env.world_model.sampling import Velocity, guided
 from kairos_env.world_model.text.context import Context, ContextEncoder
 from kairos_env.world_model.tokenizers.image import VideoTokenizer, to_uint8, to_unit
+from kairos_env.world_model.tokenizers.visiting import VisitingVAE
 from kairos_env.world_model.tokenizers.wan_vae import VideoVAE
 
 Mixture = MixtureOfTransformers[VideoDiT, ActionDiT | None]
@@ -280,7 +281,7 @@ class ClipPasses(nn.Module):
         tokenizer = self.tokenizer
         if tokenizer is None:
             raise ValueError("this model was built without a video tokenizer; give one, or work with latents")
-        if tiled is None or not isinstance(tokenizer, VideoVAE):
+        if tiled is None or not isinstance(tokenizer, (VideoVAE, VisitingVAE)):
             return tokenizer
         return tokenizer.tiled() if tiled else tokenizer.tiled(None, None)
 

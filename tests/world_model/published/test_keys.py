@@ -462,6 +462,10 @@ def test_a_release_of_another_shape_is_refused() -> None:
         ("kairos-4B-robot-LIBERO-plus.safetensors", {"4b-libero"}),
         ("kairos-sensenova-4B-480P-pretrained", {"4b"}),
         ("kairos-sensenova-4B-720P/model.safetensors", {"4b-720p"}),
+        ("kairos-common-4B-720P-16fps.safetensors", {"4b-720p"}),
+        ("kairos-common-4B-480P-16fps.safetensors", {"4b"}),
+        ("kairos-robot-4B-480P-16fps-distilled.safetensors", {"4b-robot-distilled"}),
+        ("kairos-4B-robot-3.1-480P.safetensors", {"4b-3.1-robot", "4b-libero", "4b-robotwin"}),
         ("robot-720P.safetensors", set()),
         ("weights/model.safetensors", set(RELEASES)),
     ],
@@ -469,6 +473,20 @@ def test_a_release_of_another_shape_is_refused() -> None:
 def test_hints_in_file_names(name: str, releases: set[str]) -> None:
     assert suggested(Path("/x") / name) == releases
     assert set().union(*HINTS.values()) <= RELEASES.keys()
+
+
+def test_weights_deep_in_a_downloaded_repository_are_found(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from kairos_env.world_model.weights import stored_tensors
+
+    deep = tmp_path / "models" / "robot"
+    deep.mkdir(parents=True)
+    save_file({"blocks.0.modulation": torch.zeros(2)}, deep / "kairos-robot-4B-480P-16fps.safetensors")
+    assert list(stored_tensors(tmp_path)) == ["blocks.0.modulation"]
+    save_file({"blocks.0.modulation": torch.zeros(2)}, deep / "other.safetensors")
+    with pytest.raises(CheckpointError, match=r"2 candidates \(models/robot/kairos-robot.*name one of them"):
+        stored_tensors(tmp_path)
 
 
 def test_a_contradicting_file_name_must_be_forced() -> None:

@@ -13,13 +13,13 @@ from published_reference import DTYPES, FLOAT32, FOLDER, arrays, cases, check, m
 from safetensors.torch import load_file, save_file
 
 from kairos_env.world_model.normalisation import Normaliser
+from kairos_env.world_model.published.offload import visit_layers
 from kairos_env.world_model.published.pixels import bytes_to_pixels, pixels_to_bytes
 from kairos_env.world_model.text.qwen import EncoderSettings, Kind, QwenEncoder
 from kairos_env.world_model.tokenizers.image import to_unit
 
 pytestmark = needs_reference
 
-VAE = 2e-5  # another order of sums gives 4.9e-6
 CLIPS = [
     "whole_batch",
     "whole_long",
@@ -38,13 +38,13 @@ def test_tokenizer(name: str) -> None:
         tokenizer = tokenizer.tiled()
     if any(key.startswith(f"{name}/pictures") for key in data.raw):
         pixels = to_unit(torch.from_numpy(data.pictures("pictures")))
-        check(tokenizer.encode_video(pixels), data["latents"], VAE)
+        check(tokenizer.encode_video(pixels), data["latents"])
     if "decoder_input" in data:
         found = tokenizer.decode_video(data["decoder_input"])
         if "decoded" in data:
-            check(found, data["decoded"], VAE)
+            check(found, data["decoded"])
         else:
-            check(found[..., ::4, ::4], data["decoded_every_4th_row_and_column"], VAE)
+            check(found[..., ::4, ::4], data["decoded_every_4th_row_and_column"])
 
 
 # text -----------------------------------------------------------------------------------------------------------------
@@ -100,12 +100,22 @@ def test_text_and_pictures(kind: Kind, case: str, word: str, encoders: dict[tupl
     found = encoder.encode(prompts, pictures)
     reference = data[f"{kind}/{case}/{word}"]
     if word == "float32":
-        check(found.tokens, reference, 2e-4)
+        # this tiny Qwen3.5 amplifies: another order of sums, as another processor has, gives 5e-5
+        check(found.tokens, reference, 2e-4 if kind == "qwen3.5" else FLOAT32)
         if f"{kind}/{case}/mask" in data:
             assert found.mask is not None and torch.equal(found.mask, data[f"{kind}/{case}/mask"])
     else:  # on the same kernels bit for bit; float32 frequencies differ by three times as much and more
         rms = {"words": 4e-3, "picture": 4e-3}.get(case, 4.5e-2 if (kind, case) == ("qwen3.5", "mixed_batch") else 8e-3)
         check(found.tokens.float(), reference, rms, rms=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_wait_outside_the_device_give_the_same(kind: Kind, tmp_path: Path) -> None:
+    encoder = load_encoder(tmp_path, kind, torch.float32)
+    image = np.zeros((56, 84, 3), np.uint8)
+    want = encoder.encode(["lift"], [image]).tokens
+    visit_layers(encoder.model, torch.device("cpu"))
+    assert torch.equal(encoder.encode(["lift"], [image]).tokens, want)
 
 
 @pytest.mark.parametrize("word", DTYPES)
