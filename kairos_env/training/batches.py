@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kairos_env.records import Array, Episode
+from kairos_env.training.pixels import PixelWeights, cell_weights
 from kairos_env.world_model.features import FAR
 from kairos_env.world_model.model import WorldModel
 
@@ -27,7 +28,8 @@ POSITION = "_position"  # a label of that ending, (T + 1, 3) in metres, is the p
 class Batch:
     """B clips of F frames, each read as T tasks; normalised values.
 
-    latents (B, F, C, h, w), proprio (B, F, P); lead (B, F, A), the action that led to each frame, and has_lead (B, F);
+    latents (B, F, C, h, w); cells (B, F, h, w), how much each counts, mean 1; proprio (B, F, P);
+    lead (B, F, A), the action that led to each frame, and has_lead (B, F);
     chunk (B, F, T, N, A), the actions to propose at each frame, and chunk_mask (B, F, T, N);
     reward, success, outcome_mask (B, F, T); objects (B, F, O, 3) in decimetres, object_mask (B, F, O);
     view_mask (B, w), proprio_mask (B, P), action_mask (B, A): 0 where a clip's robot has no such camera or field;
@@ -35,6 +37,7 @@ class Batch:
     """
 
     latents: Tensor
+    cells: Tensor
     proprio: Tensor
     lead: Tensor
     has_lead: Tensor
@@ -79,6 +82,7 @@ class Clips:
         episodes: with pictures, or with latents that this model made. Latents stay where they are, so that they may be
             memory maps of a `LatentCache`.
         weights: how often each episode is drawn, relative to the others; None: all alike.
+        pixels: what counts in a picture; None, and where there are latents in place of pictures: all cells alike.
 
     Attributes:
         lengths: observations of each episode.
@@ -87,7 +91,13 @@ class Clips:
         ValueError: latents of another model, or a label of the wrong shape.
     """
 
-    def __init__(self, model: WorldModel, episodes: Sequence[Episode], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        model: WorldModel,
+        episodes: Sequence[Episode],
+        weights: Sequence[float] | None = None,
+        pixels: PixelWeights | None = None,
+    ) -> None:
         check_encoder(model, episodes)
         self.lengths = [len(episode) + 1 for episode in episodes]
         self._odds = torch.ones(len(episodes)) if weights is None else torch.tensor(weights, dtype=torch.float32)
@@ -99,6 +109,7 @@ class Clips:
         parts = [{k: _with_tasks(v, most) if k in PER_TASK else v for k, v in columns.items()} for columns, _ in read]
         self._objects = model.objects
         self._columns = {key: torch.cat([part[key] for part in parts]) for key in (parts[0] if parts else ())}
+        self._cells = _cells(model, episodes, pixels)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -147,7 +158,11 @@ class Clips:
         episode, start = torch.tensor(clips).T
         task = torch.tensor(chosen)  # (B, T)
         rows = (self._begins[episode] + start).unsqueeze(1) + torch.arange(frames)  # (B, F)
-        drawn = {"latents": torch.stack([self._latents(i, slice(first, first + frames)) for i, first in clips])}
+        parts = [(number, slice(first, first + frames)) for number, first in clips]
+        drawn = {
+            "latents": torch.stack([self._latents(i, part) for i, part in parts]),
+            "cells": torch.stack([self._cells[i][part].float() for i, part in parts]),
+        }
         for key, column in self._columns.items():
             if key in PER_EPISODE:
                 drawn[key] = column[episode]
@@ -191,6 +206,22 @@ def camera_latents(model: WorldModel, episode: Episode) -> list[Tensor]:
             width = model.latent_shape[2] // len(model.spec.cameras)
             views.append(torch.zeros(1, *model.latent_shape[:2], width).expand(len(episode) + 1, -1, -1, -1))
     return views
+
+
+def _cells(model: WorldModel, episodes: Sequence[Episode], pixels: PixelWeights | None) -> list[Tensor]:
+    """How much each cell of every observation counts: float16 (T + 1, h, w) of each episode, cameras side by side."""
+    height, width = model.latent_shape[1], model.latent_shape[2] // len(model.spec.cameras)
+    alike = torch.ones((), dtype=torch.float16)
+    views = []
+    for camera in model.spec.cameras:
+        view = [alike.expand(len(episode) + 1, height, width) for episode in episodes]
+        shown = [i for i, e in enumerate(episodes) if pixels and camera.name in e.images and not e.latents]
+        if pixels and shown:
+            weights = cell_weights([episodes[i].images[camera.name] for i in shown], (height, width), pixels)
+            for i, found in zip(shown, weights, strict=True):
+                view[i] = found
+        views.append(view)
+    return [torch.cat(parts, -1) for parts in zip(*views, strict=True)]
 
 
 def _columns(model: WorldModel, episode: Episode) -> tuple[dict[str, Tensor], list[str]]:

@@ -6,24 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kairos_env.training.passes import LossConfig
+from kairos_env.training.pixels import PixelWeights
 from kairos_env.training.precision import Precision
 from kairos_env.training.progress import LoopConfig
 from kairos_env.world_model.config import get_preset
-
-
-@dataclass(frozen=True)
-class PixelWeights:
-    """Which pixels the tokenizer must get right. Of the defaults, nothing depends on what a scene looks like.
-
-    Args:
-        unusual: extra weight of pixels that differ by more than 25 grey levels from the camera's median image and from
-            the picture's own median colour.
-        coloured: extra weight of those among them that have a colour (channels more than 80 apart). It keeps a small
-            coloured object beside a large grey robot, as on the table top and in LIBERO; 10 was right for both.
-    """
-
-    unusual: float = 4.0
-    coloured: float = 0.0
 
 
 @dataclass(frozen=True)

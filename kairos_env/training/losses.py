@@ -88,7 +88,7 @@ def video_losses(clip: Batch, done: Pass, config: LossConfig) -> dict[str, Tenso
     view, known = clip.view_mask[:, None, None, None, :], clip.proprio_mask[:, None]
     imagined = imagined_frames(done)[:, 1:]
     error = (done.estimate.latents - clip.latents).square()[:, 1:] * view
-    picture = share(error * motion_weights(clip.latents, config.motion), view).mean((2, 3, 4))
+    picture = share(error * cell_weights(clip, config.motion), view).mean((2, 3, 4))
     moved = F.smooth_l1_loss(done.estimate.proprio, clip.proprio, reduction="none", beta=FINE)[:, 1:] * known
     return {
         "video": masked_mean(picture, imagined),
@@ -231,8 +231,12 @@ def share(masked: Tensor, mask: Tensor) -> Tensor:
     return masked / mask.mean(-1, keepdim=True).clamp_min(1e-6)
 
 
-def motion_weights(latents: Tensor, extra: float) -> Tensor:
-    """(B, F, C, h, w) -> (B, F - 1, 1, h, w), mean 1: cells that change from the last frame weigh up to 1 + extra."""
-    change = (latents[:, 1:] - latents[:, :-1]).square().mean(2, keepdim=True)
-    weights = 1 + extra * (change / 0.1).clamp(max=1)
+def cell_weights(clip: Batch, motion: float) -> Tensor:
+    """(B, F - 1, 1, h, w), mean 1: what counts in the picture, and up to 1 + ``motion`` times where it changes.
+
+    A change of twice the mean is a change in full: in every cell the latents of neighbouring pictures differ a little.
+    """
+    change = (clip.latents[:, 1:] - clip.latents[:, :-1]).square().mean(2, keepdim=True)
+    changed = (change / (2 * change.mean()).clamp_min(1e-6)).clamp(max=1)
+    weights = (1 + motion * changed) * clip.cells[:, 1:].unsqueeze(2)
     return weights / weights.mean()

@@ -93,7 +93,8 @@ def train(
         with TrainingLog(folder, trackers) as log:
             source, model = _new_model(config, chosen, spec, tasks)
             _train_encoder(source, model, config, chosen, log, say)
-            clips = Clips(model, chosen, weights and [weights[i] for i in parts.training])  # all latents once
+            odds = weights and [weights[i] for i in parts.training]
+            clips = Clips(model, chosen, odds, config.pixels)  # all latents once
             mark_untrained(model, clips, say)
             checks = Validation(model, validation, config, folder / "strips")
             hooks: list[ModelHook] = [(config.sample_every, checks.measure)]

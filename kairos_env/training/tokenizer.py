@@ -10,15 +10,15 @@ from torch import Tensor
 
 from kairos_env.records import Array, Episode
 from kairos_env.training.batches import camera_latents
-from kairos_env.training.config import PixelWeights, TrainConfig
+from kairos_env.training.config import TrainConfig
 from kairos_env.training.log import TrainingLog
 from kairos_env.training.loop import Metrics, load_values, optimise
+from kairos_env.training.pixels import median_image, pixel_weights
 from kairos_env.world_model.interface import ModelStatistics
 from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.tokenizers.image import to_unit
 
 LATENT_NOISE = 0.1  # makes the decoder forgive the errors that a predicted latent has
-UNUSUAL, COLOURED = 25, 80  # grey levels, see `PixelWeights`
 
 
 def train_tokenizer(
@@ -48,27 +48,6 @@ def train_tokenizer(
     latents = torch.cat([torch.cat(camera_latents(model, e), -1) for e in episodes])
     mean, std = latents.mean((0, 2, 3)).tolist(), latents.std((0, 2, 3)).tolist()
     model.set_statistics(ModelStatistics(tuple(mean), tuple(std), *moments([e.proprio for e in episodes])))
-
-
-def median_image(frames: Tensor) -> Tensor:
-    """Median image (H, W, 3) of a sample of uint8 frames (N, H, W, 3): what is there when nothing is there."""
-    if not len(frames):
-        return torch.zeros(frames.shape[1:])
-    chosen = torch.linspace(0, len(frames) - 1, min(500, len(frames))).long()
-    return frames[chosen].float().median(0).values
-
-
-def pixel_weights(images: Tensor, usual: Tensor, weights: PixelWeights) -> Tensor:
-    """uint8 (B, H, W, 3) and what their cameras usually see -> (B, 1, H, W), mean 1.
-
-    A pixel is unusual if it differs from both that and the picture's own median colour: under another light or on
-    another table the whole background differs from what is usual, and is still the background.
-    """
-    own = images.float().flatten(1, 2).median(1).values[:, None, None]
-    unusual = torch.minimum(*((images.float() - x).abs().amax(-1) for x in (usual, own))) > UNUSUAL
-    spread = images.amax(-1).float() - images.amin(-1).float()
-    found = 1 + weights.unusual * unusual.float() + weights.coloured * (unusual & (spread > COLOURED)).float()
-    return (found / found.mean()).unsqueeze(1)
 
 
 def moments(values: Sequence[Array]) -> tuple[tuple[float, ...], tuple[float, ...]]:

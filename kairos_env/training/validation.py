@@ -31,7 +31,7 @@ class Validation:
 
     def __init__(self, model: WorldModel, episodes: Sequence[Episode], config: TrainConfig, folder: Path) -> None:
         self._config, self._folder = config, folder
-        self._clips = Clips(model, episodes)
+        self._clips = Clips(model, episodes, pixels=config.pixels)
         cameras = {camera.name for camera in model.spec.cameras}
         self._whole = [episode for episode in episodes if cameras <= set(episode.images)]
 

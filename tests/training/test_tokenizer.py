@@ -12,9 +12,8 @@ from moving_square import SPEC, config, moving_square
 
 from kairos_env.records import Camera
 from kairos_env.sims.tabletop.env import TASKS
-from kairos_env.training.config import PixelWeights
+from kairos_env.training.pixels import PixelWeights, cell_weights, median_image, pixel_weights
 from kairos_env.training.run import train
-from kairos_env.training.tokenizer import median_image, pixel_weights
 from kairos_env.world_model.model import WorldModel
 
 
@@ -36,6 +35,15 @@ def test_another_light_is_not_unusual_but_what_stands_in_it_is() -> None:
     dark[0, 0, 0] = 140
     found = pixel_weights(dark, usual, PixelWeights())[0, 0]
     assert float(found[0, 0] / found[3, 3]) == pytest.approx(5.0) and float(found[5, 5] / found[3, 3]) == 1
+
+
+def test_latent_cells_count_as_their_pixels_do() -> None:
+    views = [np.full((5, 16, 32, 3), 90, np.uint8) for _ in range(6)]
+    views[0][0, :8, 24:] = (220, 30, 30)  # the last cell of the first row
+    first, *others = cell_weights(views, (2, 4), PixelWeights(coloured=10))
+    assert first.shape == (5, 2, 4)
+    assert float(first[0, 0, 3] / first[0, 1, 0]) == pytest.approx(15, rel=1e-3)
+    assert all((cells == 1).all() for cells in (first[1:], *others))
 
 
 @pytest.mark.parametrize("height", [48, 96])
