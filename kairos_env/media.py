@@ -23,6 +23,11 @@ def enlarge(frames: Array, factor: int) -> Array:
     return np.asarray(frames).repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
+def joined_views(images: Mapping[str, Array], cameras: Sequence[str]) -> Array:
+    """Pictures (..., H, W, 3) of several cameras as one (..., H, sum of W, 3), in that order."""
+    return np.concatenate([images[name] for name in cameras], -2)
+
+
 def film_strip(rows: Mapping[str, Array], steps: Sequence[int] | None = None, scale: int = 2) -> Array:
     """A picture with one captioned row of frames for each film, for example imagined above real.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from kairos_env.media import film_strip, write_png
+from kairos_env.media import film_strip, joined_views, write_png
 from kairos_env.records import Array, Episode
 from kairos_env.training.batches import POSITION, Clips
 from kairos_env.training.config import TrainConfig
@@ -70,8 +70,9 @@ def rollout_metrics(model: WorldModel, episodes: Sequence[Episode], folder: Path
     steps = min(len(e) for e in episodes)
     state = model.observe([e.observation(0) for e in episodes])
     roll = model.imagine(state, np.stack([e.actions[:steps] for e in episodes]))
-    imagined = _side_by_side(model, model.decode(roll.latents))
-    real = np.stack([_side_by_side(model, e.images)[: steps + 1] for e in episodes])
+    cameras = [camera.name for camera in model.spec.cameras]
+    imagined = joined_views(model.decode(roll.latents), cameras)
+    real = np.stack([joined_views(e.images, cameras)[: steps + 1] for e in episodes])
     metrics = {}
     for horizon in (h for h in HORIZONS if h <= steps):
         metrics[f"psnr_{horizon}"] = psnr(imagined[:, horizon - 1], real[:, horizon])
@@ -94,7 +95,3 @@ def psnr(a: Array, b: Array) -> float:
     """Mean over images of the peak signal-to-noise ratio in dB: uint8 (B, H, W, 3) each."""
     error = np.square(a.astype(np.float32) - b).reshape(len(a), -1).mean(1)
     return float((10 * np.log10(255**2 / np.maximum(error, 1e-6))).mean())
-
-
-def _side_by_side(model: WorldModel, images: Mapping[str, Array]) -> Array:
-    return np.concatenate([images[camera.name] for camera in model.spec.cameras], -2)

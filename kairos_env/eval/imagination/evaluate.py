@@ -34,6 +34,7 @@ from kairos_env.eval.imagination.report import (
     MOVING_PATH_CM,
     ImaginationReport,
 )
+from kairos_env.media import joined_views
 from kairos_env.policies.make import load_model, model_digest
 from kairos_env.records import Array, Episode, RobotSpec
 from kairos_env.runs import INITIAL_STATES, open_run
@@ -168,7 +169,8 @@ def evaluate_imagination(
         episodes: held out. Only moving ones count (`MOVING_PATH_CM`); horizons beyond an episode's end
             are left out for it.
         horizons: decisions after the last observed frame.
-        probe: reads positions; None leaves the centimetres out.
+        probe: reads positions in the pictures of one camera, which are compared; None leaves the centimetres out and
+            compares those of all cameras, side by side.
         mean_frame: uint8 (H, W, 3), of the training data; default the probe's, else the mean of
             ``episodes``, which favours that control.
         context: how many real frames are observed before imagining.
@@ -189,10 +191,10 @@ def evaluate_imagination(
         raise ValueError(
             f"none of the {len(episodes)} episodes moves the hand by {MOVING_PATH_CM:g} cm after {context} frame(s)"
         )
-    camera = probe.camera if probe else model.spec.cameras[0].name
+    cameras = (probe.camera,) if probe else tuple(c.name for c in model.spec.cameras)
     if mean_frame is None:
-        mean_frame = probe.mean_frame if probe else _mean_frame(moving, camera)
-    found = _Findings(model, tuple(sorted(set(horizons))), first, camera, probe, mean_frame, moving)
+        mean_frame = probe.mean_frame if probe else _mean_frame(moving, cameras)
+    found = _Findings(model, tuple(sorted(set(horizons))), first, cameras, probe, mean_frame, moving)
     futures = _shuffled_actions(moving, first, seed)
     # Episodes of one length share a batch, so that nothing is imagined beyond their end.
     order = sorted(range(len(moving)), key=lambda i: len(moving[i]))
@@ -222,7 +224,7 @@ class _Findings:
         model: what imagines.
         horizons: decisions after the last observed frame.
         first: index of that frame.
-        camera: whose pictures are compared.
+        cameras: whose pictures are compared, side by side.
         probe: reads positions in them.
         mean_frame: of the training data.
         episodes: all of them.
@@ -233,12 +235,12 @@ class _Findings:
         model: WorldModel,
         horizons: tuple[int, ...],
         first: int,
-        camera: str,
+        cameras: Sequence[str],
         probe: Probe | None,
         mean_frame: Array,
         episodes: Sequence[Episode],
     ) -> None:
-        self.model, self.horizons, self.first, self.camera = model, horizons, first, camera
+        self.model, self.horizons, self.first, self.cameras = model, horizons, first, cameras
         self.probe, self.mean_frame, self.episodes = probe, mean_frame, episodes
         shape = (len(episodes), len(horizons))
         self.values = {c: {m: np.full(shape, math.nan) for m in METRICS} for c in CONDITIONS}
@@ -254,16 +256,18 @@ class _Findings:
             place: of the episode in the batch.
             keep: keep its frames.
         """
-        model, episode, camera, first = self.model, self.episodes[index], self.camera, self.first
+        model, episode, first = self.model, self.episodes[index], self.first
+        pictures = joined_views(episode.images, self.cameras)
         reached = [h for h in self.horizons if h <= len(episode) - first]
         columns = [self.horizons.index(h) for h in reached]
-        truth = _Truth.of(episode, first, [first + h for h in reached], camera, model.spec, self.probe)
+        truth = _Truth.of(episode, first, [first + h for h in reached], pictures, model.spec, self.probe)
         self.moved[index, columns] = truth.cube_moved_cm
-        films = {name: model.decode(roll.latents[place])[camera] for name, roll in rollouts.items()}
+        films = {n: joined_views(model.decode(roll.latents[place]), self.cameras) for n, roll in rollouts.items()}
         frames = {name: film[[h - 1 for h in reached]] for name, film in films.items()}
-        frames["copy"] = np.broadcast_to(episode.images[camera][first], truth.images.shape)
+        frames["copy"] = np.broadcast_to(pictures[first], truth.images.shape)
         frames["mean"] = np.broadcast_to(self.mean_frame, truth.images.shape)
-        frames["codec"] = model.decode(model.encode([episode.observation(first + h) for h in reached]))[camera]
+        coded = model.decode(model.encode([episode.observation(first + h) for h in reached]))
+        frames["codec"] = joined_views(coded, self.cameras)
         for condition, seen in frames.items():
             for metric, column in truth.compare(seen).items():
                 self.values[condition][metric][index, columns] = column
@@ -276,9 +280,9 @@ class _Findings:
         real = bool(episode.success[first : first + end].any()) if episode.outcome_known else math.nan
         self.own_success[index] = sure, real
         if keep:
-            begin = episode.images[camera][[first]]
+            begin = pictures[[first]]
             self.films[index] = {name: np.concatenate([begin, film[:end]]) for name, film in films.items()}
-            self.films[index]["real"] = episode.images[camera][first : first + end + 1]
+            self.films[index]["real"] = pictures[first : first + end + 1]
 
     def report(self, skipped: int) -> ImaginationReport:
         """The report; ``skipped`` episodes did not move."""
@@ -316,13 +320,13 @@ class _Truth:
 
     @classmethod
     def of(
-        cls, episode: Episode, first: int, at: Sequence[int], camera: str, spec: RobotSpec, probe: Probe | None
+        cls, episode: Episode, first: int, at: Sequence[int], pictures: Array, spec: RobotSpec, probe: Probe | None
     ) -> _Truth:
         gripper = episode.proprio[list(at)][:, spec.hand_fields]
         labels = episode.labels.get("object_position")
         cube = None if labels is None else np.asarray(labels)[list(at)]
         moved = np.full(len(at), math.nan) if labels is None else _distance_cm(cube, labels[first])
-        return cls(episode.images[camera][list(at)], gripper, cube, moved, probe)
+        return cls(pictures[list(at)], gripper, cube, moved, probe)
 
     def compare(self, images: Array) -> dict[str, Array]:
         """Frames uint8 (n, H, W, 3) -> metric -> (n,)."""
@@ -369,6 +373,6 @@ def _distance_cm(a: Any, b: Any) -> Array:
     return np.asarray(100 * np.linalg.norm(np.asarray(a, np.float64) - b, axis=-1))
 
 
-def _mean_frame(episodes: Sequence[Episode], camera: str) -> Array:
-    total = np.mean([e.images[camera].mean(0, dtype=np.float64) for e in episodes], axis=0)
+def _mean_frame(episodes: Sequence[Episode], cameras: Sequence[str]) -> Array:
+    total = np.mean([joined_views(e.images, cameras).mean(0, dtype=np.float64) for e in episodes], axis=0)
     return np.asarray(total.round(), np.uint8)

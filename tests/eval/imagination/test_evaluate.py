@@ -290,6 +290,22 @@ def test_a_real_model_gives_the_same_numbers_in_any_batch(probe: Any) -> None:
         evaluate_imagination(WorldModel.from_preset("debug", other, {"drag": "drag it"}), episodes, (1,))
 
 
+def test_every_camera_counts_where_no_probe_reads_one() -> None:
+    """A wrist camera that sees everything move, beside one that stands still."""
+    spec = dataclasses.replace(SPEC, cameras=(Camera("front", SIDE, SIDE), Camera("wrist", SIDE, SIDE)))
+    episodes = []
+    for seed in range(2):
+        whole = episode(seed)
+        still = np.repeat(whole.images["scene"][:1], len(whole) + 1, 0)
+        episodes.append(dataclasses.replace(whole, images={"front": still, "wrist": whole.images["scene"]}))
+    model = WorldModel.from_preset("debug", spec, {"drag": "drag it"})
+    report = evaluate_imagination(model, episodes, (1, 8), films=1)
+    wrist = [e.images["wrist"].astype(float) for e in episodes]
+    halved = [np.square(w[8] - w[0]).mean() / 2 for w in wrist]
+    assert report.values["copy"]["mse"][:, 1] == pytest.approx(halved)
+    assert next(iter(report.films.values()))["real"].shape == (9, SIDE, 2 * SIDE, 3)
+
+
 def test_a_probe_says_which_robots_it_can_read() -> None:
     probe, other = Probe.load(), libero_panda(64)
     assert not probe.can_read(other) and not probe.can_read(SPEC)
