@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -48,11 +48,18 @@ def estimate(config: TrainConfig, model: WorldModel, episodes: Sequence[Episode]
     parts.append(f"model {config.model.steps} x {seconds:.2g} s")
     total += config.model.steps * seconds
     clock = "CPU-" if model.device.type == "cpu" else ""
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
-    return (
-        f"estimate: about {max(1, round(total / 60))} {clock}minutes ({', '.join(parts)}), without validation; "
-        f"{memory:.1f} GB of memory"
-    )
+    minutes = f"estimate: about {max(1, round(total / 60))} {clock}minutes ({', '.join(parts)}), without validation"
+    return minutes + _memory()
+
+
+def _memory() -> str:
+    """The most memory that the process ever had, as the end of a sentence; nothing where systems do not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB on Linux
+    return f"; {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.1f} GB of memory"
 
 
 def _seconds(loss: Callable[[], torch.Tensor], config: TrainConfig, model: WorldModel) -> float:

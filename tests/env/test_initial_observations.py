@@ -37,6 +37,7 @@ def test_a_reset_shows_the_real_start() -> None:
     assert (observed["image_scene"] == STARTS[4].images["scene"]).all()
     assert observed["proprio"].tolist() == STARTS[4].proprio.tolist()
     assert info.pop("objects").tolist() == [[1.0, 1.0, 1.0]]
+    assert info.pop("errors").tolist() == [pytest.approx(0.1)]
     assert info == {
         "success": False,
         "success_probability": 0.0,

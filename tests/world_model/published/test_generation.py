@@ -208,7 +208,7 @@ def test_crop_takes_the_centre() -> None:
         ({"frames": 0}, None, "frames 0 .* nearest legal: 1"),
         ({"frames": -7}, None, "nearest legal: 1"),
         ({"frames": 1}, picture(), "frames 1 with an image leaves nothing to generate; take at least 5"),
-        ({"steps": 0}, None, "steps must be at least 1, got 0"),
+        ({"steps": 0}, None, "steps must be 1 ... 1000, got 0"),
         ({"guidance": float("nan")}, None, "guidance must be a finite number"),
         ({"guidance": -1.0}, None, "guidance must be .* got -1"),
         ({"guidance": 1.0, "negative_prompt": "dull"}, None, "negative prompt has no effect with guidance 1"),
