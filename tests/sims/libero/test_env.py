@@ -409,8 +409,8 @@ def test_a_simulator_that_dies_or_hangs_is_replaced(blind: LiberoEnv) -> None:
 
 @pytest.fixture(scope="module")
 def original() -> Iterator[LiberoEnv]:
-    """On the original assets, with a decision every 0.2 s."""
-    options: dict[str, Any] = {"camera_size": 64, "action_repeat": 4, "wait_steps": 0, "rendering": "fast"}
+    """On the original assets, with a decision every 0.2 s; objects that have not settled yet slip from the expert."""
+    options: dict[str, Any] = {"camera_size": 64, "action_repeat": 4, "rendering": "fast"}
     env = LiberoEnv(home=Catalogue.open(original_home()), **options, **PATIENT)
     yield env
     env.close()
@@ -420,8 +420,8 @@ def original() -> Iterator[LiberoEnv]:
 @pytest.mark.parametrize("suite", SUITES)
 def test_episodes_of_twenty_of_the_130_tasks(original: LiberoEnv, suite: str) -> None:
     """Pictures of all; where there is an expert, it plays to the end: success by LIBERO's own predicate."""
-    least = {"libero_object": 3, "libero_spatial": 2}.get(suite, 0)  # its expert mistakes one of two equal bowls
-    expert, solved = least > 0, []
+    expert = suite in ("libero_object", "libero_spatial")
+    solved = []
     for task in original.catalogue.tasks("libero", [suite])[:10:3]:
         original.observe_images = True
         seen, info = original.reset(seed=0, options={"task": task.qualified_name, "initial_state": 5})
@@ -433,7 +433,7 @@ def test_episodes_of_twenty_of_the_130_tasks(original: LiberoEnv, suite: str) ->
             if terminated or truncated:
                 break
         solved.append(info["success"])
-    assert len(solved) == 4 and sum(solved) >= least
+    assert len(solved) == 4 and sum(solved) >= 3 * expert
 
 
 @pytest.mark.slow
