@@ -25,8 +25,8 @@ class ObjectReader(nn.Module):
     """Positions by a spatial softmax.
 
     A small object covers a few latent cells, finer than a token of the transformer. Convolutions weigh every cell for
-    each keypoint; the mean place under these weights moves smoothly with the object, so that a few thousand frames
-    teach what flattened features take millions for (Levine et al. 2016, https://arxiv.org/abs/1504.00702).
+    each keypoint; the mean place under these weights moves smoothly with the object, which is learnt from far fewer
+    frames than a position from flattened features (Levine et al. 2016, https://arxiv.org/abs/1504.00702).
 
     Args:
         channels: C of the latents; proprio: P; objects: O.
