@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kairos_env.cli.options import Fields
 from kairos_env.policies import example_observation
 from kairos_env.policies.make import make_policy, parse_name, weights_of
+from kairos_env.policies.remote.deployment import ZenohDeployment
 from kairos_env.policies.remote.groot import GrootEndpoint
 from kairos_env.policies.remote.lerobot import LeRobotInference
 from kairos_env.policies.remote.server import PolicyServer, ServeConfig, read_token
@@ -118,21 +119,29 @@ async def _groot(endpoint: GrootEndpoint) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _lerobot(server: PolicyServer, *options: str) -> AsyncIterator[None]:
-    service = await asyncio.to_thread(LeRobotInference, server, asyncio.get_running_loop(), *options)
-    print(
-        f"LeRobot: lerobot-rollout --inference.type=remote --inference.endpoint={options[0]} "
-        f"--inference.deployment={service.deployment} --inference.semantics={service.semantics}",
-        flush=True,
-    )
+async def _zenoh(start: Callable[[], ZenohDeployment[Any]], told: Callable[[Any], str]) -> AsyncIterator[None]:
+    service = await asyncio.to_thread(start)
+    print(told(service), flush=True)
     try:
         yield
     finally:
         await asyncio.to_thread(service.close)
 
 
-@contextlib.asynccontextmanager
-async def _dream(model: str, device: str, endpoint: str, semantics: str, zenoh_config: str) -> AsyncIterator[None]:
+def _lerobot(server: PolicyServer, *options: str) -> contextlib.AbstractAsyncContextManager[None]:
+    loop = asyncio.get_running_loop()
+    return _zenoh(
+        lambda: LeRobotInference(server, loop, *options),
+        lambda service: (
+            f"LeRobot: lerobot-rollout --inference.type=remote --inference.endpoint={options[0]} "
+            f"--inference.deployment={service.deployment} --inference.semantics={service.semantics}"
+        ),
+    )
+
+
+def _dream(
+    model: str, device: str, endpoint: str, semantics: str, zenoh_config: str
+) -> contextlib.AbstractAsyncContextManager[None]:
     from kairos_env.play.dream_robot import DreamServer
     from kairos_env.world_model.model import WorldModel
 
@@ -141,12 +150,7 @@ async def _dream(model: str, device: str, endpoint: str, semantics: str, zenoh_c
         world_model = WorldModel.from_pretrained(model, device=device)
         return DreamServer(world_model, endpoint, semantics=semantics, config_file=zenoh_config)
 
-    service = await asyncio.to_thread(start)
-    print(f"A robot inside the world model: {endpoint}, deployment default", flush=True)
-    try:
-        yield
-    finally:
-        await asyncio.to_thread(service.close)
+    return _zenoh(start, lambda service: f"A robot inside the world model: {endpoint}, deployment default")
 
 
 async def _serve(server: PolicyServer, transports: Sequence[Transport] = ()) -> None:

@@ -6,8 +6,6 @@ One thread imagines and answers. A command is executed at the next tick; without
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 import uuid
 from collections import deque
@@ -18,25 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kairos_env.play.dream_world import GROUP, DreamWorld, describe, feedback, size_of
-from kairos_env.policies.remote.lerobot_wire import (
-    LIMITS,
-    SEGMENT,
-    Arrival,
-    Envelope,
-    ProtocolFault,
-    ZenohDoor,
-    decode,
-    encode,
-    require_feature,
-)
+from kairos_env.policies.remote.deployment import DeploymentSession, ZenohDeployment
+from kairos_env.policies.remote.lerobot_wire import LIMITS, Arrival, Envelope, ProtocolFault, encode, require_feature
 from kairos_env.records import Array
 
 if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
 
-LOG = logging.getLogger("kairos.dream")
 ROBOTS = 32  # of a session, at most
-GRACE = 10.0  # seconds that a client may be away
 COMMAND = 1.0  # seconds after which the robot holds
 PENDING = 4  # commands that wait
 REQUESTS = 32768  # between two resets
@@ -51,28 +38,23 @@ class _Command:
     deadline: float
 
 
-@dataclass
-class _DreamSession:
-    identity: str
-    prefix: str
+@dataclass(kw_only=True)
+class _DreamSession(DeploymentSession):
     world: DreamWorld
     clock: str
     target: Array
-    handles: list[Any]
     observations: Any  # publisher
-    generation: int = 0
     sequence: int = 0
     requests: set[str] = field(default_factory=set)
     commands: deque[_Command] = field(default_factory=deque)
     execution: Mapping[str, Any] | None = None
     next_tick: float = 0.0
     last_command: float = field(default_factory=time.monotonic)
-    away_since: float | None = field(default_factory=time.monotonic)
     paused: bool = False
 
 
-class DreamServer:
-    """Imagined robots behind LeRobot's env-server protocol, in a thread of its own.
+class DreamServer(ZenohDeployment[_DreamSession]):
+    """Imagined robots behind LeRobot's env-server protocol.
 
     Args:
         model: that imagines; nothing else may use it meanwhile.
@@ -92,83 +74,18 @@ class DreamServer:
         steps: int = 100,
         config_file: str = "",
     ) -> None:
-        if not SEGMENT.fullmatch(deployment):
-            raise ValueError(f"a deployment is a name of letters, digits, dots and dashes, got {deployment!r}")
         self.model, self.steps = model, steps
         self.descriptor = describe(model, semantics or model.imagined_spec.name, steps)
-        self.instance = uuid.uuid4().hex
-        root = f"lerobot/env/v1/deployments/{deployment}"
-        self.root = f"{root}/instances/{self.instance}"
-        self._session: _DreamSession | None = None
-        self._stopping = threading.Event()
-        self.door = ZenohDoor(endpoint, config_file)
-        self._handles = [
-            self.door.answers(f"{root}/describe", "describe"),
-            self.door.answers(f"{self.root}/**", "request"),
-            self.door.lives(f"{self.root}/alive"),
-        ]
-        self._thread = threading.Thread(target=self._work, name="kairos-dream", daemon=True)
-        self._thread.start()
+        super().__init__("env", endpoint, deployment, config_file, patience=0.002)
 
-    def close(self) -> None:
-        self._stopping.set()
-        self._thread.join(30)
-        self.door.close()
+    def description(self, message: Envelope) -> Envelope:
+        return message.reply("accepted", {"instance": self.instance, "descriptor": self.descriptor})
 
-    # the thread -------------------------------------------------------------------------------------------------
+    def idle(self, session: _DreamSession) -> None:
+        if session.clock == "realtime" and not session.paused and time.monotonic() >= session.next_tick:
+            self._tick(session)
 
-    def _work(self) -> None:
-        while not self._stopping.is_set():
-            arrival = self.door.next(0.002)
-            if arrival is not None:
-                self._take(arrival)
-            session = self._session
-            if session is None:
-                continue
-            if session.away_since is not None and time.monotonic() - session.away_since > GRACE:
-                self._end(session)
-            elif session.clock == "realtime" and not session.paused and time.monotonic() >= session.next_tick:
-                self._tick(session)
-        if self._session is not None:
-            self._end(self._session)
-
-    def _take(self, arrival: Arrival) -> None:
-        session = self._session
-        what, _, owner = arrival.what.partition(" ")
-        if what == "presence":
-            if session is not None and owner == session.identity:
-                if arrival.alive:
-                    session.away_since = None
-                elif session.away_since is None:
-                    self._end(session)
-            return
-        message = Envelope("error")
-        try:
-            message = decode(arrival.data)
-            body = self._dispatch(message, arrival, what)
-            if body is None:
-                return
-            reply = message.reply("ack" if message.session_id else "accepted", body)
-        except ProtocolFault as fault:
-            reply = message.fault(fault)
-        except Exception:
-            LOG.exception("imagination failed")
-            reply = message.fault(ProtocolFault("execution", "imagination failed; the server's log says why"))
-        if arrival.query is not None:
-            arrival.answer(encode(reply))
-
-    def _dispatch(self, message: Envelope, arrival: Arrival, what: str) -> dict[str, Any] | None:
-        if what == "describe":
-            return {"instance": self.instance, "descriptor": self.descriptor}
-        if message.instance_id != self.instance:
-            raise ProtocolFault("stale", "this is another run of the server")
-        key = f"{self.root}/act" if arrival.query is None else str(arrival.query.key_expr)
-        if key == f"{self.root}/open":
-            return self._open(message.body)
-        session = self._session
-        known = session is not None and message.session_id == session.identity
-        if session is None or not known or not (what == "act" or key.startswith(f"{session.prefix}/")):
-            raise ProtocolFault("stale", "there is no such session")
+    def answer(self, session: _DreamSession, what: str, message: Envelope, arrival: Arrival) -> Envelope | None:
         if message.generation != session.generation:
             raise ProtocolFault("stale", "the world was reset since")
         if message.request_id in session.requests:
@@ -176,10 +93,11 @@ class DreamServer:
         if len(session.requests) >= REQUESTS:
             raise ProtocolFault("unsupported", f"{REQUESTS} requests since the last reset; open another session")
         session.requests.add(message.request_id)
-        operation = "apply" if what == "act" else key.rpartition("/")[2]
+        operation = "apply" if what == "act" else str(arrival.query.key_expr).rpartition("/")[2]
         if operation == "control":
             operation = str(message.body.get("operation", ""))
-        return self._operate(session, operation, message, arrival)
+        body = self._operate(session, operation, message, arrival)
+        return None if body is None else message.reply("ack", body)
 
     def _operate(
         self, session: _DreamSession, operation: str, message: Envelope, arrival: Arrival
@@ -218,7 +136,7 @@ class DreamServer:
             session.next_tick = time.monotonic() + 1 / self.descriptor["fps"]
             return {}
         if operation == "close":
-            self._end(session)
+            self.end(session)
             return {}
         raise ProtocolFault(
             "unsupported", f"no operation {operation[:40]!r}; {', '.join(self.descriptor['operations'])}"
@@ -231,7 +149,8 @@ class DreamServer:
             raise ProtocolFault("busy", f"{PENDING} commands wait already")
         session.commands.append(command)
 
-    def _open(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def open(self, message: Envelope) -> Envelope:
+        body = message.body
         count, clock, task = body.get("num_envs", 1), body.get("clock", "lockstep"), body.get("task_id", 0)
         if type(count) is not int or not 1 <= count <= ROBOTS or clock not in self.descriptor["clocks"]:
             raise ProtocolFault("incompatible", f"num_envs is 1 to {ROBOTS} and clock lockstep or realtime")
@@ -239,7 +158,7 @@ class DreamServer:
             raise ProtocolFault("incompatible", f"the pictures of {count} robots do not fit into a message")
         if body.get("task_group") not in (None, GROUP) or type(task) is not int:
             raise ProtocolFault("incompatible", f"the only task_group is {GROUP!r}, and task_id a number")
-        if self._session is not None:
+        if self.session is not None:
             raise ProtocolFault("busy", "another client has the world")
         world = DreamWorld(self.model, count, task, self.steps)
         try:
@@ -247,19 +166,26 @@ class DreamServer:
         except BaseException:
             world.close()
             raise
-        identity = uuid.uuid4().hex
-        prefix = f"{self.root}/sessions/{identity}"
+        identity, prefix = self.place()
         handles = [
+            *(self.door.answers(f"{prefix}/{name}", "request") for name in ("reset", "step", "control")),
             self.door.watches(f"{prefix}/client_alive", f"presence {identity}"),
             self.door.lives(f"{prefix}/alive"),
             self.door.hears(f"{prefix}/act", "act"),
         ]
         observations = self.door.publisher(f"{prefix}/obs")
-        self._session = session = _DreamSession(
-            identity, prefix, world, clock, world.initial_target(), handles, observations
+        self.session = _DreamSession(
+            identity=identity,
+            prefix=prefix,
+            handles=handles,
+            world=world,
+            clock=clock,
+            target=world.initial_target(),
+            observations=observations,
+            next_tick=time.monotonic() + 1 / self.descriptor["fps"],
         )
-        session.next_tick = time.monotonic() + 1 / self.descriptor["fps"]
-        return {"session": identity, "result": result, "generation": 0, "descriptor": self.descriptor}
+        told = {"session": identity, "result": result, "generation": 0, "descriptor": self.descriptor}
+        return message.reply("accepted", told)
 
     def _execute(self, session: _DreamSession, request: str, actions: Array) -> dict[str, Any]:
         started, over = time.monotonic(), session.world.over
@@ -296,12 +222,10 @@ class DreamServer:
         if command.arrival is not None and command.arrival.query is not None:
             command.arrival.answer(encode(command.message.fault(fault)))
 
-    def _end(self, session: _DreamSession) -> None:
-        self._session = None
+    def end(self, session: _DreamSession) -> None:
         self._cancel(session, "the session was closed")
         session.world.close()
-        for handle in session.handles:
-            handle.undeclare()
+        super().end(session)
 
 
 def _deadline(body: Mapping[str, Any]) -> float:

@@ -62,6 +62,23 @@ def test_a_fake_is_run_recorded_and_replayed(tmp_path: Path, capsys: pytest.Capt
     assert "nothing was moved" in capsys.readouterr().err
 
 
+def test_the_script_of_a_fake_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, log = str(tmp_path / "shown"), str(tmp_path / "log")
+    words = ["robot", "record", "fake:so101", "--leader", "expert", "--out", out, "--log", log, "--episodes", "2"]
+    words += ["--seconds", "1.5", "--rate-hz", "10", "--disturb", "0.1", "--cameras", "front", "--size", "16,16"]
+    assert cli.main(words) == 0
+    assert "success: 2 of 2" in capsys.readouterr().out
+    recording = open_recording(out)
+    episode = recording[1]
+    assert len(episode) == 15 and episode.success[-2:].all()  # it goes on past the success
+    assert list(episode.images) == ["front"] and episode.instruction == "move the gripper to the red block"
+    expert = episode.labels["expert_actions"][:, 0]
+    astray = np.abs(expert[:-1] - episode.actions).max(1) > 1
+    assert expert.shape == (16, 6) and astray.any() and not astray.all()
+    assert cli.main(["robot", "record", "arm.json", "--leader", "expert"]) == 2
+    assert "scenes of fakes only" in capsys.readouterr().err
+
+
 def test_nobody_arms_a_robot_by_accident(arm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["robot", "run", str(arm), "--policy", "random", "--log", str(arm.parent / "log")]) == 2
     assert "--armed-by" in capsys.readouterr().err

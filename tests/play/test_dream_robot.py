@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import zenoh
 from serving import SPEC, free_port
+from zenoh_client import ZenohClient
 
 from kairos_env.play.dream_robot import DreamServer
 from kairos_env.play.dream_world import describe
-from kairos_env.policies.remote.lerobot_wire import Envelope, decode, encode, require_feature
+from kairos_env.policies.remote.lerobot_wire import require_feature
 from kairos_env.sims.tabletop.env import make_spec
 from kairos_env.world_model.model import WorldModel
 
@@ -30,31 +29,19 @@ def endpoint() -> Iterator[str]:
     server.close()
 
 
-class Client:
+class Client(ZenohClient):
     """What LeRobot's EnvClient does, and what it checks."""
 
     def __init__(self, endpoint: str) -> None:
-        config = zenoh.Config()
-        for key, value in {"mode": '"peer"', "connect/endpoints": f'["{endpoint}"]'}.items():
-            config.insert_json5(key, value)
-        for key in ("scouting/multicast/enabled", "scouting/gossip/enabled"):
-            config.insert_json5(key, "false")
-        self.session = zenoh.open(config)
-        self.instance = self.identity = ""
-        self.generation, self.count, self.last = 0, 0, 0
-        self.instance = (body := self.query(f"{ROOT}/describe", "describe", {}))["instance"]
+        super().__init__(endpoint)
+        self.count, self.last = 0, 0
+        self.instance = (body := self.told(f"{ROOT}/describe", "describe", {}))["instance"]
         self.descriptor = body["descriptor"]
 
-    def query(self, key: str, kind: str, body: dict[str, Any], request: str = "") -> dict[str, Any]:
-        ids = self.instance, self.identity, self.generation, request or uuid.uuid4().hex
-        deadline = time.monotonic() + 10
-        with self.session.declare_querier(key) as querier:
-            while not querier.matching_status.matching:
-                assert time.monotonic() < deadline, key
-                time.sleep(0.005)
-        (reply,) = self.session.get(key, payload=encode(Envelope(kind, *ids, body)), timeout=60)
-        found = decode(reply.ok.payload.to_bytes())
-        assert (found.request_id, found.generation, found.session_id) == (ids[3], self.generation, self.identity)
+    def told(self, key: str, kind: str, body: dict[str, Any], request: str = "") -> dict[str, Any]:
+        """The body of an answer, once it has been checked."""
+        found = self.query(key, kind, body, request)
+        assert found.session_id == self.identity
         if found.message_type != "error":
             assert found.message_type == ("ack" if self.identity else "accepted")
             if "result" in found.body:
@@ -66,7 +53,7 @@ class Client:
     def open(self, count: int, clock: str, **more: Any) -> dict[str, Any]:
         self.count = count
         request = {"num_envs": count, "clock": clock, "task_group": None, "task_id": 0, "seeds": None} | more
-        body = self.query(f"{ROOT}/instances/{self.instance}/open", "open", request)
+        body = self.told(f"{ROOT}/instances/{self.instance}/open", "open", request)
         if "session" in body:
             assert body["descriptor"] == self.descriptor
             self.identity, self.generation = body["session"], body["generation"]
@@ -77,7 +64,7 @@ class Client:
     def ask(self, operation: str, request: str = "", **body: Any) -> dict[str, Any]:
         direct = operation in ("reset", "step")
         key = f"{self.key}/{operation if direct else 'control'}"
-        found = self.query(key, "control", body if direct else body | {"operation": operation}, request)
+        found = self.told(key, "control", body if direct else body | {"operation": operation}, request)
         self.generation = found.get("generation", self.generation)
         return found
 
@@ -103,7 +90,7 @@ class Client:
     def close(self) -> None:
         if self.identity:
             self.ask("close")
-        self.session.close()
+        self.leave()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import asyncio
 import math
 import threading
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,47 +19,39 @@ import numpy as np
 
 from kairos_env.policies.chunking import Continuation
 from kairos_env.policies.remote.batching import ClientEpisode
+from kairos_env.policies.remote.deployment import GRACE, DeploymentSession, ZenohDeployment
 from kairos_env.policies.remote.lerobot_wire import (
-    SEGMENT,
     Arrival,
     Envelope,
     ProtocolFault,
-    ZenohDoor,
-    decode,
     encode,
     require_feature,
     rgb_feature,
     tensor_feature,
 )
-from kairos_env.policies.remote.requests import Declined, Request
+from kairos_env.policies.remote.requests import Request
 from kairos_env.policies.remote.server import PolicyServer
 from kairos_env.records import Array, Observation, RobotSpec
 
 ALIGNED = "chunk_alignment_v1"
 IDENTITY = ("artifact_identity", "observation_id", "capture_time", "task", "task_version")
-FAULTS = {"busy": "busy", "late": "timeout", "failed": "execution", "draining": "execution", "mismatch": "incompatible"}
-GRACE = 10.0  # seconds that a robot may be away
 TEXT = 4096
 
 
-@dataclass
-class _Session:
-    identity: str
+@dataclass(kw_only=True)
+class _Session(DeploymentSession):
     mode: str
     settings: Mapping[str, Any]
     episode: ClientEpisode
-    handles: list[Any]
     actions: Any  # publisher
     language: Any  # publisher
-    away_since: float | None = field(default_factory=time.monotonic)
-    generation: int = 0
     sequence: int = -1
     seen: OrderedDict[str, None] = field(default_factory=OrderedDict)
     controls: OrderedDict[str, Envelope] = field(default_factory=OrderedDict)
 
 
-class LeRobotInference:
-    """Serves the policies of ``server`` to LeRobot's robots, in a thread of its own.
+class LeRobotInference(ZenohDeployment[_Session]):
+    """Serves the policies of ``server`` to LeRobot's robots.
 
     Args:
         server: running; its queue decides.
@@ -80,82 +71,29 @@ class LeRobotInference:
         semantics: str = "",
         config_file: str = "",
     ) -> None:
-        if not SEGMENT.fullmatch(deployment):
-            raise ValueError(f"a deployment is a name of letters, digits, dots and dashes, got {deployment!r}")
-        self.server, self.loop, self.deployment = server, loop, deployment
+        self.server, self.loop = server, loop
         self.semantics = semantics or server.spec.name
-        self.instance = uuid.uuid4().hex
         self.artifact = str(server.about.get("weights") or server.about["policy"])[:128] or "kairos"
         self.capabilities = capabilities(server.spec, server.about, self.semantics)
-        self.door = ZenohDoor(endpoint, config_file)
-        root = f"lerobot/inference/v1/deployments/{deployment}"
-        self.root = f"{root}/instances/{self.instance}"
-        self._session: _Session | None = None
-        self._stopping = threading.Event()
         self._opens: OrderedDict[str, Envelope] = OrderedDict()
-        self._handles = [
-            self.door.answers(f"{root}/describe", "describe"),
-            self.door.answers(f"{self.root}/open", "open"),
-            self.door.lives(f"{self.root}/alive"),
-        ]
-        self._thread = threading.Thread(target=self._work, name="kairos-lerobot", daemon=True)
-        self._thread.start()
+        super().__init__("inference", endpoint, deployment, config_file, patience=0.05)
 
-    def close(self) -> None:
-        self._stopping.set()
-        self._thread.join(10)
-        self.door.close()
+    def description(self, message: Envelope) -> Envelope:
+        return Envelope("descriptor", self.instance, request_id=message.request_id, body=self.descriptor())
 
-    # the thread -------------------------------------------------------------------------------------------------
-
-    def _work(self) -> None:
-        while not self._stopping.is_set():
-            arrival = self.door.next(0.05)
-            if arrival is not None:
-                self._take(arrival)
-            session = self._session
-            if session is not None and session.away_since and time.monotonic() - session.away_since > GRACE:
-                self._end(session)
-
-    def _take(self, arrival: Arrival) -> None:
-        what, _, owner = arrival.what.partition(" ")
-        session = self._session
-        if what == "presence":
-            if session is not None and owner == session.identity:
-                session.away_since = None if arrival.alive else time.monotonic()
-            return
-        message = Envelope("error")
-        try:
-            message = decode(arrival.data)
-            reply = self._reply(what, message)
-        except ProtocolFault as fault:
-            reply = message.fault(fault)
-        except Declined as declined:
-            reply = message.fault(ProtocolFault(FAULTS.get(declined.code, "malformed"), str(declined)))
-        if arrival.query is not None:
-            arrival.answer(encode(reply))
-        elif session is not None and message.session_id == session.identity:
-            (session.actions if what == "observation" else session.language).put(encode(reply))
-
-    def _reply(self, what: str, message: Envelope) -> Envelope:
-        if what == "describe":
-            return Envelope("descriptor", self.instance, request_id=message.request_id, body=self.descriptor())
-        if message.instance_id != self.instance:
-            raise ProtocolFault("stale", "this is another run of the server")
-        if what == "open":
-            return self._open(message)
-        session = self._session
-        if session is None or message.session_id != session.identity:
-            raise ProtocolFault("stale", "there is no such session")
+    def answer(self, session: _Session, what: str, message: Envelope, arrival: Arrival) -> Envelope:
         if what == "control":
             return self._control(session, message)
         if what == "language":
             raise ProtocolFault("unsupported", "this policy answers no questions")
         return self._decide(session, message)
 
+    def publish(self, session: _Session, what: str, reply: Envelope) -> None:
+        (session.actions if what == "observation" else session.language).put(encode(reply))
+
     def descriptor(self) -> dict[str, Any]:
         """The policy and its contract, as robots ask for it before they open a session."""
-        session = self._session
+        session = self.session
         return {
             "deployment": self.deployment,
             "instance_id": self.instance,
@@ -182,7 +120,7 @@ class LeRobotInference:
         }
 
     def _diagnostics(self) -> dict[str, Any]:
-        session = self._session
+        session = self.session
         left = None
         if session is not None and session.away_since is not None:
             left = max(0.0, GRACE - (time.monotonic() - session.away_since))
@@ -193,18 +131,17 @@ class LeRobotInference:
             "admission_blocker": None if session is None else "active_session" if left is None else "absence_grace",
         }
 
-    def _open(self, message: Envelope) -> Envelope:
+    def open(self, message: Envelope) -> Envelope:
         if not message.request_id:
             raise ProtocolFault("malformed", "open needs a request_id")
         if message.request_id in self._opens:
             return self._opens[message.request_id]
-        if self._session is not None:
+        if self.session is not None:
             state = self._diagnostics()
             details = {key: state[key] for key in ("admission_blocker", "absence_grace_remaining_s")}
             raise ProtocolFault("busy", f"another robot has the session {state['owner']}", details)
         settings = self._check_open(message.body)
-        identity = uuid.uuid4().hex
-        key = f"{self.root}/sessions/{identity}"
+        identity, key = self.place()
         episode = asyncio.run_coroutine_threadsafe(self.server.episode(), self.loop).result(60)
         actions, language = self.door.publisher(f"{key}/act"), self.door.publisher(f"{key}/language/result")
         handles = [
@@ -214,7 +151,16 @@ class LeRobotInference:
             self.door.watches(f"{key}/alive", f"presence {identity}"),
             self.door.lives(f"{key}/server_alive"),
         ]
-        self._session = _Session(identity, message.body["mode"], settings, episode, handles, actions, language)
+        self.session = _Session(
+            identity=identity,
+            prefix=key,
+            handles=handles,
+            mode=message.body["mode"],
+            settings=settings,
+            episode=episode,
+            actions=actions,
+            language=language,
+        )
         body = self.descriptor() | {"mode": message.body["mode"], "chunk_settings": settings}
         accepted = Envelope("accepted", self.instance, identity, 0, message.request_id, body)
         _remember(self._opens, message.request_id, accepted)
@@ -264,7 +210,7 @@ class LeRobotInference:
             body["session"] = self._diagnostics()
         if operation == "close":
             body["applied_generation"] = message.generation
-            self._end(session)
+            self.end(session)
         reply = message.reply("ack", body)
         _remember(session.controls, message.request_id, reply)
         return reply
@@ -335,12 +281,10 @@ class LeRobotInference:
         asked = self.server.ask(session.episode, request)
         return asyncio.run_coroutine_threadsafe(asked, self.loop).result(60)
 
-    def _end(self, session: _Session) -> None:
-        self._session = None
-        for handle in session.handles[1:]:
-            handle.undeclare()
-        # its control channel goes when the answer to the close has left
-        threading.Timer(0.5, session.handles[0].undeclare).start()
+    def end(self, session: _Session) -> None:
+        control = session.handles.pop(0)
+        super().end(session)
+        threading.Timer(0.5, control.undeclare).start()  # it goes when the answer to the close has left
 
 
 def capabilities(spec: RobotSpec, about: Mapping[str, Any], semantics: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from kairos_env.sims.process import Reply, SimulatorError, SimulatorProcess
 from kairos_env.sims.process_simulator import ProcessSimulator
 from kairos_env.sims.reward import RewardForm, step_reward
 from kairos_env.sims.robot.bounds import UnsafeCommand
+from kairos_env.sims.robot.fake.experts import expert_goal
 from kairos_env.sims.robot.fake.robot import FakeRobot
 from kairos_env.sims.robot.fake.twin import BROUGHT, REACHED, TASKS
 from kairos_env.sims.robot.install import interpreter
@@ -55,7 +56,7 @@ class RobotEnv(ProcessSimulator):
         on_stop, on_exit: ``"hold"`` or ``"relax"``.
         log: file of JSON lines of what was refused, clipped, held and stopped.
         answer_s: how long servos may take to answer; None: 0.8 of a beat, and of a fake as long as it takes.
-        cameras: of a fake: name -> (height, width).
+        cameras: of a fake: name -> (height, width); None: those of ``spec``, or front and wrist.
         max_episode_steps: decisions until truncation.
         render_mode, observe_images, reward: as everywhere.
         home: of `kairos sims install lerobot-robots`; None is the usual one.
@@ -102,7 +103,9 @@ class RobotEnv(ProcessSimulator):
             raise ValueError(f"rate_hz={rate_hz}, beats={beats}: both must be above 0")
         self.fake: FakeRobot | None = None
         if isinstance(robot, str) and robot.startswith("fake:"):
-            seen = (_FAKE if cameras is None else cameras) if observe_images else {}
+            known = () if spec is None else (c for c in spec.cameras if c.name in _FAKE)
+            wanted = {c.name: (c.height, c.width) for c in known} or _FAKE
+            seen = (wanted if cameras is None else cameras) if observe_images else {}
             self.fake = FakeRobot(robot.removeprefix("fake:"), rate_hz * self._beats, seen, picture_every=self._beats)
             self._config, self._tasks = self.fake.config(), dict(TASKS)
             if task not in TASKS:
@@ -228,6 +231,13 @@ class RobotEnv(ProcessSimulator):
             self._open()
         found = dict(self._ask("versions").values)
         return found | ({"mujoco": str(require("mujoco", "sim").__version__)} if self.fake is not None else {})
+
+    def expert_action(self, task: str | None = None) -> Array:
+        """What the scripted expert of a fake's task would do now: float32 (A,)."""
+        if self.fake is None:
+            raise ValueError("a real robot has no scripted expert: let a leader arm show the task")
+        goal = self.fake.to_units(expert_goal(self.fake.arm, task or self.task, *self.fake.twin.places()))
+        return np.asarray(np.clip(goal, self._own.action_low, self._own.action_high), np.float32)
 
     def send_reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> None:
         """A fake starts a scene anew; a real robot, which must be armed, goes to its rest pose."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import zenoh
 from serving import SPEC, free_port, make_server, serving
+from zenoh_client import ZenohClient
 
 from kairos_env.policies.remote.lerobot import LeRobotInference
 from kairos_env.policies.remote.lerobot_wire import Envelope, ProtocolFault, ZenohDoor, decode, encode
@@ -22,30 +22,10 @@ from kairos_env.policies.remote.server import PolicyServer
 ROOT = "lerobot/inference/v1/deployments/kairos"
 
 
-class Robot:
+class Robot(ZenohClient):
     """A client of that protocol."""
 
-    def __init__(self, endpoint: str) -> None:
-        config = zenoh.Config()
-        for key, value in {"mode": '"peer"', "connect/endpoints": f'["{endpoint}"]'}.items():
-            config.insert_json5(key, value)
-        for key in ("scouting/multicast/enabled", "scouting/gossip/enabled"):
-            config.insert_json5(key, "false")
-        self.session = zenoh.open(config)
-        self.instance = self.identity = ""
-        self.sequence = self.generation = 0
-
-    def query(self, key: str, kind: str, body: dict[str, Any], request_id: str = "") -> Envelope:
-        ids = (self.instance, self.identity, self.generation, request_id or uuid.uuid4().hex)
-        deadline = time.monotonic() + 10
-        with self.session.declare_querier(key) as querier:
-            while not querier.matching_status.matching:
-                assert time.monotonic() < deadline, key
-                time.sleep(0.005)
-        (reply,) = self.session.get(key, payload=encode(Envelope(kind, *ids, body)), timeout=10)
-        found = decode(reply.ok.payload.to_bytes())
-        assert found.request_id == ids[3] and found.generation == self.generation
-        return found
+    sequence = 0
 
     def describe(self) -> dict[str, Any]:
         found = self.query(f"{ROOT}/describe", "describe", {})
@@ -112,9 +92,6 @@ class Robot:
             keys = ("artifact_identity", "observation_id", "capture_time", "task", "task_version")
             assert all(found.body[key] == body[key] for key in keys)
         return found
-
-    def leave(self) -> None:
-        self.session.close()
 
 
 @contextmanager

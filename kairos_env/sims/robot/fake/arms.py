@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ class FakeArm:
         base, upper, lower, hand: heights and lengths [m]; of the real arm to about a centimetre.
         torque: greatest of a servo [N m].
         speed: greatest of a servo [rad/s].
+        degrees: whether LeRobot counts its joints so, and not from -100 to 100.
     """
 
     robot: str
@@ -40,11 +42,22 @@ class FakeArm:
     hand: float
     torque: float
     speed: float
+    degrees: bool = True
 
     def zero(self, joint: int) -> int:
         """Position of a servo at its joint's zero [steps]."""
         low, high = self.ranges[joint]
         return low if JOINTS[joint] == "gripper" else (low + high) // 2
+
+    def unit_value(self, joint: int, angle: float) -> float:
+        """An angle [rad] in the unit in which LeRobot counts this joint."""
+        low, high = self.ranges[joint]
+        steps = self.zero(joint) + angle * TURN / math.tau
+        if JOINTS[joint] == "gripper":
+            return 100 * (steps - low) / (high - low)
+        if self.degrees:
+            return (steps - (low + high) / 2) * 360 / (TURN - 1)
+        return 200 * (steps - low) / (high - low) - 100
 
     def calibration(self) -> dict[str, dict[str, int]]:
         """What LeRobot keeps in a calibration file."""
@@ -63,6 +76,7 @@ ARMS: Mapping[str, FakeArm] = {
     "koch": FakeArm(
         *("koch_follower", DYNAMIXEL, (1060, 1060, 1200, 1200, 1200, 1200), _RANGES, (1024, -310, 0, 2048, -7, 100)),
         *(0.105, 0.108, 0.100, 0.11, 1.2, 5.0),
+        degrees=False,
     ),
 }
 
@@ -161,4 +175,4 @@ def arm_mjcf(arm: FakeArm) -> str:
 def _angles(arm: FakeArm, joint: int) -> tuple[float, float]:
     """Least and greatest angle of a joint [rad], with a little room behind its range."""
     zero, (low, high) = arm.zero(joint), arm.ranges[joint]
-    return tuple((end + room - zero) * 6.283185307 / TURN for end, room in ((low, -40), (high, 40)))  # type: ignore[return-value]
+    return tuple((end + room - zero) * math.tau / TURN for end, room in ((low, -40), (high, 40)))  # type: ignore[return-value]

@@ -118,6 +118,10 @@ class FakeRobot:
             self.twin.set_angles(angles)
             self._measure()
 
+    def to_units(self, angles: Array) -> Array:
+        """Angles of the joints (A,) [rad] in the units of LeRobot's calibration."""
+        return np.array([self.arm.unit_value(i, angle) for i, angle in enumerate(angles)])
+
     def publish(self) -> None:
         """Sends what the cameras see."""
         if self._publisher is None:

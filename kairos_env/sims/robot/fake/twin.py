@@ -53,7 +53,7 @@ class ArmTwin:
         reach = self.arm.upper + self.arm.lower
         angle, far = rng.uniform(-0.6, 0.6), rng.uniform(0.7, 0.85) * reach
         block = np.array([far * math.cos(angle), far * math.sin(angle), 0.016])
-        turn = rng.uniform(0.15, 0.3) * rng.choice([-1, 1])
+        turn = rng.uniform(0.35, 0.55) * rng.choice([-1, 1])
         disc = np.array([far * math.cos(angle + turn), far * math.sin(angle + turn), 0.001])
         self.data.qpos[self._block : self._block + 3] = block
         self.data.mocap_pos[0] = disc
@@ -114,6 +114,10 @@ class ArmTwin:
             },
             "interest": ["block"],
         }
+
+    def places(self) -> tuple[Array, Array, Array, Array]:
+        """Angles of the joints (A,) [rad]; finger tips, block and disc (3,) [m]."""
+        return self.angles(), self.tip, np.asarray(self.data.body("block").xpos).copy(), self.data.mocap_pos[0].copy()
 
     @property
     def tip(self) -> Array:
