@@ -15,6 +15,7 @@ import torch
 from kairos_env.records import Episode, Observation, RobotSpec
 from kairos_env.runs import ConfigMismatch, WriteLock, atomic_write, write_json
 from kairos_env.training.batches import Clips, check_encoder, object_names
+from kairos_env.training.calibration import calibrate
 from kairos_env.training.card import write_card
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import split
@@ -81,8 +82,8 @@ def train(
         say(f"precision {precision}: {why}")
         trackers = open_trackers(launch.log, folder, dataclasses.asdict(config))
         open_training(folder, config, launch, {"threads": torch.get_num_threads(), "precision": why})
-        held_out = sorted(parts.validation + parts.starts) if names else []
-        _require_same_data(folder, episodes, [names[i] for i in held_out])
+        held_out = sorted({*parts.validation, *parts.starts})
+        _require_same_data(folder, episodes, [names[i] for i in held_out] if names else [])
         chosen = [episodes[i] for i in parts.training]
         with_pictures = pictures or episodes.__getitem__
         validation = [with_pictures(i) for i in parts.validation]
@@ -103,6 +104,8 @@ def train(
                 hooks.append((launch.snapshot_every, _snapshots(folder, starts, config)))
             hooks.append((config.sample_every, _reports(report, folder)))
             train_world_action(model, clips, config, log, hooks, say)
+        whole = [e for e in map(with_pictures, held_out) if len(e.images) == len(spec.cameras)]
+        model.set_statistics(calibrate(model, whole))
         _write_model(model, starts, config, folder, folder / "model")
         report(folder)
     return folder / "model"

@@ -20,7 +20,7 @@ from kairos_env.world_model.state import StepOutput, WorldState
 from kairos_env.world_model.streaming import StreamingPasses
 from kairos_env.world_model.tokenizers.image import Tokenizer
 
-READ = ("latent", "proprio", "reward", "success", "objects", "errors")  # what a step reads of its frame
+READ = ("latent", "proprio", "reward", "success", "objects", "errors", "own_errors")  # what a step reads of its frame
 
 
 def use_engine(model: StreamingPasses, name: str | None = None, dtype: torch.dtype = torch.float32) -> None:
@@ -72,6 +72,8 @@ class CompiledStep:
                     f"the step engine {self._engine!r} takes one denoising step, not {steps}; use engine 'eager'"
                 )
             return imagine_frame(self._model, state, action, steps)
+        if state.own_errors is None:
+            state = dataclasses.replace(state, own_errors=state.errors)
         tensors = state.tensors()
         names = tuple(tensors)
         if names not in self._functions:

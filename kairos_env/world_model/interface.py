@@ -26,12 +26,19 @@ VIDEO_NOISE, PROPRIO_NOISE, ACTION_NOISE = 0, 1, 2  # noise streams
 
 @dataclass(frozen=True)
 class ModelStatistics:
-    """Normalisation that travels with the weights: normalised = (x - mean) / std, per channel or dimension."""
+    """Normalisation that travels with the weights: normalised = (x - mean) / std, per channel or dimension.
+
+    Args:
+        error_offset, error_slope: (E,) each, what turns the errors that the weights expect into those that were made on
+            held-out episodes: log(error) = offset + slope log(expected). Empty where nobody has compared them.
+    """
 
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
     proprio_mean: tuple[float, ...]
     proprio_std: tuple[float, ...]
+    error_offset: tuple[float, ...] = ()
+    error_slope: tuple[float, ...] = ()
 
     @classmethod
     def identity(cls, channels: int, proprio: int) -> ModelStatistics:

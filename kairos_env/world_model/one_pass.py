@@ -156,8 +156,8 @@ def scene(features: Tensor, errors: Tensor) -> Tensor:
 
 def estimate_of(model: StreamingPasses, state: WorldState) -> Estimate:
     """The newest frame of a state, F = 1."""
-    scale = model.error_scale
-    errors = (2 * (state.errors / scale).clamp_min(1e-6).log()).clamp(CERTAIN, LOST)
+    own = state.errors if state.own_errors is None else state.own_errors
+    errors = (2 * (own / model.error_scale).clamp_min(1e-6).log()).clamp(CERTAIN, LOST)
     values = state.latent, model.normalise_proprio(state.proprio), state.objects / FAR, errors
     return Estimate(*(x[:, None] for x in values))
 
@@ -233,12 +233,14 @@ def state_after(
     proprio: Tensor | None = None,
 ) -> WorldState:
     """The state at the last frame of a pass; ``proprio`` (B, P) physical where it was observed."""
+    observed = proprio is not None
     if proprio is None:
         proprio = model.physical_proprio(estimate.proprio[:, -1])
     objects = FAR * estimate.objects[:, -1]
     features = model.features(proprio, objects)
     reward, success = model.heads.outcome(flat[:, -1], model.pooled(state.context, state.mask), features)
-    errors = (0.5 * estimate.errors[:, -1]).exp() * model.error_scale
+    own = (0.5 * estimate.errors[:, -1]).exp() * model.error_scale
+    errors = model.calibrated(own)
     return WorldState(
         layers,
         state.past + estimate.latents.shape[1],
@@ -249,6 +251,7 @@ def state_after(
         reward,
         success.sigmoid(),
         objects,
-        errors,
+        errors if observed else torch.maximum(errors, state.errors),
         state.mask,
+        own_errors=own,
     )

@@ -37,9 +37,12 @@ class WorldState:
         seed: (B,) int64; with ``past`` it fixes all noise, whatever stands beside an element in the batch.
         reward, success: (B,) read-outs of the newest frame (success as a probability).
         objects: (B, O, 3) positions read in the newest frame, metres, in the frame of the hand's position.
-        errors: (B, E) expected root mean squared errors of the newest frame, see `WorldModel.error_names`.
+        errors: (B, E) expected root mean squared errors of the newest frame, see `WorldModel.error_names`; the largest
+            since the newest observation, because what went wrong stays wrong until somebody looks.
         mask: (B, S) bool, which instruction tokens count; None if all do.
         before: (B, C, h, w) the latent frame before it, where a frame is decoded from both; None elsewhere.
+        own_errors: (B, E) what the weights expect of the newest frame alone, as the next pass is told; None where that
+            is ``errors``.
     """
 
     layers: tuple[LayerMemory, ...]
@@ -54,6 +57,7 @@ class WorldState:
     errors: Tensor
     mask: Tensor | None = None
     before: Tensor | None = None
+    own_errors: Tensor | None = None
 
     @property
     def batch_size(self) -> int:

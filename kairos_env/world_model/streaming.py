@@ -158,6 +158,16 @@ class StreamingPasses(nn.Module):
         metres = [FAR if self.spec.hand_fields else 1.0, *[FAR] * len(self.objects)] if self.config.one_pass else []
         return torch.tensor([*metres, 1.0], device=self.device)
 
+    def calibrated(self, errors: Tensor) -> Tensor:
+        """Errors (..., E) > 0 as the weights expect them -> as large as those made on held-out episodes."""
+        statistics = self.statistics
+        if not statistics.error_slope:
+            return errors
+        offset, slope = (
+            torch.tensor(x, device=errors.device) for x in (statistics.error_offset, statistics.error_slope)
+        )
+        return (offset + slope * errors.log()).exp()
+
     @property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the K `features`."""

@@ -125,7 +125,8 @@ def test_lockstep_as_lerobot_eval_steps_it(client: Client) -> None:
     assert again["generation"] == 1
     assert again["result"]["truncated"].tolist() == [False, True] and again["result"]["step"].tolist() == [0, 3]
     for name, column in again["result"]["obs"].items():
-        assert np.array_equal(column[0], first["obs"][name][0])  # the same seed, the same start
+        # the same seed, the same start, but for the last bits, which depend on how many are observed together
+        np.testing.assert_allclose(column[0], first["obs"][name][0], rtol=1e-4)
     (frame, _) = client.ask("render")["frames"]
     assert frame.dtype == np.uint8 and frame.ndim == 3
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from kairos_env.env.trust import TOLERANCE, Familiarity, expects_positions
 from kairos_env.eval.imagination.calibration_report import CalibrationReport, Forecasts
@@ -24,6 +23,7 @@ from kairos_env.eval.imagination.held_out import record_held_out
 from kairos_env.policies.make import load_model, model_digest
 from kairos_env.records import Array, Episode
 from kairos_env.runs import INITIAL_STATES, open_run
+from kairos_env.training.calibration import true_errors
 
 if TYPE_CHECKING:
     from kairos_env.world_model.model import WorldModel
@@ -172,28 +172,6 @@ def _compare(
         "solved": padded(episode.success[:steps] if episode.outcome_known else np.full(steps, math.nan)),
         "strangeness": np.array(strangeness),
     }
-
-
-def true_errors(model: WorldModel, episode: Episode, rollout: Rollout, place: int, steps: int) -> Array:
-    """(steps, E) distances of hand and objects, and of the picture, in the units of `WorldModel.error_names`."""
-    hand, now = model.spec.hand_fields, slice(1, steps + 1)
-    proprio = rollout.proprio[place, :steps].cpu()
-    recorded = torch.as_tensor(episode.proprio[now])
-    if hand:
-        columns = [(proprio - recorded)[:, hand].norm(dim=-1).numpy()]
-    else:
-        unlike = model.normalise_proprio(proprio) - model.normalise_proprio(recorded)
-        columns = [unlike.square().mean(-1).sqrt().numpy()]
-    for number, name in enumerate(model.objects):
-        places = episode.labels.get(f"{name}_position")
-        found = rollout.objects[place, :steps, number].cpu().numpy()
-        columns.append(
-            np.full(steps, math.nan) if places is None else np.linalg.norm(found - np.asarray(places)[now], axis=-1)
-        )
-    latents = torch.cat([model.encode([episode.observation(t)]) for t in range(1, steps + 1)])
-    unlike = rollout.latents[place, :steps] - latents
-    columns.append(unlike.square().mean((1, 2, 3)).sqrt().cpu().numpy())
-    return np.stack(columns, -1).astype(np.float64)
 
 
 def trust_horizons(forecasts: Forecasts) -> dict[str, int]:
