@@ -70,6 +70,7 @@ class ControlLoop:
         self._bus = threading.RLock()
         self._interrupt, self._ending = threading.Event(), threading.Event()
         self._ended_in: str = ""
+        self._held = False  # its goal is where it was when it began to hold; told anew, it would sink each time
         self._asked_at = time.monotonic()
         self._watch = threading.Thread(target=self._watch_for_silence, name="watchdog", daemon=True)
         if watch:
@@ -98,7 +99,7 @@ class ControlLoop:
         """
         with self._bus:
             self._interrupt.clear()
-            self._ended_in = ""
+            self._ended_in, self._held = "", False
             for _ in range(3):
                 before = self.supervisor.missed_beats
                 self.measure()
@@ -140,6 +141,7 @@ class ControlLoop:
                 self.clips += decision.clips
                 if decision.goal is not None and not self._interrupt.is_set():
                     try:
+                        self._held = False
                         self.sent = self.arm.send(decision.goal)
                     except BusError as error:
                         self.supervisor.missed(str(error), error.gone)
@@ -181,10 +183,11 @@ class ControlLoop:
             return
         self._ended_in = what
         if what == "hold":
-            goal = self.supervisor.hold_goal()
+            goal = None if self._held else self.supervisor.hold_goal()
             try:
                 if goal is not None:
                     self.sent = self.arm.send(goal)
+                    self._held = True
             except BusError:
                 pass  # the servos have their last goal, a step from where they are
         else:
