@@ -276,6 +276,7 @@ class Episode:
         rewards: float32 (T,), of the episode's own task, after each action.
         success: bool (T,), the simulator's own predicate after each action.
         task, instruction: what the robot was asked to do.
+        caption: what happens, in detail; empty where nobody wrote it down.
         source: who acted (``"expert"``, ``"random"``, ``"noisy_expert"``, a policy's name).
         seed, initial_state, condition: reproduce the start; ``condition`` is empty where the simulator has none.
         labels: privileged or hindsight arrays with leading T or T + 1, absent in most datasets. The
@@ -309,10 +310,16 @@ class Episode:
     outcome_known: bool = True
     latents: Mapping[str, Array] = field(default_factory=dict)
     encoder: str = ""
+    caption: str = ""
 
     def __len__(self) -> int:
         """Number of decisions T."""
         return len(self.actions)
+
+    @property
+    def acts(self) -> bool:
+        """Whether its actions are known; those of a film, or of a robot that shares no field, are all masked."""
+        return self.action_mask is None or bool(np.any(self.action_mask))
 
     @property
     def cameras(self) -> frozenset[str]:

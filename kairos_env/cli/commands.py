@@ -140,6 +140,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         "kairos train --data.path runs/record --out runs/long --model.steps 20000 --snapshot-every 1000 "
         "--log tensorboard\n"
         "kairos train --data.path runs/record --out runs/long --model.steps 20000 --model.lr 7e-4 --change\n"
+        "kairos train --curriculum laptop --plan\n"
         + _CONTINUED,
         "train:run",
     ),

@@ -82,11 +82,15 @@ def changes(source: RobotSpec, target: RobotSpec) -> list[str]:
     return list(found)
 
 
-def conform(episode: Episode, source: RobotSpec, target: RobotSpec) -> Episode:
+def conform(episode: Episode, source: RobotSpec, target: RobotSpec, foreign: bool = False) -> Episode:
     """An episode of ``source`` with the fields, cameras, picture sizes and rate of ``target``.
 
     A field that ``source`` lacks is the middle of its range and masked (``proprio_mask``, ``action_mask``); a missing
     camera is left out. Labels stay where steps and actions are the same.
+
+    Args:
+        foreign: the robots may share no field, or mean others by the same name; such fields are masked. Of cameras
+            with other names the first stands for the first.
 
     Raises:
         SpecMismatch: rates without a whole ratio, latents of pictures of another size, fields of one name but another
@@ -95,6 +99,8 @@ def conform(episode: Episode, source: RobotSpec, target: RobotSpec) -> Episode:
     if source == target:
         return episode
     episode = joined(episode, source.action, steps_per_decision(source, target))
+    if foreign and not {c.name for c in source.cameras} & {c.name for c in target.cameras}:
+        episode, source = _first_camera_as(target.cameras[0].name, episode, source)
     cameras = {c.name: c for c in source.cameras}
     shared = [camera for camera in target.cameras if camera.name in cameras and camera.name in episode.cameras]
     for camera in shared:
@@ -110,8 +116,8 @@ def conform(episode: Episode, source: RobotSpec, target: RobotSpec) -> Episode:
             f"{source.name!r} has none of the cameras of {target.name!r} ({wanted}); it has {', '.join(cameras)}: name "
             "them alike in the feature map"
         )
-    proprio, proprio_mask = _matched(episode.proprio, source.proprio, target.proprio, episode.proprio_mask)
-    actions, action_mask = _matched(episode.actions, source.action, target.action, episode.action_mask)
+    proprio, proprio_mask = _matched(episode.proprio, source.proprio, target.proprio, episode.proprio_mask, foreign)
+    actions, action_mask = _matched(episode.actions, source.action, target.action, episode.action_mask, foreign)
     same = source.action == target.action
     return dataclasses.replace(
         episode,
@@ -124,6 +130,16 @@ def conform(episode: Episode, source: RobotSpec, target: RobotSpec) -> Episode:
         proprio_mask=proprio_mask,
         action_mask=action_mask,
     )
+
+
+def _first_camera_as(name: str, episode: Episode, spec: RobotSpec) -> tuple[Episode, RobotSpec]:
+    """The episode with another name for its first camera, which alone is kept."""
+    first = spec.cameras[0]
+    images, latents = (
+        {name: views[first.name]} if first.name in views else {} for views in (episode.images, episode.latents)
+    )
+    spec = dataclasses.replace(spec, cameras=(dataclasses.replace(first, name=name),))
+    return dataclasses.replace(episode, images=images, latents=latents), spec
 
 
 def joined(episode: Episode, fields: Sequence[Field], steps: int) -> Episode:
@@ -173,7 +189,7 @@ def _near(ratio: float) -> list[int]:
 
 
 def _matched(
-    values: Array, source: Sequence[Field], target: Sequence[Field], known: Array | None
+    values: Array, source: Sequence[Field], target: Sequence[Field], known: Array | None, foreign: bool
 ) -> tuple[Array, Array | None]:
     """Columns of ``values`` in the order of ``target``, and which of them are real (None: all)."""
     place = {f.name: i for i, f in enumerate(source)}
@@ -186,6 +202,9 @@ def _matched(
             continue
         (size, unit), (wanted, wanted_unit) = _unit(source[i].unit), _unit(field.unit)
         if (unit, source[i].kind, source[i].frame) != (wanted_unit, field.kind, field.frame):
+            if foreign:
+                out[:, j] = (field.low + field.high) / 2
+                continue
             meaning = [(f.unit, f.kind, f.frame) for f in (source[i], field)]
             raise SpecMismatch(
                 f"field {field.name!r} means (unit, kind, frame) {meaning[0]} in one robot and {meaning[1]} in the "
@@ -193,7 +212,7 @@ def _matched(
             )
         out[:, j] = values[:, i] if size == wanted else values[:, i] * (size / wanted)
         mask[j] = known is None or known[i]
-    if not mask.any():
+    if not mask.any() and not foreign:
         raise SpecMismatch(
             f"the robots share no field: {', '.join(place)} against {', '.join(f.name for f in target)}; name them "
             "alike in the feature map"

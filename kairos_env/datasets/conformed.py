@@ -21,6 +21,7 @@ class ConformedRecording(Recording):
     Args:
         source: what is read.
         spec: of the other robot.
+        foreign: they may share no field; see `conform`.
 
     Attributes:
         numbers: of each episode in ``source``.
@@ -29,9 +30,9 @@ class ConformedRecording(Recording):
         SpecMismatch: rates without a whole ratio.
     """
 
-    def __init__(self, source: Recording, spec: RobotSpec) -> None:
+    def __init__(self, source: Recording, spec: RobotSpec, foreign: bool = False) -> None:
         super().__init__()
-        self.source, self.spec = source, spec
+        self.source, self.spec, self._foreign = source, spec, foreign
         self.broken = source.broken
         self._steps = steps_per_decision(source.spec, spec)
         self._reader = _resized(source, spec) if isinstance(source, LeRobotData) else source
@@ -49,11 +50,12 @@ class ConformedRecording(Recording):
     def _episode(self, index: int) -> Episode:
         number, reader = self.numbers[index], self._reader
         if not isinstance(reader, LeRobotData) or self._steps == 1:
-            return conform(reader[number], reader.spec, self.spec)
+            return conform(reader[number], reader.spec, self.spec, self._foreign)
         numbers = joined(reader.window(number, 0, reader.lengths[number] + 1, ()), reader.spec.action, self._steps)
         images = {camera.name: reader.frames(number, camera.name, self._steps) for camera in reader.spec.cameras}
         episode = dataclasses.replace(numbers, images={k: v[: len(numbers) + 1] for k, v in images.items()})
-        return conform(episode, sampled(reader.spec, rate=self.spec.control_rate_hz), self.spec)
+        sampled_spec = sampled(reader.spec, rate=self.spec.control_rate_hz)
+        return conform(episode, sampled_spec, self.spec, self._foreign)
 
 
 def _resized(data: LeRobotData, spec: RobotSpec) -> LeRobotData:

@@ -33,6 +33,8 @@ def open_recording(
 ) -> Recording:
     """Opens a recording of `kairos record`, LeRobot (folder or hub id), LIBERO, RoboTwin, robomimic, or cached latents.
 
+    Captioned films are one, too, see `CaptionedFilms`.
+
     Args:
         path: a file, a folder, or ``owner/name`` on the hub.
         feature_map: JSON of `kairos data inspect --save`, what a LeRobot dataset's features mean. None guesses.
@@ -48,24 +50,31 @@ def open_recording(
     return read_as(recording, sampled(recording.spec, size, rate))
 
 
-def read_as(recording: Recording, spec: RobotSpec, whole: bool = False) -> Recording:
+def read_as(recording: Recording, spec: RobotSpec, whole: bool = False, foreign: bool = False) -> Recording:
     """The recording with the fields, cameras, picture sizes and rate of a robot, see `conform`.
+
+    Films are what the robot's first camera saw.
 
     Args:
         whole: it must have all fields and cameras, as is needed where a model looks at them.
+        foreign: it may share no field at all with the robot; then all are masked.
 
     Raises:
         SpecMismatch: a rate that whole steps do not make, or something is missing.
     """
     if recording.spec == spec:
         return recording
+    from kairos_env.datasets.video.captioned import CaptionedFilms
+
+    if isinstance(recording, CaptionedFilms) and not whole:
+        return recording.seen_by(spec)
     for what in ("cameras", "proprio", "action"):
         wanted, there = ({each.name for each in getattr(robot, what)} for robot in (spec, recording.spec))
         if whole and wanted - there:
             spec.require_same(recording.spec, "model", "data")
     from kairos_env.datasets.conformed import ConformedRecording
 
-    return ConformedRecording(recording, spec)
+    return ConformedRecording(recording, spec, foreign)
 
 
 def _open(path: str | os.PathLike[str], feature_map: str | os.PathLike[str] | None) -> Recording:
@@ -81,6 +90,10 @@ def _open(path: str | os.PathLike[str], feature_map: str | os.PathLike[str] | No
         from kairos_env.datasets.latents.cache import LatentCache
 
         return LatentCache(place)
+    from kairos_env.datasets.video.captioned import CaptionedFilms, is_captioned
+
+    if feature_map is None and is_captioned(place):
+        return CaptionedFilms(place)
     if feature_map is not None:
         raise ValueError(f"{path} is no LeRobot dataset: its files say what they hold, and a feature map has no use")
     return _open_hdf5(place)

@@ -253,9 +253,9 @@ def _columns(model: WorldModel, episode: Episode) -> tuple[dict[str, Tensor], li
     columns = {
         "proprio": model.normalise_proprio(proprio),
         "lead": torch.cat([torch.zeros_like(actions[:1]), actions]),
-        "has_lead": torch.cat([torch.zeros(1), torch.ones(steps)]),
+        "has_lead": torch.cat([torch.zeros(1), torch.full((steps,), float(episode.acts))]),
         "chunk": chunk,
-        "chunk_mask": chunk_mask,
+        "chunk_mask": chunk_mask * float(episode.acts),
         "reward": torch.cat([nothing, reward]),
         "success": torch.cat([nothing, success]),
         "outcome_mask": torch.cat([nothing, torch.full((steps, len(texts)), float(episode.outcome_known))]),

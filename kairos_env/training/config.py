@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
+from kairos_env.training.gates import Gate
 from kairos_env.training.passes import LossConfig
 from kairos_env.training.pixels import PixelWeights
 from kairos_env.training.precision import Precision
 from kairos_env.training.progress import LoopConfig
 from kairos_env.world_model.config import get_preset
+
+Part = Literal["tokenizer", "text", "video", "action"]
+"""What learns: tokenizer; text encoder; video expert with renderer, heads and reader; action expert."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class TrainConfig:
             anew, which is said.
         init_tokenizer: of ``init``: keep skips stage 1, train goes on with it on these pictures; auto keeps it if it
             gives them back with at least 28 dB, which is measured and said.
+        learns: parts that learn: tokenizer, text, video, action; empty: all of them. The tokenizer alone: there is no
+            stage 2. Others than these stay as ``init`` left them.
+        words: the video expert reads the instruction, too, as it must to learn from captions of what will happen.
+        gate: what ends stage 2 before its last step.
         weights: float16 or float32, how the finished model is stored.
     """
 
@@ -64,7 +72,20 @@ class TrainConfig:
     starts: int | None = None
     init: str = ""
     init_tokenizer: Literal["auto", "keep", "train"] = "auto"
+    learns: tuple[Part, ...] = ()
+    words: bool = False
+    gate: Gate = field(default_factory=Gate)
     weights: Literal["float16", "float32"] = "float16"
+
+    @property
+    def taught(self) -> LossConfig:
+        """The loss without the passes from which nothing that learns would learn."""
+        return self.loss if "action" in self.learned else replace(self.loss, policy=0.0, joint=0.0)
+
+    @property
+    def learned(self) -> frozenset[str]:
+        """The parts that learn."""
+        return frozenset(self.learns or get_args(Part))
 
     def __post_init__(self) -> None:
         for name in ("tokenizer_batch", "batch", "video_every", "joint_every", "sample_every"):
@@ -76,5 +97,11 @@ class TrainConfig:
         for name in ("own_from", "own_whole"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share of stage 2, 0 ... 1, got {getattr(self, name)}")
+        if len(set(self.learns)) < len(self.learns):
+            raise ValueError(f"learns names a part twice: {', '.join(self.learns)}")
+        if self.learns and "tokenizer" not in self.learns and not self.init:
+            raise ValueError(f"learns {', '.join(self.learns)}: without `init` the tokenizer has to be learned, too")
+        if self.learned == {"text"}:
+            raise ValueError("learns text: words are learned by the expert that reads them, video or action")
         if not self.init:
             get_preset(self.preset)

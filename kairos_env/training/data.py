@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
+from math import floor
 from pathlib import Path
 
 from kairos_env.datasets.conform import changes, conform, sampled
 from kairos_env.datasets.conformed import ConformedRecording
 from kairos_env.datasets.latents.cache import LatentCache
-from kairos_env.datasets.layouts import encoded_recording, open_recording, read_as
+from kairos_env.datasets.layouts import encoded_recording, fingerprint, open_recording, read_as
 from kairos_env.datasets.recording import Recording
+from kairos_env.datasets.video.captioned import CaptionedFilms
 from kairos_env.records import Episode, RobotSpec
 
 
@@ -30,6 +32,9 @@ class DataConfig:
         limit: use at most so many episodes of each.
         size: height and width to which all pictures are resized, such as 48,64; empty leaves them.
         rate: decisions a second, made of whole steps of each recording; None is the rate of the first.
+        captions: share of the episodes that are read with their detailed caption, where they have one, in place of the
+            instruction.
+        foreign: also mix in robots that share no field with the first one: their pictures and words teach alone.
         labels: use what only a simulator knows (the expert's action and the outcome of every task in every state,
             object positions) where it was recorded; without it, only what any robot's recording has.
     """
@@ -41,11 +46,20 @@ class DataConfig:
     limit: int | None = None
     size: tuple[int, ...] = ()
     rate: float | None = None
+    captions: float = 0.0
+    foreign: bool = False
     labels: bool = True
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"data.limit is a number of episodes, at least 1, got {self.limit}")
+        if not 0 <= self.captions <= 1:
+            raise ValueError(f"data.captions is a share of the episodes, 0 ... 1, got {self.captions}")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All recordings."""
+        return (self.path, *self.more)
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,7 @@ class Mixture:
     """Episodes of all recordings as those of one robot, and how often each is drawn (None: all alike).
 
     ``places`` tells of each its recording and its number there, ``names`` what to call it, see `episode_key`.
+    ``digests``: path of each recording -> what changes with its files, see `layouts.fingerprint`.
     """
 
     episodes: list[Episode]
@@ -60,6 +75,7 @@ class Mixture:
     odds: list[float] | None
     places: list[tuple[Recording, int]]
     names: list[str]
+    digests: dict[str, str] = field(default_factory=dict)
 
     def pictures(self, number: int) -> Episode:
         """An episode with its pictures; where only their latents are, they are read from what was encoded."""
@@ -73,12 +89,15 @@ class Mixture:
 _encoded = cache(encoded_recording)  # opened once
 
 
-def load_mixture(config: DataConfig, say: Callable[[str], None] = lambda text: None, clip: int = 0) -> Mixture:
+def load_mixture(
+    config: DataConfig, say: Callable[[str], None] = lambda text: None, clip: int = 0, robot: RobotSpec | None = None
+) -> Mixture:
     """Reads all usable episodes into memory; broken ones are named in warnings.
 
     Args:
         say: is told how much each recording is and what becomes of its pictures and rate, before it is read.
         clip: observations that some episode must have, to be learned from.
+        robot: as whose all are read; None: the first recording's, in the size and at the rate that are asked for.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -88,19 +107,13 @@ def load_mixture(config: DataConfig, say: Callable[[str], None] = lambda text: N
     """
     from tqdm import tqdm
 
-    paths = [config.path, *config.more]
-    for name, given in (("weights", config.weights), ("maps", config.maps)):
-        if given and len(given) != len(paths):
-            raise ValueError(f"data.{name} has {len(given)} entries for {len(paths)} recordings: {', '.join(paths)}")
-    if config.weights and (min(config.weights) < 0 or not sum(config.weights) > 0):
-        raise ValueError(f"data.weights must be >= 0 with a positive sum, got {list(config.weights)}")
-    maps = config.maps or [""] * len(paths)
-    plain = [open_recording(path, feature_map or None) for path, feature_map in zip(paths, maps, strict=True)]
-    spec = sampled(plain[0].spec, config.size, config.rate)
-    recordings = [read_as(recording, spec) for recording in plain]  # says what is wrong before anything is read
+    plain, spec = open_mixture(config, robot)
+    paths = config.paths
+    recordings = [read_as(r, spec, foreign=config.foreign) for r in plain]  # says what is wrong before it is read
     numbers = [len(r) if config.limit is None else min(config.limit, len(r)) for r in recordings]
     for path, source, wanted in zip(paths, plain, numbers, strict=True):
-        say(f"{path}: {', '.join([f'{wanted} episodes', *changes(source.spec, spec)])}")
+        becomes = ["films"] if isinstance(source, CaptionedFilms) else changes(source.spec, spec)
+        say(f"{path}: {', '.join([f'{wanted} episodes', *becomes])}")
     require_long_enough(recordings, numbers, clip)
     require_memory(sum(map(picture_bytes, recordings, numbers)))
     episodes: list[Episode] = []
@@ -110,6 +123,8 @@ def load_mixture(config: DataConfig, say: Callable[[str], None] = lambda text: N
     for number, (path, recording, wanted) in enumerate(zip(paths, recordings, numbers, strict=True)):
         before = len(episodes)
         for index, episode in tqdm(islice(recording.sound(), wanted), total=wanted, desc=path, unit="episode"):
+            detailed = floor((index + 1) * config.captions) > floor(index * config.captions)
+            episode = replace(episode, instruction=episode.caption) if detailed and episode.caption else episode
             episodes.append(episode if config.labels else replace(episode, labels={}, label_tasks=()))
             places.append(_place(recording, index))
             names.append(episode_key(path, recording, index))
@@ -118,7 +133,27 @@ def load_mixture(config: DataConfig, say: Callable[[str], None] = lambda text: N
             raise ValueError(f"{path} has no usable episode; the warnings above say what is wrong with them")
         if config.weights:
             odds += [config.weights[number] / found] * found
-    return Mixture(episodes, spec, odds or None, places, names)
+    digests = {path: fingerprint(path, recording) for path, recording in zip(paths, plain, strict=True)}
+    return Mixture(episodes, spec, odds or None, places, names, digests)
+
+
+def open_mixture(config: DataConfig, robot: RobotSpec | None = None) -> tuple[list[Recording], RobotSpec]:
+    """Opens all recordings as they are, and says as whose they will be read; see `load_mixture`."""
+    paths = config.paths
+    for name, given in (("weights", config.weights), ("maps", config.maps)):
+        if given and len(given) != len(paths):
+            raise ValueError(f"data.{name} has {len(given)} entries for {len(paths)} recordings: {', '.join(paths)}")
+    if config.weights and (min(config.weights) < 0 or not sum(config.weights) > 0):
+        raise ValueError(f"data.weights must be >= 0 with a positive sum, got {list(config.weights)}")
+    maps = config.maps or [""] * len(paths)
+    plain = [open_recording(path, feature_map or None) for path, feature_map in zip(paths, maps, strict=True)]
+    spec = sampled(robot or plain[0].spec, config.size, config.rate)
+    if not spec.action:
+        raise ValueError(
+            f"{paths[0]} holds films, which nobody's actions lead on: name a robot's recording first and films in "
+            "data.more, or train a curriculum"
+        )
+    return plain, spec
 
 
 def _place(recording: Recording, index: int) -> tuple[Recording, int]:
@@ -177,10 +212,11 @@ def episode_key(path: str, recording: Recording, index: int) -> str:
 def instructions(episodes: Sequence[Episode]) -> dict[str, str]:
     """Task name -> instruction, of the tasks that the episodes were recorded for.
 
-    A task in several wordings is listed with the first; each episode is learned with its own.
+    A task in several wordings is listed with the first; each episode is learned with its own. What films show is no
+    task.
     """
     found: dict[str, str] = {}
-    for episode in episodes:
+    for episode in (e for e in episodes if e.acts):
         found.setdefault(episode.task, episode.instruction)
     return dict(sorted(found.items()))
 

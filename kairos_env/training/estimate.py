@@ -6,8 +6,11 @@ import copy
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from kairos_env.records import Episode
 from kairos_env.training.batches import Clips
@@ -15,6 +18,14 @@ from kairos_env.training.config import TrainConfig
 from kairos_env.training.losses import world_model_loss
 from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.tokenizers.image import to_unit
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One step forward and back: seconds (of the processor, on a CPU), and floating-point operations if counted."""
+
+    seconds: float
+    flops: int
 
 
 def estimate(config: TrainConfig, model: WorldModel, episodes: Sequence[Episode], tokenizer: bool) -> str:
@@ -26,50 +37,62 @@ def estimate(config: TrainConfig, model: WorldModel, episodes: Sequence[Episode]
         episodes: the longest of them gives the clips.
         tokenizer: whether stage 1 is run.
     """
-    model = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(0)
-    clips = Clips(model, [max(episodes, key=len)])
-    frames = config.loss.frames + model.chunk_length
-
-    def model_step() -> torch.Tensor:
-        batch = clips.sample(config.batch, frames, generator, config.loss.tasks).to(model.device)
-        return world_model_loss(model, batch, config.loss, generator, config.loss.frames, joint=False)[0]
-
     parts, total = [], 0.0
-    if tokenizer:
-        height, width = model.spec.cameras[0].height, model.spec.cameras[0].width
-        images = to_unit(torch.zeros(config.tokenizer_batch, height, width, 3, dtype=torch.uint8)).to(model.device)
-        noise = torch.zeros(config.tokenizer_batch, *model.latent_shape[:2], width // 8, device=model.device)
-        weights = torch.ones(config.tokenizer_batch, 1, height, width, device=model.device)
-        seconds = _seconds(lambda: model.tokenizer.loss(images, weights, noise, (1, 1))[0], config, model)
-        parts.append(f"tokenizer {config.tokenizer.steps} x {seconds:.2g} s")
-        total += config.tokenizer.steps * seconds
-    seconds = _seconds(model_step, config, model)
-    parts.append(f"model {config.model.steps} x {seconds:.2g} s")
-    total += config.model.steps * seconds
+    costs = {"tokenizer": tokenizer_cost(config, model)} if tokenizer else {}
+    if config.learned != {"tokenizer"}:
+        costs["model"] = model_cost(config, model, max(episodes, key=len))
+    for name, cost in costs.items():
+        steps = getattr(config, name).steps
+        parts.append(f"{name} {steps} x {cost.seconds:.2g} s")
+        total += steps * cost.seconds
     clock = "CPU-" if model.device.type == "cpu" else ""
     minutes = f"estimate: about {max(1, round(total / 60))} {clock}minutes ({', '.join(parts)}), without validation"
-    return minutes + _memory()
+    return f"{minutes}; {memory() / 2**30:.1f} GB of memory" if memory() else minutes
 
 
-def _memory() -> str:
-    """The most memory that the process ever had, as the end of a sentence; nothing where systems do not say."""
+def model_cost(config: TrainConfig, model: WorldModel, episode: Episode, count: bool = False) -> StepCost:
+    """A step of stage 2 that imagines whole clips of an episode, taken by a copy of the model."""
+    model = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    clips = Clips(model, [episode])
+    frames = config.loss.frames + model.chunk_length
+
+    def loss() -> torch.Tensor:
+        batch = clips.sample(config.batch, frames, generator, config.loss.tasks).to(model.device)
+        return world_model_loss(model, batch, config.taught, generator, config.loss.frames, joint=False)[0]
+
+    return _cost(loss, config, model, count)
+
+
+def tokenizer_cost(config: TrainConfig, model: WorldModel, count: bool = False) -> StepCost:
+    """A step of stage 1, taken by a copy of the model."""
+    model = copy.deepcopy(model)
+    height, width = model.spec.cameras[0].height, model.spec.cameras[0].width
+    images = to_unit(torch.zeros(config.tokenizer_batch, height, width, 3, dtype=torch.uint8)).to(model.device)
+    noise = torch.zeros(config.tokenizer_batch, *model.latent_shape[:2], width // 8, device=model.device)
+    weights = torch.ones(config.tokenizer_batch, 1, height, width, device=model.device)
+    return _cost(lambda: model.tokenizer.loss(images, weights, noise, (1, 1))[0], config, model, count)
+
+
+def memory() -> int:
+    """The most bytes that the process ever had; 0 where systems do not say."""
     try:
         import resource
     except ImportError:  # Windows
-        return ""
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB on Linux
-    return f"; {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.1f} GB of memory"
+        return 0
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB on Linux
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _seconds(loss: Callable[[], torch.Tensor], config: TrainConfig, model: WorldModel) -> float:
-    """Of one step forward and back, after another one that prepares it: processor time, on a CPU."""
+def _cost(loss: Callable[[], torch.Tensor], config: TrainConfig, model: WorldModel, count: bool) -> StepCost:
+    """Of one step forward and back, after another one that prepares it, in which operations are counted."""
     clock = time.process_time if model.device.type == "cpu" else time.perf_counter
-    began = 0.0
-    for _ in range(2):
+    began, counter = 0.0, FlopCounterMode(display=False)
+    for counted in (counter if count else nullcontext(), nullcontext()):
         began = clock()
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            value = loss()
-        value.backward()
+        with counted:
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                value = loss()
+            value.backward()  # type: ignore[no-untyped-call]
         float(value.detach())  # a GPU's work is over when it is read
-    return clock() - began
+    return StepCost(clock() - began, counter.get_total_flops())

@@ -53,9 +53,9 @@ def open_training(folder: Path, config: TrainConfig, launch: LaunchConfig, facts
     """
     record = {"launch": dataclasses.asdict(launch), **facts}
     stored, now = stored_config(folder), json.loads(json.dumps(dataclasses.asdict(config)))
-    before, after = _flat(stored), _flat(now)
+    before, after = flat(stored), flat(now)
     if before:
-        defaults = _flat(json.loads(json.dumps(dataclasses.asdict(type(config)()))))
+        defaults = flat(json.loads(json.dumps(dataclasses.asdict(type(config)()))))
         before = {key: value for key, value in defaults.items() if key in after} | before | {"out": config.out}
     different = sorted(key for key in before | after if before.get(key) != after.get(key)) if before else []
     fixed = [key for key in different if key.partition(".")[0] in FIXED]
@@ -83,9 +83,9 @@ def stored_config(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections as dotted keys."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found

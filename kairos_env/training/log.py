@@ -47,11 +47,15 @@ class TrainingLog:
     def resume(self, stage: str, step: int) -> None:
         """Removes rows that will come again, those at or after ``step``, and a torn last line; from trackers, too."""
         path = self.folder / f"{stage}.jsonl"
-        rows = [row for row in read_jsonl(path) if row["step"] < step]
+        rows = [row for row in self.rows(stage) if row["step"] < step]
         if path.exists():
             write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         for tracker in self._trackers:
             tracker.resume(stage, rows)
+
+    def rows(self, stage: str) -> list[dict[str, Any]]:
+        """The rows of a stage so far."""
+        return read_jsonl(self.folder / f"{stage}.jsonl")
 
     def add(self, stage: str, row: Row) -> None:
         """Appends a row, durably."""

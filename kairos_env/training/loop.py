@@ -82,6 +82,7 @@ def optimise(
     precision: str,
     hooks: Sequence[Hook] = (),
     say: Callable[[str], None] = lambda text: None,
+    ended: Callable[[], bool] = lambda: False,
 ) -> Averaged:
     """Trains the parameters of ``modules``; returns their exponential moving average.
 
@@ -94,6 +95,8 @@ def optimise(
         precision: ``"bf16"`` (autocast) or ``"fp32"``.
         hooks: called at their intervals and after the last step, in this order, for validation, film strips, snapshots.
         say: is told once how long the stage will take.
+        ended: asked at the beginning and after every row of a hook: whether the rows of this stage that the log holds
+            say that it is over before its last step.
 
     Raises:
         FloatingPointError: a loss or gradient is not finite (that step is not taken), or what was learned is not (it is
@@ -107,8 +110,9 @@ def optimise(
     log.resume(name, progress.step)
     pace = Pace(progress, config.steps)
     bar = tqdm(total=config.steps, initial=progress.step, desc=name, unit="step", mininterval=2)
+    over = ended()
     with stop_signals() as stopped, bar:
-        while (step := progress.step) < config.steps:
+        while (step := progress.step) < config.steps and not over:
             last = step + 1 == config.steps
             try:
                 if step in config.skip:
@@ -124,7 +128,8 @@ def optimise(
                 for interval, call in hooks:
                     if (progress.step % interval == 0 or last) and (found := call(progress.step, progress.ema)):
                         log.add(name, {"step": step, **found})
-                if progress.step % config.checkpoint_every == 0 or last or stopped():
+                        over = over or ended()
+                if progress.step % config.checkpoint_every == 0 or last or over or stopped():
                     progress.save(checkpoint)
             except FloatingPointError as error:
                 raise FloatingPointError(_advice(name, error, config, step, progress, checkpoint)) from None
@@ -189,9 +194,10 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
 @torch.no_grad()
 def load_values(modules: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Gives the parameters of ``modules`` these values."""
+    """Gives the parameters of ``modules`` these values; others stay as they are."""
     for name, parameter in modules.named_parameters():
-        parameter.copy_(values[name])
+        if name in values:
+            parameter.copy_(values[name])
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from kairos_env.training.passes import (
     Draws,
     LossConfig,
     Pass,
+    conditioned,
     imagined_frames,
     instructions,
     main_pass,
@@ -25,6 +26,7 @@ from kairos_env.training.passes import (
     rolled_out,
     sighted,
     state_after,
+    without_words,
 )
 from kairos_env.world_model.features import FAR
 from kairos_env.world_model.flow import interpolate, to_sample
@@ -61,20 +63,24 @@ def world_model_loss(
     draw = Draws(config, generator, batch.latents.device)
     clip, future = batch.part(0, config.frames), batch.part(config.frames)
     context = instructions(model, clip)
-    contexts = model.contexts(context[:, 0])
+    condition = conditioned(clip, config.conditions, draw)
+    silent = condition is not None and not bool(condition.words.all())
+    told = instructions(model, without_words(clip, condition.words)) if silent and condition else context
+    contexts = model.contexts(told[:, 0])
     with torch.no_grad():
-        frames = noised(clip, sighted(model, clip, draw), draw, config, video)
+        frames = noised(clip, sighted(model, clip, draw), draw, config, video, condition)
     if video and horizon > 1:
         frames = replace(frames, before=rolled_out(model, frames, contexts, horizon))
     done = main_pass(model, frames, contexts)
 
     losses = object_losses(clip, done) | outcome_losses(model, clip, context, done)
-    losses["policy"] = policy_loss(model, clip, context, done, draw)
+    if config.policy:
+        losses["policy"] = policy_loss(model, clip, context, done, draw)
     if video:
         losses |= video_losses(clip, done, config)
     losses["seen"], doubt = sighting_losses(model, clip if shown is None else shown, draw)
     losses["uncertainty"] = uncertainty_loss(model, clip, done) + doubt
-    if joint and future.latents.shape[1]:
+    if joint and config.joint and future.latents.shape[1]:
         losses |= joint_losses(model, future, state_after(model, context, done), config, draw)
     total = torch.stack([config.weights[name] * value for name, value in losses.items()]).sum()
     return total, {name: value.detach() for name, value in losses.items()}
@@ -86,10 +92,11 @@ def world_model_loss(
 def video_losses(clip: Batch, done: Pass, config: LossConfig) -> dict[str, Tensor]:
     """Forward and video mode: the latent frames and the proprioception that are imagined."""
     view, known = clip.view_mask[:, None, None, None, :], clip.proprio_mask[:, None]
-    imagined = imagined_frames(done)[:, 1:]
-    error = (done.estimate.latents - clip.latents).square()[:, 1:] * view
-    picture = share(error * cell_weights(clip, config.motion), view).mean((2, 3, 4))
-    moved = F.smooth_l1_loss(done.estimate.proprio, clip.proprio, reduction="none", beta=FINE)[:, 1:] * known
+    start = 0 if config.conditions.unseen else 1  # the first frame is observed, unless films begin with nothing
+    imagined = imagined_frames(done)[:, start:]
+    error = (done.estimate.latents - clip.latents).square()[:, start:] * view
+    picture = share(error * cell_weights(clip, config.motion, start), view).mean((2, 3, 4))
+    moved = F.smooth_l1_loss(done.estimate.proprio, clip.proprio, reduction="none", beta=FINE)[:, start:] * known
     return {
         "video": masked_mean(picture, imagined),
         "proprio": masked_mean(share(moved, known).mean(-1), imagined),
@@ -137,7 +144,8 @@ def uncertainty_loss(model: WorldModel, clip: Batch, done: Pass) -> Tensor:
     """Negative log-likelihood of the errors that were made, under those that were expected (normal distributions)."""
     made = squared_errors(model, clip, done.estimate)
     imagined = imagined_frames(done).unsqueeze(-1)
-    return unlikelihood(made, done.estimate.errors, torch.cat([imagined, clip.object_mask, imagined], -1))
+    hand = imagined * hand_known(model, clip)
+    return unlikelihood(made, done.estimate.errors, torch.cat([hand, clip.object_mask, imagined], -1))
 
 
 def sighting_losses(model: WorldModel, shown: Batch, draw: Draws) -> tuple[Tensor, Tensor]:
@@ -161,8 +169,9 @@ def joint_losses(
     size, number = future.lead.shape[:2]
     mode = draw.uniform(size)
     inverse, forward = mode < 1 / 3, mode > 2 / 3
+    acts = future.action_mask.amax(1)
     sigma_v = draw.levels(size, number) * ~inverse[:, None]
-    sigma_a = draw.levels(size) * ~forward
+    sigma_a = torch.where(acts > 0, draw.levels(size) * ~forward, 1.0)  # of unknown actions there is nothing to tell
     actions, latents, proprio = model.denoise_jointly(
         state,
         interpolate(future.lead, draw.normal(future.lead), sigma_a),
@@ -173,7 +182,7 @@ def joint_losses(
     )
     # an undirected joint sample should follow the expert, so only clips that do teach it
     follows = future.chunk_mask[:, 0, 0].amin(-1)
-    teach = torch.where(inverse, torch.ones_like(follows), follows * ~forward)
+    teach = acts * torch.where(inverse, torch.ones_like(follows), follows * ~forward)
     view, known, moves = (
         future.view_mask[:, None, None, None, :],
         future.proprio_mask[:, None],
@@ -213,10 +222,18 @@ def squared_errors(model: WorldModel, clip: Batch, estimate: Estimate) -> Tensor
     return torch.cat([moved, places, picture], -1)
 
 
+def hand_known(model: WorldModel, clip: Batch) -> Tensor:
+    """(B, 1, 1): 1 where it is known where the hand is, or, of a robot without one, any of its proprioception."""
+    hand = model.spec.hand_fields
+    known = clip.proprio_mask[:, hand].amin(1) if hand else clip.proprio_mask.amax(1)
+    return known[:, None, None]
+
+
 def faithful(model: WorldModel, clip: Batch, done: Pass) -> Tensor:
     """(B, F): whether the hand and the objects stand where they really were."""
     errors = squared_errors(model, clip, done.estimate).detach()[..., :-1]
-    known = torch.cat([torch.ones_like(errors[..., :1]), clip.object_mask], -1)
+    hand = torch.ones_like(errors[..., :1]) * hand_known(model, clip)
+    known = torch.cat([hand, clip.object_mask], -1)
     near = (errors * known).amax(-1) < FAITHFUL**2
     return torch.maximum(near.float(), 1 - imagined_frames(done))
 
@@ -231,12 +248,14 @@ def share(masked: Tensor, mask: Tensor) -> Tensor:
     return masked / mask.mean(-1, keepdim=True).clamp_min(1e-6)
 
 
-def cell_weights(clip: Batch, motion: float) -> Tensor:
-    """(B, F - 1, 1, h, w), mean 1: what counts in the picture, and up to 1 + ``motion`` times where it changes.
+def cell_weights(clip: Batch, motion: float, start: int = 1) -> Tensor:
+    """(B, F - start, 1, h, w), mean 1: what counts in the picture, and up to 1 + ``motion`` times where it changes.
 
     A change of twice the mean is a change in full: in every cell the latents of neighbouring pictures differ a little.
     """
     change = (clip.latents[:, 1:] - clip.latents[:, :-1]).square().mean(2, keepdim=True)
     changed = (change / (2 * change.mean()).clamp_min(1e-6)).clamp(max=1)
     weights = (1 + motion * changed) * clip.cells[:, 1:].unsqueeze(2)
+    if start == 0:  # a first picture is new in all its cells
+        weights = torch.cat([(1 + motion) * clip.cells[:, :1].unsqueeze(2), weights], 1)
     return weights / weights.mean()

@@ -8,7 +8,8 @@ predictions over several frames, so that it learns to hold its course on its own
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,45 @@ from kairos_env.world_model.state import LATENT_LIMIT, WorldState
 MOST_OBSERVED = 6  # frames that a clip observes at most, unless all
 BLEMISH = (0.15, 0.05, 0.1)  # largest noise on a true predecessor: latents, proprioception [std], objects [dm]
 GRAIN = 0.3  # largest noise on the latents in which objects are seen: the reader sees every frame dozens of times
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a clip is imagined from: shares of the clips, which sum to 1, and of single pictures.
+
+    Args:
+        t2v: words alone.
+        ti2v: words and the first frames.
+        i2v: the first frames alone.
+        null2v: nothing.
+        images: share of clips of which the first picture alone is learned, without having been seen.
+    """
+
+    t2v: float = 0.0
+    ti2v: float = 1.0
+    i2v: float = 0.0
+    null2v: float = 0.0
+    images: float = 0.0
+
+    def __post_init__(self) -> None:
+        shares = (self.t2v, self.ti2v, self.i2v, self.null2v)
+        if min(*shares, self.images) < 0 or self.images > 1 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(
+                f"conditions t2v, ti2v, i2v and null2v are shares that sum to 1, and images is one, 0 ... 1; got {self}"
+            )
+
+    @property
+    def unseen(self) -> bool:
+        """Whether some clips begin with a frame that was not observed."""
+        return self.t2v + self.null2v + self.images > 0
+
+
+class Conditioned(NamedTuple):
+    """Which clips are imagined from words, and from first frames; which are single pictures: (B,) bool each."""
+
+    words: Tensor
+    frames: Tensor
+    single: Tensor
 
 
 @dataclass(frozen=True)
@@ -48,6 +88,7 @@ class LossConfig:
         object: weight of the objects' positions, where the data have them.
         uncertainty: weight of the expected errors.
         joint: weight of the joint pass (actions and frames together, and one given the other).
+        conditions: what clips are imagined from.
     """
 
     frames: int = 24
@@ -64,6 +105,7 @@ class LossConfig:
     object: float = 1.0
     uncertainty: float = 0.05
     joint: float = 0.3
+    conditions: Conditions = field(default_factory=Conditions)
 
     def __post_init__(self) -> None:
         for name, least in (("frames", 2), ("tasks", 1)):
@@ -120,18 +162,57 @@ def sighted(model: WorldModel, clip: Batch, draw: Draws) -> Sighting:
     return model.see(clip.latents + grain * draw.normal(clip.latents), clip.proprio)
 
 
-def noised(clip: Batch, sighting: Sighting, draw: Draws, config: LossConfig, video: bool) -> Frames:
+def conditioned(clip: Batch, conditions: Conditions, draw: Draws) -> Conditioned | None:
+    """Draws what each clip is imagined from; None, and nothing drawn, where all are from words and frames."""
+    if conditions == Conditions():
+        return None
+    size = len(clip.latents)
+    kind, single = draw.uniform(size), draw.uniform(size) < conditions.images
+    bounds = [conditions.t2v, conditions.t2v + conditions.ti2v, conditions.t2v + conditions.ti2v + conditions.i2v]
+    return Conditioned(kind < bounds[1], (kind >= bounds[0]) & (kind < bounds[2]) & ~single, single)
+
+
+def without_words(clip: Batch, words: Tensor) -> Batch:
+    """The clips with empty instructions where ``words`` (B,) is False."""
+    kept = [texts if there else [""] * len(texts) for texts, there in zip(clip.texts, words.tolist(), strict=True)]
+    return replace(clip, texts=kept)
+
+
+def noised(
+    clip: Batch,
+    sighting: Sighting,
+    draw: Draws,
+    config: LossConfig,
+    video: bool,
+    condition: Conditioned | None = None,
+) -> Frames:
     """The clip as the model meets it: a few observed frames, then imagined ones that are told the true predecessor."""
     size, count = clip.latents.shape[:2]
     number = torch.arange(count, device=clip.latents.device)
     seen = torch.where(draw.uniform(size) < 0.5, 1, 1 + (draw.uniform(size) * MOST_OBSERVED).long())
     seen = torch.where(draw.uniform(size) < config.observed, count, seen)
+    if condition is not None:
+        seen = torch.where(condition.frames, seen, 0)
     imagined = (number >= seen[:, None]).float() if video else clip.latents.new_zeros(size, count)
+    if condition is not None:  # of a single picture the others are only there
+        imagined = torch.where(condition.single[:, None] & (number > 0), 0.0, imagined)
     sigma = imagined * torch.where(draw.uniform(size, count) < config.partly, draw.uniform(size, count), 1.0)
     latents, proprio = (interpolate(x, draw.normal(x), sigma) for x in (clip.latents, clip.proprio))
     told = (draw.uniform(size, 1) >= config.no_action).float()
     has_action = clip.has_lead * torch.maximum(told, 1 - imagined)
-    return Frames(latents, proprio, sigma, clip.lead, has_action, blemished(clip, imagined, draw), sighting)
+    before = blemished(clip, imagined, draw)
+    if condition is not None:
+        before = beginning(before, imagined[:, 0])
+    return Frames(latents, proprio, sigma, clip.lead, has_action, before, sighting)
+
+
+def beginning(before: Estimate, imagined: Tensor) -> Estimate:
+    """What is told of the frame before each; nothing before a first one that is imagined, (B,)."""
+    nothing = Estimate(*(torch.zeros_like(getattr(before, f.name)[:, :1]) for f in fields(Estimate)))
+    nothing = replace(nothing, errors=nothing.errors + LOST)
+    first = _choose(imagined > 0, nothing, _first(before))
+    pairs = ((getattr(first, f.name), getattr(before, f.name)) for f in fields(Estimate))
+    return Estimate(*(torch.cat([one, rest[:, 1:]], 1) for one, rest in pairs))
 
 
 def blemished(clip: Batch, imagined: Tensor, draw: Draws) -> Estimate:
@@ -180,6 +261,10 @@ def main_pass(model: WorldModel, frames: Frames, contexts: Contexts) -> Pass:
 def _one_later(frames: Tensor) -> Tensor:
     """The previous frame at each frame; the first is its own predecessor."""
     return torch.cat([frames[:, :1], frames[:, :-1]], 1)
+
+
+def _first(estimate: Estimate) -> Estimate:
+    return Estimate(*(getattr(estimate, f.name)[:, :1] for f in fields(Estimate)))
 
 
 def _part(frames: Frames, index: int) -> Frames:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kairos_env.runs import atomic_write
 from kairos_env.world_model.weights import content_sha256, problems
 
+LINEAGE = "lineage.json"  # beside a checkpoint, which holds a copy
 FLOOR = 0.05  # share of the peak learning rate that a stage ends with
 
 
@@ -152,6 +153,8 @@ class Progress:
             "ema": self.ema,
             "optimiser": self._optimiser.state_dict(),
         }
+        if (lineage := checkpoint.with_name(LINEAGE)).exists():
+            value["lineage"] = lineage.read_text()
         moments = self._optimiser.state.values()
         kept = [*self._parameters.values(), *self.ema.values(), *(t for state in moments for t in state.values())]
         if not all(bool(torch.isfinite(tensor).all()) for tensor in kept if isinstance(tensor, Tensor)):

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from kairos_env.training.config import TrainConfig
 from kairos_env.training.data import split
 from kairos_env.training.estimate import estimate
 from kairos_env.training.launch import LaunchConfig, open_training, stored_config
+from kairos_env.training.lineage import write_lineage
 from kairos_env.training.log import TrainingLog, open_trackers
 from kairos_env.training.precision import choose_precision
 from kairos_env.training.summary import read_summary, write_summary
@@ -45,6 +47,7 @@ def train(
     launch: LaunchConfig | None = None,
     report: Callable[[Path], object] = lambda folder: None,
     names: Sequence[str] = (),
+    digests: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Runs both stages and writes the finished model to ``<out>/model``.
 
@@ -59,6 +62,7 @@ def train(
         launch: options of this launch alone.
         report: is called with the run's folder after each validation and at the end, to draw it.
         names: of the episodes; the model's ``training.json`` says which of them were held out.
+        digests: of the recordings, for the model's lineage.
 
     Raises:
         ValueError: too few episodes, a folder of another run, or latents of another model.
@@ -82,30 +86,34 @@ def train(
         say(f"precision {precision}: {why}")
         trackers = open_trackers(launch.log, folder, dataclasses.asdict(config))
         open_training(folder, config, launch, {"threads": torch.get_num_threads(), "precision": why})
+        write_lineage(folder, config, digests)
         held_out = sorted({*parts.validation, *parts.starts})
         _require_same_data(folder, episodes, [names[i] for i in held_out] if names else [])
         chosen = [episodes[i] for i in parts.training]
         with_pictures = pictures or episodes.__getitem__
         validation = [with_pictures(i) for i in parts.validation]
-        starts = [with_pictures(i).observation(0) for i in parts.starts or parts.validation]
+        acting = (i for i in parts.starts or parts.validation if episodes[i].acts)
+        starts = [with_pictures(i).observation(0) for i in acting]
         if not (all(e.images for e in validation) and all(o.images for o in starts)):
             raise ValueError("held-out episodes need pictures, for film strips and as starts: pass `pictures`")
 
         with TrainingLog(folder, trackers) as log:
             source, model = _new_model(config, chosen, spec, tasks)
             _train_encoder(source, model, config, chosen, log, say)
-            odds = weights and [weights[i] for i in parts.training]
-            clips = Clips(model, chosen, odds, config.pixels)  # all latents once
-            mark_untrained(model, clips, say)
-            say_short(clips, config.loss.frames, model.chunk_length, say)
-            checks = Validation(model, validation, config, folder / "strips")
-            hooks: list[ModelHook] = [(config.sample_every, checks.measure)]
-            if launch.snapshot_every:
-                hooks.append((launch.snapshot_every, _snapshots(folder, starts, config)))
-            hooks.append((config.sample_every, _reports(report, folder)))
-            train_world_action(model, clips, config, log, hooks, say)
-        whole = [e for e in map(with_pictures, held_out) if len(e.images) == len(spec.cameras)]
-        model.set_statistics(calibrate(model, whole))
+            if config.learned != {"tokenizer"}:
+                odds = weights and [weights[i] for i in parts.training]
+                clips = Clips(model, chosen, odds, config.pixels)  # all latents once
+                mark_untrained(model, clips, say)
+                say_short(clips, config.loss.frames, model.chunk_length, say)
+                checks = Validation(model, validation, config, folder / "strips")
+                checks.require_gate(model)
+                hooks: list[ModelHook] = [(config.sample_every, checks.measure)]
+                if launch.snapshot_every:
+                    hooks.append((launch.snapshot_every, _snapshots(folder, starts, config)))
+                hooks.append((config.sample_every, _reports(report, folder)))
+                train_world_action(model, clips, config, log, hooks, say)
+                whole = [e for e in map(with_pictures, held_out) if e.acts and len(e.images) == len(spec.cameras)]
+                model.set_statistics(calibrate(model, whole))
         _write_model(model, starts, config, folder, folder / "model")
         report(folder)
     return folder / "model"
@@ -165,7 +173,9 @@ def _new_model(
         base = source.config if source else get_preset(config.preset)
         if source is None or source.spec.diff(spec):  # nothing has learned to read anything of this robot
             base = dataclasses.replace(base, objects=(), untrained=("reward", "success"))
-        return source, WorldModel(one_pass_config(base, object_names(episodes)), spec, tasks).to(config.device)
+        words = config.words or (source is not None and base.one_pass and base.video.words)
+        shapes = one_pass_config(base, object_names(episodes), words)
+        return source, WorldModel(shapes, spec, tasks).to(config.device)
 
 
 def _train_encoder(
@@ -181,7 +191,7 @@ def _train_encoder(
         transfer = initialise_from(source, model, episodes, config.init)
         write_json(log.folder / "transfer.json", dataclasses.asdict(transfer))
         say(str(transfer))
-    trains = source is None or trains_tokenizer(model, episodes, config, say)
+    trains = "tokenizer" in config.learned and (source is None or trains_tokenizer(model, episodes, config, say))
     if not (log.folder / "model.pt").exists():  # a run that goes on tells its pace
         say(estimate(config, model, episodes, trains))
     if trains:
@@ -229,11 +239,14 @@ def say_short(clips: Clips, frames: int, chunk: int, say: Callable[[str], None])
         )
 
 
-def one_pass_config(config: WorldModelConfig, objects: tuple[str, ...]) -> WorldModelConfig:
-    """The configuration of a model to be trained: imagines in one pass, and reads the objects that are labelled."""
-    video = dataclasses.replace(config.video, words=False)
+def one_pass_config(config: WorldModelConfig, objects: tuple[str, ...], words: bool = False) -> WorldModelConfig:
+    """The configuration of a model to be trained: imagines in one pass, and reads the objects that are labelled.
+
+    Those that it reads already stay, also where only some of them are labelled.
+    """
+    video = dataclasses.replace(config.video, words=words)
+    objects = config.objects if set(objects) <= set(config.objects) else objects
     untrained = (*config.untrained, *(name for name in objects if name not in config.objects))
-    objects = objects or config.objects
     return dataclasses.replace(config, one_pass=True, objects=objects, untrained=untrained, video=video)
 
 

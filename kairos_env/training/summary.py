@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kairos_env.runs import read_jsonl, write_json, write_text
+from kairos_env.training.progress import LINEAGE
 
 STAGES = ("tokenizer", "model")
 SUMMARY, LOG = "training.json", "training.jsonl"  # in a model folder
@@ -26,12 +27,14 @@ class TrainingSummary:
         data: what it learned from: numbers of episodes and decisions, of each task and each behaviour.
         launches: time, command, versions, commit and processor of each.
         rows: stage -> its rows, in order; those with ``lr`` are of training steps, the others of validations.
+        lineage: the trainings that the model comes from, oldest first, this one last.
     """
 
     config: Mapping[str, Any]
     data: Mapping[str, Any]
     launches: Sequence[Mapping[str, Any]]
     rows: Mapping[str, Sequence[Mapping[str, float]]]
+    lineage: Sequence[Mapping[str, Any]] = ()
 
     def training(self, stage: str) -> list[Mapping[str, float]]:
         """The rows of training steps of a stage."""
@@ -63,7 +66,7 @@ def read_summary(folder: str | Path) -> TrainingSummary:
         rows: dict[str, list[Mapping[str, float]]] = {}
         for row in read_jsonl(folder / LOG):
             rows.setdefault(str(row.pop("stage")), []).append(row)
-        return TrainingSummary(found["config"], found["data"], found["launches"], rows)
+        return TrainingSummary(found["config"], found["data"], found["launches"], rows, found.get("lineage", ()))
     if not (folder / "config.json").exists() or not (folder / "launches.jsonl").exists():
         raise FileNotFoundError(
             f"{folder} is neither the folder of a training run nor of a model with {SUMMARY}; `kairos train` makes both"
@@ -71,7 +74,8 @@ def read_summary(folder: str | Path) -> TrainingSummary:
     launches = [{key: row[key] for key in _LAUNCH if key in row} for row in read_jsonl(folder / "launches.jsonl")]
     data = _json(folder / "data.json") if (folder / "data.json").exists() else {}
     stages = {stage: read_jsonl(folder / f"{stage}.jsonl") for stage in STAGES}
-    return TrainingSummary(_json(folder / "config.json"), data, launches, stages)
+    lineage = _json(folder / LINEAGE) if (folder / LINEAGE).exists() else ()
+    return TrainingSummary(_json(folder / "config.json"), data, launches, stages, lineage)
 
 
 def write_summary(summary: TrainingSummary, folder: str | Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kairos_env.records import Array, Episode
+from kairos_env.records import Episode
 from kairos_env.training.batches import camera_latents
 from kairos_env.training.config import TrainConfig
 from kairos_env.training.log import TrainingLog
@@ -48,10 +48,21 @@ def train_tokenizer(
     model.set_statistics(ModelStatistics.identity(model.latent_shape[0], model.spec.proprio_dim))
     latents = torch.cat([torch.cat(camera_latents(model, e), -1) for e in episodes])
     mean, std = latents.mean((0, 2, 3)).tolist(), latents.std((0, 2, 3)).tolist()
-    model.set_statistics(ModelStatistics(tuple(mean), tuple(std), *moments([e.proprio for e in episodes])))
+    model.set_statistics(ModelStatistics(tuple(mean), tuple(std), *moments(episodes)))
 
 
-def moments(values: Sequence[Array]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each column of all arrays (T, D)."""
-    rows = np.concatenate(values)
-    return tuple(rows.mean(0).tolist()), tuple((rows.std(0) + 1e-6).tolist())
+def moments(episodes: Sequence[Episode]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each field of the proprioception, over the episodes that know it.
+
+    Of a field that none knows: its value in the place of what is missing, and 1.
+    """
+    if all(e.proprio_mask is None for e in episodes):
+        rows = np.concatenate([e.proprio for e in episodes])
+        return tuple(rows.mean(0).tolist()), tuple((rows.std(0) + 1e-6).tolist())
+    found = []
+    for column in range(episodes[0].proprio.shape[1]):
+        known = [e.proprio[:, column] for e in episodes if e.proprio_mask is None or e.proprio_mask[column]]
+        values = np.concatenate(known) if known else episodes[0].proprio[:, column]
+        found.append((float(values.mean()), float(values.std()) + 1e-6 if known else 1.0))
+    mean, std = zip(*found, strict=True)
+    return mean, std

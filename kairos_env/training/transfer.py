@@ -64,7 +64,7 @@ def initialise_from(source: WorldModel, model: WorldModel, episodes: Sequence[Ep
     model.load_state_dict(kept, strict=False)
     statistics = source.statistics
     if unlike["proprio"]:
-        mean, std = moments([e.proprio for e in episodes])
+        mean, std = moments(episodes)
         statistics = dataclasses.replace(statistics, proprio_mean=mean, proprio_std=std)
     model.set_statistics(statistics)
     differences = [f"{what} fields {_names(old, what)} -> {_names(new, what)}" for what in unlike if unlike[what]]

@@ -33,7 +33,12 @@ class Validation:
         self._config, self._folder = config, folder
         self._clips = Clips(model, episodes, pixels=config.pixels)
         cameras = {camera.name for camera in model.spec.cameras}
-        self._whole = [episode for episode in episodes if cameras <= set(episode.images)]
+        self._whole = [episode for episode in episodes if episode.acts and cameras <= set(episode.images)]
+
+    def require_gate(self, model: WorldModel) -> None:
+        """Raises ValueError if a gate waits for what no validation of these episodes gives."""
+        if self._config.gate.metric:
+            self._config.gate.require(rollout_metrics(model, self._whole) | self._losses(model))
 
     def measure(self, model: WorldModel, step: int) -> dict[str, float]:
         """Metrics for the log: those of `rollout_metrics`, and ``validation_<loss>`` of every loss that data teach."""

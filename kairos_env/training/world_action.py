@@ -28,17 +28,23 @@ def train_world_action(
     hooks: Sequence[ModelHook] = (),
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Trains text encoder, both experts and the heads; the model is left with the average of its parameters."""
+    """Trains text encoder, both experts and the heads, or those of them that ``config.learns`` names.
+
+    The model is left with the average of its parameters.
+    """
     parts = "text", "mixture", "heads", "reader", "renderer"
     trained = nn.ModuleDict({name: getattr(model, name) for name in parts if hasattr(model, name)})
+    for name, parameter in trained.named_parameters():
+        parameter.requires_grad_(part_of(name) in config.learned)
     length = config.loss.frames + model.chunk_length
+    losses = config.taught
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        batch = clips.sample(config.batch, length, generator, config.loss.tasks).to(model.device)
+        batch = clips.sample(config.batch, length, generator, losses.tasks).to(model.device)
         turn, rest = divmod(step, config.video_every)
         joint = rest == 0 and turn % config.joint_every == 0
         shown = clips.sample(SHOWN, 1, generator).to(model.device) if model.objects else None
-        return world_model_loss(model, batch, config.loss, generator, horizon(config, step), rest == 0, joint, shown)
+        return world_model_loss(model, batch, losses, generator, horizon(config, step), rest == 0, joint, shown)
 
     def averaged_first(interval: int, call: Callable[[WorldModel, int], Mapping[str, float]]) -> Hook:
         def hook(step: int, averaged: Averaged) -> Mapping[str, float]:
@@ -48,8 +54,19 @@ def train_world_action(
         return interval, hook
 
     wrapped = [averaged_first(*hook) for hook in hooks]
-    averaged = optimise("model", trained, loss, config.model, log, config.seed, config.precision, wrapped, say)
+
+    def ended() -> bool:
+        return bool(config.gate.metric) and config.gate.ended(log.rows("model"))
+
+    averaged = optimise("model", trained, loss, config.model, log, config.seed, config.precision, wrapped, say, ended)
     load_values(trained, averaged)
+
+
+def part_of(parameter: str) -> str:
+    """The part of a model, see `training.config.Part`, that a parameter of stage 2 belongs to."""
+    if parameter.startswith("text."):
+        return "text"
+    return "action" if parameter.startswith("mixture.action_dit.") else "video"
 
 
 def horizon(config: TrainConfig, step: int) -> int:

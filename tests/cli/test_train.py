@@ -104,9 +104,28 @@ def test_show_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[st
     assert shown["model"]["steps"] == 7 and shown["data"]["path"] == "somewhere"
 
 
+def test_a_curriculum_is_planned_shown_and_needs_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--curriculum", "cedc", "--plan"]) == 0
+    assert "video-480*" in capsys.readouterr().out
+    path = tmp_path / "own.yaml"
+    path.write_text("base: cedc\nkeep: [image]\nstages: {image: {model: {steps: 5}}}\n")
+    assert cli.main(["train", "--curriculum", str(path), "--out", "runs/own", "--seed", "3", "--show"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [stage["model"]["steps"] for stage in shown["stages"]] == [5]
+    assert shown["train"]["out"] == "runs/own" and shown["train"]["seed"] == 3
+    assert cli.main(["train", "--curriculum", str(path), "--device", "cpu"]) == 2
+    said = capsys.readouterr()
+    assert "image*" in said.out and "no data for image: name recordings in a file" in said.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--curriculum", "laptob"], "no curriculum 'laptob', and no such file; did you mean 'laptop'"),
+        (["--curriculum", "laptop", "--model.lr", "1e-4"], "model cannot be given beside --curriculum"),
+        (["--plan"], "--plan is of a curriculum"),
+        (["learns=video"], "learns video: without `init` the tokenizer has to be learned, too"),
+        (["loss.conditions.t2v=1"], "conditions t2v, ti2v, i2v and null2v are shares that sum to 1"),
         (["device=cuda:99"], "device 'cuda:99' cannot be used"),
         (["own_from=nan"], "own_from is a share of stage 2"),
         (["model.stesp=1"], "did you mean '--model.steps'"),

@@ -56,6 +56,19 @@ def test_fields_follow_names_and_what_is_missing_is_masked() -> None:
     assert got.success.tolist() == [True, False] and got.rewards.tolist() == [3.0, 7.0]
 
 
+def test_a_robot_that_shares_nothing_teaches_by_its_pictures_alone_if_that_is_asked_for() -> None:
+    stranger = RobotSpec(
+        "stranger", (Camera("eye", 8, 8),), (Field("j0", -1, 1, "rad"),), (Field("grip", 0, 9, "N", "force"),), 20.0
+    )
+    source = episode()
+    with pytest.raises(SpecMismatch, match="has none of the cameras"):
+        conform(source, ARM, dataclasses.replace(stranger, control_rate_hz=20.0))
+    got = conform(source, ARM, stranger, foreign=True)
+    np.testing.assert_array_equal(got.images["eye"], source.images["front"])
+    assert not got.acts and source.acts  # another unit of the same name is masked, too
+    assert got.actions.tolist() == [[4.5]] * 9 and got.proprio_mask is not None and not got.proprio_mask.any()
+
+
 def test_commands_that_are_joined_to_a_held_one_become_their_mean() -> None:
     steps, source, held = 8, libero_panda(8), libero_panda(8, action_repeat=4)
     rng = np.random.default_rng(1)

@@ -10,7 +10,18 @@ from moving_square import SPEC, moving_square
 from kairos_env.sims.tabletop.env import TASKS
 from kairos_env.training.batches import Clips
 from kairos_env.training.losses import measured
-from kairos_env.training.passes import Draws, LossConfig, instructions, main_pass, noised, rolled_out, sighted
+from kairos_env.training.passes import (
+    Conditions,
+    Draws,
+    LossConfig,
+    conditioned,
+    instructions,
+    main_pass,
+    noised,
+    rolled_out,
+    sighted,
+    without_words,
+)
 from kairos_env.world_model.config import get_preset
 from kairos_env.world_model.model import WorldModel
 
@@ -70,3 +81,27 @@ def test_the_truth_is_told_again_after_the_horizon() -> None:
         first = int((frames.sigma[row] > 0).int().argmax())
         truth = [f for f in range(first, 12) if torch.equal(told.latents[row, f], frames.before.latents[row, f])]
         assert truth == list(range(first + 4, 12, 4))
+
+
+@torch.no_grad()
+def test_clips_are_imagined_from_what_their_condition_gives() -> None:
+    """Words alone, first frames alone, both, nothing, single pictures; what is not given is not told by other ways."""
+    model = WorldModel(get_preset("debug"), SPEC, TASKS).eval()
+    batch = Clips(model, [moving_square(0)]).sample(400, 6, torch.Generator().manual_seed(0))
+    shares = Conditions(t2v=0.1, ti2v=0.2, i2v=0.3, null2v=0.4, images=0.25)
+    config = LossConfig(frames=6, observed=0, partly=0, conditions=shares)
+    draw = Draws(config, torch.Generator().manual_seed(0), torch.device("cpu"))
+    condition = conditioned(batch, shares, draw)
+    assert condition is not None and conditioned(batch, Conditions(), draw) is None
+    assert abs(float(condition.words.float().mean()) - 0.3) < 0.07
+    assert abs(float(condition.single.float().mean()) - 0.25) < 0.07
+    assert abs(float(condition.frames.float().mean()) - 0.5 * 0.75) < 0.07
+    silent = without_words(batch, condition.words)
+    assert [bool(texts[0]) for texts in silent.texts] == condition.words.tolist()
+    frames = noised(batch, sighted(model, batch, draw), draw, config, True, condition)
+    unseen = frames.sigma[:, 0] > 0
+    assert unseen.tolist() == (~condition.frames).tolist()
+    assert not frames.before.latents[unseen, 0].any() and not frames.before.proprio[unseen, 0].any()
+    assert frames.before.latents[~unseen, 0].any()
+    assert not frames.sigma[condition.single, 1:].any() and frames.sigma[condition.single, 0].all()
+    assert frames.sigma[unseen & ~condition.single].all()

@@ -14,6 +14,7 @@ from kairos_env.records import Camera
 from kairos_env.sims.tabletop.env import TASKS
 from kairos_env.training.pixels import PixelWeights, cell_weights, median_image, pixel_weights
 from kairos_env.training.run import train
+from kairos_env.training.tokenizer import moments
 from kairos_env.world_model.model import WorldModel
 
 
@@ -60,3 +61,13 @@ def test_pictures_need_not_be_square(height: int, tmp_path: Path) -> None:
     model = WorldModel.from_pretrained(train(small, [*episodes[:6], one_eyed], spec, {"push": TASKS["push"]}))
     assert model.latent_shape[1:] == (height // 8, 16)
     assert np.isfinite(model.statistics.latent_std).all()
+
+
+def test_statistics_are_of_what_is_known() -> None:
+    """What only stands for another robot's fields, as all do in films, shifts no mean and shrinks no spread."""
+    known = [moving_square(i) for i in range(3)]
+    nothing = np.zeros(SPEC.proprio_dim, bool)
+    film = dataclasses.replace(known[0], proprio=np.full_like(known[0].proprio, 0.1), proprio_mask=nothing)
+    mean, std = moments([*known, film, film])
+    np.testing.assert_allclose(np.array([mean, std]), np.array(moments(known)), atol=1e-6)
+    assert moments([film])[1] == (1.0,) * SPEC.proprio_dim

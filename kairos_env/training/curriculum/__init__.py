@@ -1,0 +1,1 @@
+"""Curricula: stages of one training, declared, planned and run by the one trainer."""
