@@ -17,6 +17,7 @@ from kairos_env.datasets.layouts import open_recording
 from kairos_env.policies.make import make_policy, robot_of
 from kairos_env.policies.policy import begin
 from kairos_env.records import Array, Observation, RobotSpec
+from kairos_env.sims.robot.env import read_object
 from kairos_env.sims.robot.fake.leader import ScriptedLeader
 from kairos_env.sims.robot.fake.robot import FakeRobot
 from kairos_env.sims.robot.spec import require_drivable
@@ -235,7 +236,7 @@ def record(
     options: dict[str, Any] = {"rate_hz": rate_hz, "max_episode_steps": max(1, round(seconds * rate_hz))}
     options |= {"task": task, "cameras": dict.fromkeys(cameras, size)}
     if not scripted:
-        config = json.loads(Path(leader).read_text(encoding="utf-8"))
+        config = read_object(leader, "a leader")
         options |= {"beats": 1, "instruction": instruction}
     with opened(robot, guarded, **options) as env:
         if scripted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,7 +60,6 @@ def opened(robot: str, opening: Opening, **options: Any) -> Iterator[RobotEnv]:
     if isinstance(source, Path):
         if not source.is_file():
             raise ValueError(f"{robot} is no file; give LeRobot's configuration as JSON, or fake:so101")
-        source = json.loads(source.read_text(encoding="utf-8"))
         options["task"] = "task"
         options.pop("cameras", None)
     options |= {"limits": opening.limits, "mjcf": opening.mjcf, "home": opening.home}

@@ -12,6 +12,7 @@ import pytest
 from robot_home import SIMS, robot_home
 
 from kairos_env.cli import main as cli
+from kairos_env.cli.robot_session import Opening, opened
 from kairos_env.datasets.layouts import open_recording
 from kairos_env.sims.robot.fake.robot import FakeRobot
 
@@ -84,6 +85,21 @@ def test_nobody_arms_a_robot_by_accident(arm: Path, capsys: pytest.CaptureFixtur
     assert "--armed-by" in capsys.readouterr().err
     assert cli.main(["robot", "check", str(arm), "--beats", "5"]) in (0, 1)
     assert "shoulder_pan.pos" in capsys.readouterr().out
+
+
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, words in (("{", "is no JSON"), ("[]", "holds a list")):
+        file = tmp_path / "arm.json"
+        file.write_text(text)
+        assert cli.main(["robot", "check", str(file)]) == 2
+        told = capsys.readouterr().err
+        assert str(file) in told and words in told
+
+
+def test_a_port_in_use_is_refused(arm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with opened(str(arm), Opening(), rate_hz=30.0, beats=1):
+        assert cli.main(["robot", "check", str(arm)]) == 2
+        assert "is in use" in capsys.readouterr().err
 
 
 def test_a_leader_is_followed_and_recorded(arm: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kairos_env.records import Array
+from kairos_env.runs.spelling import did_you_mean
 
 _FEETECH_FAULTS = {1: "voltage", 2: "angle", 4: "overheated", 8: "over-current", 32: "overload"}
 _TURN = 360.0
@@ -71,8 +73,8 @@ class Driver:
             if not arm.robot.calibration:
                 raise FileNotFoundError(
                     f"there is no calibration in {arm.robot.calibration_fpath}: calibrate the arm with "
-                    f"lerobot-calibrate --robot.type={arm.robot.name} --robot.port={arm.robot.bus.port} "
-                    f"--robot.id={arm.robot.id}, or give the id and folder of the calibration that it has"
+                    f"lerobot-calibrate --robot.type={self.config['type']} --robot.port={arm.robot.bus.port} "
+                    f"--robot.id={self.config.get('id')}, or give the id and folder of the calibration that it has"
                 )
         self.joints = tuple(arm.prefix + motor for arm in self.arms for motor in arm.robot.bus.motors)
         self.powered = False
@@ -318,14 +320,22 @@ def _make(config: dict[str, Any]) -> Any:
     import_all("lerobot.robots", "lerobot.cameras")
     register_third_party_plugins()
     kinds = RobotConfig.get_known_choices()
-    if config.get("type") not in kinds:
-        raise ValueError(f"LeRobot has no robot {config.get('type')!r}; it has {', '.join(sorted(kinds))}")
+    if "type" not in config:
+        raise ValueError(f"the configuration has no type; LeRobot has {', '.join(sorted(kinds))}")
+    if config["type"] not in kinds:
+        raise ValueError(f"LeRobot has no robot {config['type']!r}; {did_you_mean(str(config['type']), kinds)}")
     if isinstance(config.get("max_relative_target"), int):
         config["max_relative_target"] = float(config["max_relative_target"])  # LeRobot takes floats alone
     try:
         return make_robot_from_config(draccus.decode(RobotConfig, config))
     except (draccus.utils.DecodingError, draccus.utils.ParsingError, TypeError) as error:
-        raise ValueError(f"LeRobot does not take the configuration {json.dumps(config)}: {error}") from error
+        what = "the configuration" if "calibration" not in _places(error) else "a calibration of"
+        raise ValueError(f"LeRobot does not take {what} {json.dumps(config)}: {error}") from error
+
+
+def _places(error: BaseException) -> str:
+    """Names of the functions that an error came through."""
+    return " ".join(frame.name for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _positions_and_loads(bus: Any) -> tuple[dict[str, float], dict[str, float]]:

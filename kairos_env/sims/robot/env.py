@@ -112,11 +112,11 @@ class RobotEnv(ProcessSimulator):
                 self.fake.close()
                 raise ValueError(f"a fake robot has the tasks {', '.join(TASKS)}, not {task!r}")
         else:
-            self._config = dict(robot) if isinstance(robot, Mapping) else _read_json(Path(robot), "robot")
+            self._config = dict(robot) if isinstance(robot, Mapping) else read_object(Path(robot), "robot")
             self._tasks = {task: instruction or task}
         self._guard: dict[str, Any] = {
             "rate_hz": rate_hz * self._beats,
-            "changes": dict(limits) if isinstance(limits, Mapping) else _read_json(limits, "limits"),
+            "changes": dict(limits) if isinstance(limits, Mapping) else read_object(limits, "limits"),
             "mjcf": str(mjcf),
             "on_stop": on_stop,
             "on_exit": on_exit,
@@ -380,7 +380,8 @@ def _numeric(action: Any) -> bool:
     return isinstance(action, np.ndarray) and action.dtype.kind in "fiu"
 
 
-def _read_json(source: Any, what: str) -> dict[str, Any]:
+def read_object(source: Any, what: str) -> dict[str, Any]:
+    """What a JSON file holds, or nothing; ``what`` it is, for the message if it is something else."""
     if source is None:
         return {}
     try:

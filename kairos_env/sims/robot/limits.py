@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,17 +137,6 @@ class SafetyLimits:
             others["workspace"] = Workspace(**others["workspace"])
         low, high, velocity, acceleration, step = (values[name] for name in PER_JOINT)
         return cls(names, low, high, velocity, acceleration, step, 1.0 / rate_hz, **others)
-
-
-def read_changes(file: Path) -> dict[str, Any]:
-    """What a JSON file says of `SafetyLimits.usual`."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} holds a {type(found).__name__}, expected an object of safety limits")
-    return found
 
 
 def _value(given: Mapping[str, float], joint: str, unit: str, index: int) -> float:

@@ -188,8 +188,13 @@ def test_what_is_wrong_is_said_before_anything_moves_and_can_be_mended(
             worker.call("open", config=config | changes, answer_s=ANSWER_S)
 
     refused("there is no port /dev/nowhere", port="/dev/nowhere")
-    refused("LeRobot has no robot 'so102_follower'", type="so102_follower")
-    refused("FileNotFoundError: there is no calibration in .*other.json", id="other")
+    refused("LeRobot has no robot 'so102_follower'; did you mean 'so101_follower'", type="so102_follower")
+    kind = config["type"]
+    refused(f"FileNotFoundError: there is no calibration in .*other.json.*--robot.type={kind} ", id="other")
+    (tmp_path / "fake.json").write_text("{broken")
+    refused("does not take a calibration of", calibration_dir=str(tmp_path))
+    with pytest.raises(SimulatorError, match="the configuration has no type"):
+        worker.call("open", config={"port": config["port"]}, answer_s=ANSWER_S)
     known = json.loads((fake.calibration_folder / "fake.json").read_text())
     known["elbow_flex"]["range_max"] += 50
     (tmp_path / "fake.json").write_text(json.dumps(known))
