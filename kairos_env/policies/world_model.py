@@ -65,21 +65,41 @@ class WorldModelPolicy(RememberingPolicy):
         Raises:
             ValueError: in joint mode, or more actions than a chunk has.
         """
+        chunk = self.continue_together([self], [observation], [continuation], 1)[0]
+        self._action = chunk.actions[0]
+        return chunk
+
+    @classmethod
+    def continue_together(
+        cls,
+        policies: Sequence[WorldModelPolicy],
+        observations: Sequence[Observation],
+        continuations: Sequence[Continuation],
+        size: int,
+    ) -> list[ActionChunk]:
+        """`continue_chunk` of each policy, all in one mode, in passes of ``size`` rows."""
+        if policies[0].mode != "policy":
+            raise ValueError("chunks are continued in mode 'policy' only")
+        states = [policy.observe(observation) for policy, observation in zip(policies, observations, strict=True)]
+        rows = pad_rows(len(states), size)
+        guide = policies[0]._guide([continuations[row] for row in rows])
+        batch = type(states[0]).cat([states[row] for row in rows]) if size > 1 else states[0]
+        chunks = policies[0].model.spec.check_action(policies[0]._actions(batch, guide))
+        return [ActionChunk(chunk) for chunk in chunks[: len(states)]]
+
+    def _guide(self, continuations: Sequence[Continuation]) -> ChunkGuide:
         import torch
 
         from kairos_env.world_model.continuation import ChunkGuide, overlap_weights
 
-        if self.mode != "policy":
-            raise ValueError("chunks are continued in mode 'policy' only")
-        model, rest = self.model, continuation.actions[: self.model.chunk_length]
-        horizon = min(continuation.horizon, len(rest))
-        weights = overlap_weights(min(continuation.frozen, horizon), horizon, model.chunk_length)
-        whole = np.concatenate([rest, np.repeat(rest[-1:], model.chunk_length - len(rest), 0)])
-        previous = model.normalise_actions(whole[None])
-        guide = ChunkGuide(previous, torch.as_tensor(weights[None]).to(previous), continuation.mode)
-        actions = model.spec.check_action(self._actions(self.observe(observation), guide)[0])
-        self._action = actions[0]
-        return ActionChunk(actions)
+        length, previous, weights = self.model.chunk_length, [], []
+        for continuation in continuations:
+            rest = continuation.actions[:length]
+            horizon = min(continuation.horizon, len(rest))
+            weights.append(overlap_weights(min(continuation.frozen, horizon), horizon, length))
+            previous.append(np.concatenate([rest, np.repeat(rest[-1:], length - len(rest), 0)]))
+        normalised = self.model.normalise_actions(np.stack(previous))
+        return ChunkGuide(normalised, torch.stack(weights).to(normalised), continuations[0].mode)
 
     def _actions(self, states: Any, guide: ChunkGuide | None = None) -> Array:
         """Chunks (B, N, A) from a batch of states."""

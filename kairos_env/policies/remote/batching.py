@@ -178,7 +178,7 @@ def _decide(jobs: Sequence[Job], spec: RobotSpec) -> list[Array | None | Decline
         if episode.broken:
             answers[row] = Declined("failed", "no episode has begun since the policy failed; reset first")
     _follow([(episode, request) for _, episode, request in sound])
-    for verb in ("single", "chunk", "continued"):
+    for verb in ("single", "chunk", "guided", "inpaint"):
         rows = [(row, e, r) for row, e, r in sound if r.observation is not None and _verb(r) == verb]
         if not rows:
             continue
@@ -190,7 +190,8 @@ def _decide(jobs: Sequence[Job], spec: RobotSpec) -> list[Array | None | Decline
 
 
 def _verb(request: Request) -> str:
-    return "single" if request.single else "chunk" if request.continuation is None else "continued"
+    """What requests that are decided in one pass have in common; of continued chunks, their mode."""
+    return "single" if request.single else "chunk" if request.continuation is None else request.continuation.mode
 
 
 def _follow(jobs: Sequence[Job]) -> None:
@@ -229,16 +230,19 @@ def _together(asked: Sequence[tuple[Any, Request]], verb: str) -> list[Array]:
         if len(asked) > 1 and hasattr(kind, "act_together"):
             return [action[None] for action in kind.act_together(policies, seen, size)]
         return [policy.act(observation)[None] for policy, observation in zip(policies, seen, strict=True)]
-    if verb == "continued":
-        return [_continued(policy, request) for policy, request in asked]
-    if len(asked) > 1 and hasattr(kind, "chunk_together"):
+    if verb == "chunk":
+        together, alone = "chunk_together", lambda policy, request: policy.chunk(request.observation).actions
+    else:
+        together, alone = "continue_together", _continued
+    if len(asked) > 1 and hasattr(kind, together):
         if hasattr(kind, "observe_together"):
             kind.observe_together(policies, seen, size)
-        chunks = kind.chunk_together(policies, seen, size)
+        what = (policies, seen) if verb == "chunk" else (policies, seen, [r.continuation for _, r in asked])
+        chunks = getattr(kind, together)(*what, size)
         for policy, observation, chunk in zip(policies, seen, chunks, strict=True):
             follow(policy, observation, chunk.actions[0])  # as after `Policy.chunk`
         return [chunk.actions for chunk in chunks]
-    return [policy.chunk(observation).actions for policy, observation in zip(policies, seen, strict=True)]
+    return [alone(policy, request) for policy, request in asked]
 
 
 def _continued(policy: Any, request: Request) -> Array:
