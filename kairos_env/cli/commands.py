@@ -94,6 +94,12 @@ COMMANDS: Mapping[str, Command | Group] = {
         + _CONTINUED,
         "record:record_robotwin",
     ),
+    "record-films": Command(
+        "make captioned films of moving bodies, or of a hand at the table top, to learn from without actions",
+        "kairos record-films --out runs/physics --scene physics --clips 400 --seconds 4\n"
+        "kairos record-films --out runs/hands --scene hands --clips 400\n" + _CONTINUED,
+        "record:record_films",
+    ),
     "data": Group(
         "Look at recorded datasets and prepare them for training.",
         "kairos data inspect lerobot/pusht --save map.json",
@@ -143,6 +149,12 @@ COMMANDS: Mapping[str, Command | Group] = {
         "kairos train --curriculum laptop --plan\n"
         + _CONTINUED,
         "train:run",
+    ),
+    "merge": Command(
+        "models that went on from one base as one model: soup, TIES, DARE, WUDI, the best on held-out episodes",
+        "kairos merge runs/push/model runs/lift/model --base kairos-tiny --data runs/push-record,runs/lift-record "
+        "--out runs/merged",
+        "merge:run",
     ),
     "train-report": Command(
         "curves, validation and film strips of a training run as one page, also while it runs",

@@ -1,4 +1,4 @@
-"""`kairos record`, `kairos record-libero`, `kairos record-robotwin`: episodes of the simulators, in files."""
+"""`kairos record`, `record-libero`, `record-robotwin`: episodes of the simulators in files; `record-films`: films."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from kairos_env.cli.options import Fields
 from kairos_env.collect import recorder
+from kairos_env.collect.films.record import FilmsConfig
+from kairos_env.collect.films.record import record_films as make_films
 from kairos_env.collect.plans import RecordConfig
 
 _LIBERO = "--options camera_size=64,action_repeat=4,rendering=fast"
@@ -72,3 +74,9 @@ def record_libero(config: Fields[LiberoDemonstrations]) -> int:
 def record_robotwin(config: Fields[RoboTwinDemonstrations]) -> int:
     """Records demonstrations; 1 if there are fewer than asked for."""
     return record(config)
+
+
+def record_films(config: Fields[FilmsConfig]) -> int:
+    """Makes captioned films, or goes on with them."""
+    print(f"finished: {make_films(config)}")
+    return 0

@@ -18,12 +18,15 @@ from kairos_env.training.summary import SUMMARY, read_summary
 from kairos_env.world_model.checkpoint import WEIGHTS, resolve
 
 Ancestor = Mapping[str, Any]
+MERGED = "merge.json"  # in the folder of a merged model: what it was made of, and how all candidates did
 
 
 def model_lineage(model: str | Path) -> list[Ancestor]:
     """What a model's folder says of its trainings; of one that says nothing, its weights alone."""
     folder = resolve(model)
     known = list(read_summary(folder).lineage) if (folder / SUMMARY).exists() else []
+    if (folder / MERGED).exists():
+        known = json.loads((folder / MERGED).read_text())["lineage"]
     return known or [{"run": str(model), "parents": [], "data": {}}]
 
 
