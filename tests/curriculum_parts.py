@@ -12,7 +12,7 @@ from moving_square import SPEC, config, moving_square
 from kairos_env.datasets.hdf5.recorded import EpisodeWriter
 from kairos_env.media import write_mp4
 from kairos_env.training.curriculum.run import train_curriculum
-from kairos_env.training.curriculum.stages import Curriculum, Stage
+from kairos_env.training.curriculum.stages import Curriculum, CurriculumStage
 from kairos_env.training.data import DataConfig
 from kairos_env.training.gates import Gate
 from kairos_env.training.passes import Conditions, LossConfig
@@ -47,7 +47,7 @@ def small_curriculum(data: Path, out: Path, steps: int = 6) -> Curriculum:
     loss = LossConfig(frames=4)
     given = Conditions(t2v=0.2, ti2v=0.4, i2v=0.2, null2v=0.2, images=0.1)
     stages = (
-        Stage(
+        CurriculumStage(
             "films",
             ("text", "video"),
             DataConfig(path=str(films), captions=1.0),
@@ -56,7 +56,9 @@ def small_curriculum(data: Path, out: Path, steps: int = 6) -> Curriculum:
             loss=dataclasses.replace(loss, conditions=given),
             gate=Gate("validation_video", bar=100.0),
         ),
-        Stage("robot", (), DataConfig(path=str(robot), more=(str(films),), weights=(0.7, 0.3)), loop, 4, loss),
+        CurriculumStage(
+            "robot", (), DataConfig(path=str(robot), more=(str(films),), weights=(0.7, 0.3)), loop, 4, loss
+        ),
     )
     train = dataclasses.replace(config(out, steps), words=True, validation=1, starts=1, sample_every=3)
     return Curriculum(stages, train)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kairos_env.collect.films.clip import Clip, sentence
+from kairos_env.collect.films.film import GeneratedFilm, sentence
 from kairos_env.records import Array
 from kairos_env.sims.rendering import VISIBLE_GROUP, OffscreenRenderer
 from kairos_env.sims.tabletop.conditions import CONDITIONS, PLAIN_SQUARE, Appearance
@@ -28,7 +28,7 @@ _FIELD_OF_VIEW = 25.0
 _PUSHED = 0.03  # m
 
 
-def hands_clip(seed: int, number: int, size: int, seconds: float, rate: float) -> Clip:
+def hands_clip(seed: int, number: int, size: int, seconds: float, rate: float) -> GeneratedFilm:
     """Film ``number``, ``size`` pixels high and wide, with ``rate`` pictures a second."""
     rng = np.random.default_rng([_STREAM, seed, number])
     task = list(TASKS)[number % len(TASKS)]
@@ -56,7 +56,7 @@ def hands_clip(seed: int, number: int, size: int, seconds: float, rate: float) -
     told = sentence(f"a hand in a {sleeve} sleeve {steps[0]}", *steps[1:])
     caption = f"{told} The cube and the disc lie on a table."
     facts = {"task": task, "steps": steps, "success": bool(measure(states[-1])[1][task])}
-    return Clip(np.stack(frames), caption, INSTRUCTIONS[task], facts)
+    return GeneratedFilm(np.stack(frames), caption, INSTRUCTIONS[task], facts)
 
 
 def task_steps(states: list[TaskState], held: list[bool]) -> list[str]:

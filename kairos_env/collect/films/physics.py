@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kairos_env.collect.films.clip import Clip, sentence
+from kairos_env.collect.films.film import GeneratedFilm, sentence
 from kairos_env.records import Array
 from kairos_env.sims.rendering import VISIBLE_GROUP, OffscreenRenderer
 
@@ -85,7 +85,7 @@ class Motion:
     highest: Array
 
 
-def physics_clip(seed: int, number: int, size: int, seconds: float, rate: float) -> Clip:
+def physics_clip(seed: int, number: int, size: int, seconds: float, rate: float) -> GeneratedFilm:
     """Film ``number``, ``size`` pixels high and wide, with ``rate`` pictures a second."""
     rng = np.random.default_rng([_STREAM, seed, number])
     event = EVENTS[number % len(EVENTS)]
@@ -97,7 +97,7 @@ def physics_clip(seed: int, number: int, size: int, seconds: float, rate: float)
     caption = f"{told} The floor is {floor}, the light {light}."
     names = " and ".join(body.one for body in bodies)
     facts = {"event": event, "bodies": [body.name for body in bodies], "azimuth": round(azimuth, 1)}
-    return Clip(frames, caption, f"{names} {_short(event)}", facts)
+    return GeneratedFilm(frames, caption, f"{names} {_short(event)}", facts)
 
 
 def _short(event: str) -> str:
@@ -114,9 +114,9 @@ def _bodies(event: str, rng: np.random.Generator) -> list[Body]:
         count = int(rng.integers(1, 3))
         spots = [tuple(rng.uniform(-0.12, 0.12, 2) + 0.14 * i * ahead) for i in range(count)]
         drift = [tuple(rng.uniform(-0.3, 0.3, 2)) for _ in range(count)]
-        height, tilt = rng.uniform(0.2, 0.45, count), rng.uniform(0, 3, count)
+        heights, tilts = rng.uniform(0.2, 0.45, count), rng.uniform(0, 3, count)
         return [
-            Body(colours[i], shapes[i], sizes[i], (*spots[i], height[i]), (*drift[i], 0.0), tilt[i])
+            Body(colours[i], shapes[i], sizes[i], (*spots[i], heights[i]), (*drift[i], 0.0), tilts[i])
             for i in range(count)
         ]
     round_one = str(rng.choice(["ball", "egg", "cylinder"])) if event != "stack" else "box"
@@ -237,7 +237,7 @@ class _Watch:
 
 def describe(bodies: Sequence[Body], motion: Motion, azimuth: float) -> str:
     """A sentence on what each body did, as a camera at ``azimuth`` degrees sees it."""
-    lines = []
+    lines: list[str] = []
     for i, body in enumerate(bodies):
         start, end = motion.places[0, i], motion.places[-1, i]
         hits = [f"hits the {bodies[struck].name}" for striking, struck in motion.touched if striking == i]

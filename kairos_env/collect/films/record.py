@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kairos_env.collect.films.clip import Clip
+from kairos_env.collect.films.film import GeneratedFilm
 from kairos_env.collect.films.hands import hands_clip
 from kairos_env.collect.films.physics import physics_clip
 from kairos_env.collect.pool import in_workers
 from kairos_env.media import write_mp4
 from kairos_env.runs import WriteLock, open_run, single_threaded_workers, write_json, write_text
 
-GENERATORS: dict[str, Callable[[int, int, int, float, float], Clip]] = {"physics": physics_clip, "hands": hands_clip}
+Generator = Callable[[int, int, int, float, float], GeneratedFilm]  # of seed, number, size, seconds and rate
+GENERATORS: dict[str, Generator] = {"physics": physics_clip, "hands": hands_clip}
 CAPTIONS = "captions.jsonl"
 _MAY_CHANGE = ("out", "clips", "workers")
 

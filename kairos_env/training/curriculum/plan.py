@@ -16,7 +16,7 @@ import torch
 from kairos_env.datasets.conform import sampled
 from kairos_env.records import Episode, RobotSpec
 from kairos_env.training.config import TrainConfig
-from kairos_env.training.curriculum.stages import TOKENIZER, Curriculum, Stage
+from kairos_env.training.curriculum.stages import TOKENIZER, Curriculum, CurriculumStage
 from kairos_env.training.estimate import memory, model_cost, tokenizer_cost
 from kairos_env.training.run import one_pass_config
 from kairos_env.training.world_action import part_of
@@ -114,8 +114,13 @@ def _tokenizer(curriculum: Curriculum, shapes: WorldModelConfig, robot: RobotSpe
 
 
 def _stage(
-    curriculum: Curriculum, stage: Stage, shapes: WorldModelConfig, robot: RobotSpec, sizes: Mapping[str, int] | None
+    curriculum: Curriculum,
+    stage: CurriculumStage,
+    shapes: WorldModelConfig,
+    robot: RobotSpec,
+    sizes: Mapping[str, int] | None,
 ) -> StagePlan:
+    """The plan of a stage; calculated from the ``sizes`` of the parts, or without them measured."""
     config = curriculum.config(stage, "", curriculum.parent(stage) or TOKENIZER)
     spec = sampled(robot, stage.data.size, stage.data.rate)
     frames = 1 + (config.loss.frames - 1) // curriculum.frames_per_latent

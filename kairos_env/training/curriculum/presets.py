@@ -6,7 +6,7 @@ import dataclasses
 
 from kairos_env.runs import did_you_mean
 from kairos_env.training.config import Part, TrainConfig
-from kairos_env.training.curriculum.stages import Curriculum, Objective, Stage
+from kairos_env.training.curriculum.stages import Curriculum, CurriculumStage, Objective
 from kairos_env.training.data import DataConfig
 from kairos_env.training.passes import Conditions, LossConfig
 from kairos_env.training.pixels import PixelWeights
@@ -31,8 +31,8 @@ def _published(
     objective: Objective = "flow",
     assumed: tuple[str, ...] = (),
     note: str = "",
-) -> Stage:
-    return Stage(
+) -> CurriculumStage:
+    return CurriculumStage(
         name,
         learns,
         data=DataConfig(path="", size=_SIZES[short_side], captions=captions),
@@ -91,21 +91,21 @@ def _laptop() -> Curriculum:
     films = Conditions(t2v=0.05, ti2v=0.55, i2v=0.35, null2v=0.05, images=0.05)
     video: tuple[Part, ...] = ("text", "video")
     stages = (
-        Stage(
+        CurriculumStage(
             "physics",
             video,
             DataConfig(path="runs/physics", captions=1.0),
             LoopConfig(steps=300, lr=1.5e-3, warmup=60),
             loss=LossConfig(frames=16, conditions=films),
         ),
-        Stage(
+        CurriculumStage(
             "hands",
             video,
             DataConfig(path="runs/hands", more=("runs/physics",), weights=(0.75, 0.25), captions=0.5),
             LoopConfig(steps=300, lr=1e-3, warmup=30),
             loss=LossConfig(frames=16, conditions=films),
         ),
-        Stage(
+        CurriculumStage(
             "robot",
             (),
             DataConfig(path="runs/record"),

@@ -22,7 +22,7 @@ Objective = Literal["flow", "preference"]
 
 
 @dataclass(frozen=True)
-class Stage:
+class CurriculumStage:
     """One stage of a curriculum. Its model is the moving average of its parameters.
 
     Args:
@@ -72,7 +72,7 @@ class Curriculum:
         frames_per_latent: pictures that share a latent frame: 1 for the small models, 4 for the published tokenizer.
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[CurriculumStage, ...]
     train: TrainConfig = field(default_factory=TrainConfig)
     frames_per_latent: int = 1
 
@@ -88,12 +88,12 @@ class Curriculum:
                 raise ValueError(f"stage {stage.name!r} goes on from {stage.after!r}; {hint}")
             seen.append(stage.name)
 
-    def parent(self, stage: Stage) -> str:
+    def parent(self, stage: CurriculumStage) -> str:
         """Name of the stage that another goes on from; empty: from the beginning."""
         place = self.stages.index(stage)
         return stage.after or (self.stages[place - 1].name if place else "")
 
-    def config(self, stage: Stage, out: str, init: str) -> TrainConfig:
+    def config(self, stage: CurriculumStage, out: str, init: str) -> TrainConfig:
         """The training of a stage."""
         own = {name: getattr(stage, name) for name in ("model", "batch", "loss", "gate")}
         learns = stage.learns or ("text", "video", "action")
@@ -129,7 +129,7 @@ def from_dict(values: Mapping[str, Any], presets: Mapping[str, Curriculum]) -> C
     for each in [*changed, *keep]:
         if each not in known:
             raise ValueError(f"{name} has no stage {each!r}; {did_you_mean(str(each), known)}")
-    stages = tuple(build(Stage, changed.get(each, {}), f"stages.{each}", known[each]) for each in keep)
+    stages = tuple(build(CurriculumStage, changed.get(each, {}), f"stages.{each}", known[each]) for each in keep)
     if unsure := [each for each, count in Counter(keep).items() if count > 1]:
         raise ValueError(f"keep names {', '.join(unsure)} twice")
     kept = set(keep)
@@ -137,7 +137,7 @@ def from_dict(values: Mapping[str, Any], presets: Mapping[str, Curriculum]) -> C
     return build(Curriculum, values, "curriculum", dataclasses.replace(base, stages=stages))
 
 
-def require_data(stages: Sequence[Stage]) -> None:
+def require_data(stages: Sequence[CurriculumStage]) -> None:
     """Raises ValueError unless every stage names its data."""
     missing = [stage.name for stage in stages if not stage.data.path]
     if missing:

@@ -10,7 +10,7 @@ from kairos_env.records import Array
 
 
 @dataclass(frozen=True)
-class Clip:
+class GeneratedFilm:
     """A film with its captions, all of them from the true state.
 
     Args:
