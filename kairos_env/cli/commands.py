@@ -146,8 +146,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         "kairos train --data.path runs/record --out runs/long --model.steps 20000 --snapshot-every 1000 "
         "--log tensorboard\n"
         "kairos train --data.path runs/record --out runs/long --model.steps 20000 --model.lr 7e-4 --change\n"
-        "kairos train --curriculum laptop --plan\n"
-        + _CONTINUED,
+        "kairos train --curriculum laptop --plan\n" + _CONTINUED,
         "train:run",
     ),
     "merge": Command(
@@ -317,13 +316,18 @@ COMMANDS: Mapping[str, Command | Group] = {
         },
     ),
     "robotwin": Group(
-        "Let RoboTwin's own scripts evaluate a policy of Kairos.",
-        "kairos robotwin plugin --root RoboTwin",
+        "Let RoboTwin's own scripts evaluate a policy of Kairos; ask RoboTwin's experts.",
+        "kairos robotwin plugin --root RoboTwin\nkairos robotwin seeds --tasks handover_block",
         {
             "plugin": Command(
                 "write a policy folder into a checkout of RoboTwin, which asks `kairos serve`",
                 "kairos robotwin plugin --root RoboTwin\nkairos robotwin plugin --root RoboTwin --url ws://gpu-box:8000",
                 "robotwin:plugin",
+            ),
+            "seeds": Command(
+                "which seeds RoboTwin's experts solve, noted for evaluations",
+                "kairos robotwin seeds\nkairos robotwin seeds --tasks stack_blocks_two --count 100 --first 200000",
+                "robotwin:seeds",
             ),
         },
     ),

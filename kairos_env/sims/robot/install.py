@@ -5,23 +5,13 @@ Both lines that the registry has are known: 0.6.1 for Python 3.12 and later, 0.4
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from kairos_env.runs import write_json
 from kairos_env.sims.findings import Finding
-from kairos_env.sims.install import (
-    Step,
-    carry_out,
-    check_environment,
-    environment_steps,
-    installed,
-    python_version,
-    wrong_packages,
-)
+from kairos_env.sims.install import Installation, carry_out, default_home, installed, python_version
 
 NAME = "lerobot-robots"
 _LEROBOT = {"3.11": "0.4.4"}  # version of Python -> the newest LeRobot for it
@@ -69,7 +59,7 @@ _SHARED = {
 
 def home_folder() -> Path:
     """Where it is installed unless said otherwise: $KAIROS_SIMS/lerobot-robots, or in ~/.cache/kairos/sims."""
-    return Path(os.environ.get("KAIROS_SIMS") or "~/.cache/kairos/sims").expanduser().absolute() / NAME
+    return default_home(NAME)
 
 
 def interpreter(home: Path | None = None) -> Path:
@@ -104,30 +94,21 @@ def install(
         say: is told each step before it is made.
         only_plan: tells the steps and changes nothing.
     """
-    environment = home / "env"
-    own = environment / "bin" / "python"
-    chosen = python or (own if installed(environment) else _newest_python())
+    own = home / "env" / "bin" / "python"
+    chosen = python or (own if installed(home / "env") else _newest_python())
     packages = packages_for(chosen)
     maker = chosen if chosen != own else Path(sys.executable)
 
-    def finish() -> None:
-        found = installed(environment)
-        wrong = wrong_packages(found, packages)
-        if wrong:
-            raise RuntimeError(f"pip finished, but these packages are not as they should be: {', '.join(wrong)}")
-        write_json(home / "installed.json", {"python": found["python"], "packages": packages})
-
-    steps = environment_steps(environment, maker, packages, renew=python is not None)
-    carry_out(home, [*steps, Step("a note of the versions", finish)], say, only_plan)
+    robots = Installation(NAME, home, packages)
+    carry_out(home, [*robots.steps(maker, renew=python is not None), robots.note()], say, only_plan)
 
 
 def check(home: Path) -> list[Finding]:
     """How an installation stands."""
-    again = f"kairos sims install {NAME} --home {home}"
     python = home / "env" / "bin" / "python"
     packages = packages_for(python) if python.exists() else _SHARED
     main = ["lerobot", "feetech-servo-sdk", "dynamixel-sdk", "pyserial"]
-    return check_environment(home / "env", packages, main, again)
+    return Installation(NAME, home, packages).check(main)
 
 
 def _newest_python() -> Path:

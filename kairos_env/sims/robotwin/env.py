@@ -21,11 +21,14 @@ from kairos_env.sims.process import Reply, SimulatorError, SimulatorProcess
 from kairos_env.sims.process_simulator import ProcessSimulator
 from kairos_env.sims.reward import RewardForm, step_reward
 from kairos_env.sims.robotwin.home import Config, RoboTwinHome
+from kairos_env.sims.robotwin.vulkan import REMEDY
 from kairos_env.sims.simulator import StepResult, as_initial_state, require_state
 from kairos_env.sims.vector import SimulatorVectorEnv
 
 ActionKind = Literal["qpos", "ee"]
 Wording = Literal["seen", "unseen", "task"]
+ExpertOutcome = Literal["solved", "unstable", "no path", "failed"]
+"""Of a start: its objects do not come to rest, the planner finds no path, or the expert does not succeed."""
 RoboTwinRendering = Literal["fast", "shadows", "official"]
 
 _DRAWN_STATES = 100_000  # RoboTwin's own evaluation begins there
@@ -232,7 +235,15 @@ class RoboTwinEnv(ProcessSimulator):
         Found in another scene of the same start; the episode is not disturbed. Empty if it finds no way.
         """
         reply = self._call("expert")
-        return reply.arrays[self.action_kind].astype(np.float32), bool(reply.values["success"])
+        return reply.arrays[self.action_kind].astype(np.float32), reply.values["outcome"] == "solved"
+
+    def expert_outcome(self, task: str, initial_state: int) -> ExpertOutcome:
+        """What becomes of RoboTwin's own expert from a start; the present episode is not disturbed."""
+        self.home.require_assets(self.home.require_task(task), self.config)
+        start = {"task": task, "config": self.config, "initial_state": initial_state}
+        self._send("ask_expert", options=self.home.worker_options(), **start)
+        outcome: ExpertOutcome = self._receive().values["outcome"]
+        return outcome
 
     def expert_action(self, task: str | None = None) -> Array:
         """(A,) float32: what RoboTwin's own expert does at this point of the episode; ``task`` is always the own one.
@@ -298,6 +309,8 @@ class RoboTwinEnv(ProcessSimulator):
         except SimulatorError as error:
             if start and error.kind == "ValueError":
                 raise ValueError(str(error).removeprefix("ValueError: ")) from error
+            if "rendering device" in str(error):
+                raise SimulatorError(f"{error}: {REMEDY}", error.kind) from error
             raise
 
     def _launch(self) -> SimulatorProcess:

@@ -15,6 +15,7 @@ KAIROS_ROBOTWIN_ROOT names, of version 2.0 (``task_config/``, ``script/``) or ne
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -23,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kairos_env.runs import did_you_mean
-from kairos_env.sims.install import default_home
+from kairos_env.runs import did_you_mean, file_sha256
+from kairos_env.sims.install import default_home, noted
 from kairos_env.sims.robotwin.vulkan import driver_variables
 
 Config = Literal["clean", "randomized"]
@@ -70,7 +71,10 @@ class RoboTwinHome:
         checkout = os.environ.get(CHECKOUT)
         if checkout:
             code = Path(checkout).expanduser().absolute()
-            return cls(home, code, layout_of(code))
+            try:
+                return cls(home, code, layout_of(code))
+            except ValueError as error:
+                raise ValueError(f"the variable {CHECKOUT}: {error}") from error
         found = sorted(home.glob("env/lib/python3*/site-packages/robotwin"))
         if not found:
             where = "" if home == home_folder() else f" --home {home}"
@@ -94,8 +98,7 @@ class RoboTwinHome:
     @functools.cached_property
     def versions(self) -> dict[str, str]:
         """Of Python and of RoboTwin's packages as they were installed; {} if nobody noted them."""
-        note = self.home / "installed.json"
-        found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        found = noted(self.home)
         return {"python": found["python"], **found["packages"]} if found else {}
 
     @property
@@ -103,6 +106,14 @@ class RoboTwinHome:
         """Whether the assets say that they are the published ones."""
         manifest = self.assets.resolve().parent / ".robotwin-assets.json"
         return manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8")).get("revision") == REVISION
+
+    @functools.cached_property
+    def robot_digest(self) -> str:
+        """12 letters that tell robots apart: of the description and the settings of this one."""
+        folder = self.assets / "embodiments" / ROBOT
+        files = [path for ending in ("*.yml", "*.urdf", "*.srdf") for path in folder.rglob(ending)]
+        names = sorted(str(path.relative_to(folder)) for path in files)
+        return hashlib.sha256("".join(f"{n} {file_sha256(folder / n)}\n" for n in names).encode()).hexdigest()[:12]
 
     def variables(self) -> dict[str, str]:
         """What the simulator's process needs to find assets and driver, and to take one core."""

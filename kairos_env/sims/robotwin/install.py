@@ -15,17 +15,7 @@ from pathlib import Path
 
 from kairos_env.runs import atomic_write, file_sha256, write_json
 from kairos_env.sims.findings import Finding
-from kairos_env.sims.install import (
-    Step,
-    Wheel,
-    carry_out,
-    check_environment,
-    environment_steps,
-    install_wheels,
-    installed,
-    open_archive,
-    wrong_packages,
-)
+from kairos_env.sims.install import Installation, Step, Wheel, carry_out, open_archive
 from kairos_env.sims.robotwin.home import ASSETS_ADVICE, CHECKOUT, REVISION, ROBOT, RoboTwinHome
 from kairos_env.sims.robotwin.vulkan import check_vulkan, driver_variables, get_driver
 
@@ -64,9 +54,7 @@ PACKAGES = {
     "typing-extensions": "4.16.0",
     "urllib3": "2.8.0",
 }
-TASK_CODE = Wheel(
-    "rlinf-robotwin-runtime", "0.1.3", "4a266a64ca26e8c835d25dc83f5203ac908ae8ba187035c51b81c6aa493cb703"
-)
+TASK_CODE = Wheel("rlinf-robotwin-runtime", "0.1.3", "4a266a64ca26e8c835d25dc83f5203ac908ae8ba187035c51b81c6aa493cb703")
 """RoboTwin's 50 tasks, their configurations and instructions (MIT). A checkout can take its place."""
 _ARCHIVES = ("embodiments.zip", "objects.zip", "background_texture.zip")  # of the published assets
 _SMOKE = "stack_blocks_two"  # needs no objects
@@ -105,16 +93,14 @@ def install(request: RoboTwinRequest, say: Callable[[str], None] = lambda text: 
     """
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise ValueError(f"RoboTwin's packages are for Linux on x86_64, this is {sys.platform} on {platform.machine()}")
-    home, environment = request.home, request.home / "env"
-    steps = environment_steps(environment, _interpreter(request), PACKAGES, request.python is not None, PYTHONS)
-    if installed(environment).get("packages", {}).get(TASK_CODE.name) != TASK_CODE.version and not _checkout():
-        steps.append(Step(f"task code: {TASK_CODE}", lambda: install_wheels(environment.resolve(), [TASK_CODE])))
+    home, own = request.home, _installation(request.home)
+    steps = own.steps(_interpreter(request), renew=request.python is not None)
     steps.append(Step("a Vulkan driver that draws, of this machine or Mesa's", lambda: _provide_drawing(home)))
     if request.assets is not None:
         given = request.assets
         kind = _kind(given)
         steps.append(Step(f"assets from {given}", lambda: _use_assets(home, given, kind, say)))
-    steps.append(Step("a note of the versions", lambda: _finish(home)))
+    steps.append(own.note(more=lambda: {"driver": "of the home" if (home / "driver").is_dir() else "of the machine"}))
     if request.smoke:
         steps.append(Step(f"an episode of {_SMOKE}", lambda: _play(home, say)))
     carry_out(home, steps, say, only_plan)
@@ -127,16 +113,15 @@ def check(home: Path, render: bool = True) -> list[Finding]:
         home: folder of the installation.
         render: also draw a picture (10 s).
     """
-    again = f"kairos sims install robotwin --home {home}"
-    wanted = PACKAGES if _checkout() else PACKAGES | {TASK_CODE.name: TASK_CODE.version}
-    findings = check_environment(home / "env", wanted, [*list(PACKAGES)[:3], *list(wanted)[len(PACKAGES) :]], again)
+    own = _installation(home)
+    findings = own.check([*list(PACKAGES)[:3], *(wheel.name for wheel in own.wheels)])
     if len(findings) == 1:
         return findings
     try:
         there = RoboTwinHome.open(home)
         tasks = there.tasks()
     except (FileNotFoundError, ValueError) as error:
-        return [*findings, Finding("tasks", "problem", str(error), again)]
+        return [*findings, Finding("tasks", "problem", str(error), own.again)]
     lacking = {task: names for task in tasks if (names := there.missing(task))}
     findings.append(Finding("code", "ok", f"{there.code} ({there.layout})"))
     count = f"{len(tasks)}; {len(tasks) - len(lacking)} have all their assets in {there.assets}"
@@ -156,16 +141,18 @@ def check(home: Path, render: bool = True) -> list[Finding]:
     return findings
 
 
+def _installation(home: Path) -> Installation:
+    """Of the package's task code, or of none where a checkout's is used."""
+    code = () if os.environ.get(CHECKOUT) else (TASK_CODE,)
+    return Installation("robotwin", home, PACKAGES, code, PYTHONS)
+
+
 def _interpreter(request: RoboTwinRequest) -> Path:
     if request.python is not None:
         return request.python
     if PYTHONS[0] <= sys.version_info[:2] < PYTHONS[1]:
         return Path(sys.executable)
     return Path(shutil.which("python3.11") or sys.executable)
-
-
-def _checkout() -> bool:
-    return bool(os.environ.get(CHECKOUT))
 
 
 def _provide_drawing(home: Path) -> None:
@@ -189,13 +176,16 @@ def _kind(given: Path) -> str:
     Raises:
         ValueError: none of these.
     """
+    if not given.is_dir():
+        raise ValueError(f"--assets {given} is {'no folder' if given.exists() else 'not there'}. {ASSETS_ADVICE}")
     if any((given / name).is_file() for name in _ARCHIVES):
         return "archives"
     for kind, robots in (("assets", "embodiments"), ("parent", "assets/embodiments"), ("robots", "")):
         if (given / robots / ROBOT / "config.yml").is_file():
             return kind
     raise ValueError(
-        f"--assets {given} has neither {', '.join(_ARCHIVES)} nor embodiments/{ROBOT}/config.yml. {ASSETS_ADVICE}"
+        f"--assets {given} has neither {', '.join(_ARCHIVES)} nor embodiments/{ROBOT}/config.yml, the robot that "
+        f"is supported. {ASSETS_ADVICE}"
     )
 
 
@@ -233,16 +223,6 @@ def _unpack(archive: Path, folder: Path) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             with opened(name) as packed, file.open("wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked, 1 << 20)
-
-
-def _finish(home: Path) -> None:
-    found = installed(home / "env")
-    wanted = PACKAGES if _checkout() else PACKAGES | {TASK_CODE.name: TASK_CODE.version}
-    if wrong := wrong_packages(found, wanted):
-        raise RuntimeError(f"pip finished, but these packages are not as they should be: {', '.join(wrong)}")
-    driver = "of the home" if (home / "driver").is_dir() else "of the machine"
-    packages = {name: found["packages"][name] for name in wanted}
-    write_json(home / "installed.json", {"python": found["python"], "packages": packages, "driver": driver})
 
 
 def _play(home: Path, say: Callable[[str], None]) -> None:

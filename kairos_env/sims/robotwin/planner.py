@@ -2,7 +2,7 @@
 
 Inverse kinematics from several starts (mplib's CLIK), a path of the hand that keeps clear of what stands on the table
 (up before it goes across, across before it goes down), and time-optimal timing of it (TOPP), which is what RoboTwin
-itself times actions with.
+itself times actions with. Where the last centimetres of a path are out of the arm's reach, it ends before them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ _MOVE_M, _TURN_RAD = 0.02, 0.1  # between two points of a path
 _JUMP_RAD = 0.5  # of a joint, between two points of one path: more means that the arm turned over
 _STARTS = 24  # of the inverse kinematics
 _NEAR_RAD = 1.2  # a solution as near as this is taken
+_SHORT_M = 0.06  # of a path that may be out of reach: a lift is then lower, and what is not placed is seen as such
+VERSION = 2
+"""Of what the planner decides: what was found out with another version is asked for again."""
 
 
 class ArmPlanner:
@@ -46,7 +49,7 @@ class ArmPlanner:
         self._link = planner.link_name_2_idx[planner.move_group]
         self._held = [name not in self._joints for name in names]
         limits = np.array([planner.joint_limits[column] for column in self._columns])
-        self._low, self._high = np.maximum(limits[:, 0], -np.pi), np.minimum(limits[:, 1], np.pi)
+        self._low, self._high = limits[:, 0], limits[:, 1]
 
     # -- what curobo's planner offers ----------------------------------------------------------------------------
 
@@ -63,9 +66,9 @@ class ArmPlanner:
         """
         start, goal = self._start(curr_joint_pos), self._in_base(target_gripper_pose)
         corners = [None] if constraint_pose is not None else [self._corner(start, goal), None]
-        for corner in corners:
-            path = self._path(start, [goal] if corner is None else [corner, goal])
-            if path is not None and (timed := self._timed(path)) is not None:
+        paths = [self._path(start, [goal] if corner is None else [corner, goal]) for corner in corners]
+        for path, short in sorted(paths, key=lambda found: found[1]):
+            if short < _SHORT_M and (timed := self._timed(path)) is not None:
                 return timed
         found = self._solve(goal, start)
         timed = None if found is None else self._timed(np.stack([start, found]))
@@ -123,7 +126,8 @@ class ArmPlanner:
         )
         if not solved:
             return None
-        joints = (np.asarray(found)[self._columns] + np.pi) % (2 * np.pi) - np.pi
+        # a joint that turns through half a turn goes on, and does not come from the other side
+        joints = start + (np.asarray(found)[self._columns] - start + np.pi) % (2 * np.pi) - np.pi
         return joints if (joints >= self._low).all() and (joints <= self._high).all() else None
 
     def _solve(self, pose: Any, start: np.ndarray) -> np.ndarray | None:
@@ -134,6 +138,7 @@ class ArmPlanner:
             near = start + rng.normal(0, 0.4, len(start))
             far = rng.uniform(np.maximum(self._low, -2.5), np.minimum(self._high, 2.5))
             found = self._near(pose, start if attempt == 0 else near if attempt % 2 else far)
+            found = None if found is None else start + (found - start + np.pi) % (2 * np.pi) - np.pi
             if found is not None and (best is None or _largest(found - start) < _largest(best - start)):
                 best = found
             if best is not None and (attempt == 0 or _largest(best - start) < _NEAR_RAD):
@@ -154,20 +159,22 @@ class ArmPlanner:
         place = np.array([*here[:2], there[2]]) if rising else np.array([*there[:2], here[2]])
         return sapien.Pose(place, hand.q if rising else goal.q)
 
-    def _path(self, start: np.ndarray, poses: Sequence[Any]) -> np.ndarray | None:
-        """(n, joints) along straight lines of the hand; None if it cannot follow them."""
+    def _path(self, start: np.ndarray, poses: Sequence[Any]) -> tuple[np.ndarray, float]:
+        """(n, joints) along straight lines of the hand, and what is left out at its end [m] as out of reach."""
         rows = [start]
-        for pose in poses:
+        for number, pose in enumerate(poses):
             hand = self._hand(rows[-1])
             turn, angle = _turn(np.asarray(hand.q, float), np.asarray(pose.q, float))
             move = np.asarray(pose.p, float) - np.asarray(hand.p, float)
-            count = max(1, int(np.ceil(np.linalg.norm(move) / _MOVE_M)), int(np.ceil(angle / _TURN_RAD)))
+            length = float(np.linalg.norm(move))
+            count = max(1, int(np.ceil(length / _MOVE_M)), int(np.ceil(angle / _TURN_RAD)))
             for part in np.linspace(0, 1, count + 1)[1:]:
                 found = self._near(_Pose(np.asarray(hand.p) + part * move, turn(part)), rows[-1])
                 if found is None or _largest(found - rows[-1]) > _JUMP_RAD:
-                    return None
+                    last = number + 1 == len(poses)
+                    return np.stack(rows), (1 - part) * length + _MOVE_M if last else np.inf
                 rows.append(found)
-        return np.stack(rows)
+        return np.stack(rows), 0.0
 
     def _timed(self, path: np.ndarray) -> dict[str, Any] | None:
         moved = [0, *(i for i in range(1, len(path)) if _largest(path[i] - path[i - 1]) > 1e-5)]

@@ -18,7 +18,7 @@ import platform
 import random
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,13 @@ from kairos_env.sims.robotwin.planner import ArmPlanner
 
 _NOT_NEEDED = ("torch", "open3d", "huggingface_hub", "imageio", "curobo", "h5py", "pytorch3d")
 _PACKAGES = ("sapien", "mplib", "numpy", "toppra", "rlinf-robotwin-runtime")
+
+
+_CLUTTER = {
+    "objaverse/list.json": '{"item_names": [], "list_of_items": {}, "z_max": {}, "radius": {}, "z_offset": {}}',
+    "same.json": "{}",
+}
+"""Lists of objects, and empty ones."""
 
 
 class Runtime:
@@ -54,6 +61,7 @@ class Runtime:
         robots = importlib.import_module(f"{self._package}.robot.robot")
         robots.CuroboPlanner = ArmPlanner  # type: ignore[attr-defined]
         robots.load_curobo_config = lambda root, arm: {}  # type: ignore[attr-defined] # read whatever plans
+        robots.Robot.set_planner = _with_kinematics(robots.Robot.set_planner)
         self.Unstable = importlib.import_module(f"{self._package}.utils.create_actor").UnStableError
         self.Actor = importlib.import_module(f"{self._package}.utils.actor_utils").Actor
         self._draw_as_wanted()
@@ -125,18 +133,31 @@ class Runtime:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
 
     def _enter_checkout(self) -> None:
-        """Makes the working folder one in which ``./assets`` are the assets and all else is the checkout's."""
-        if self._assets == self._code / "assets":
+        """Makes the working folder one in which ``./assets`` are the assets and all else is the checkout's.
+
+        A checkout reads the lists of the objects that clutter is made of when it is imported, whatever is played:
+        without them, it gets empty ones, and can only play clean scenes.
+        """
+        lists = all((self._assets / "objects" / name).is_file() for name in _CLUTTER)
+        if self._assets == self._code / "assets" and lists:
             os.chdir(self._code)
             return
         import tempfile
 
         self._folder = tempfile.TemporaryDirectory(prefix="robotwin-")
-        for entry in self._code.iterdir():
-            if entry.name != "assets":
-                Path(self._folder.name, entry.name).symlink_to(entry)
-        Path(self._folder.name, "assets").symlink_to(self._assets)
-        os.chdir(self._folder.name)
+        folder = Path(self._folder.name)
+        _link_entries(self._code, folder, but="assets")
+        if lists:
+            (folder / "assets").symlink_to(self._assets)
+        else:
+            _link_entries(self._assets, folder / "assets", but="objects")
+            _link_entries(self._assets / "objects", folder / "assets" / "objects", but="objaverse")
+            for name, text in _CLUTTER.items():
+                path = folder / "assets" / "objects" / name
+                path.parent.mkdir(exist_ok=True)
+                path.unlink(missing_ok=True)
+                path.write_text(text, encoding="utf-8")
+        os.chdir(folder)
 
     def _draw_as_wanted(self) -> None:
         """Puts `rendering` between RoboTwin and SAPIEN: RoboTwin always asks for ray tracing with shadows."""
@@ -167,7 +188,33 @@ class Runtime:
         setattr(owner, name, add)
 
 
-class _Nothing:
+def _link_entries(source: Path, folder: Path, but: str) -> None:
+    """Makes a folder of links to what is in another one, which need not be there, without one entry."""
+    folder.mkdir(exist_ok=True)
+    for entry in source.iterdir() if source.is_dir() else ():
+        if entry.name != but:
+            (folder / entry.name).symlink_to(entry)
+
+
+def _with_kinematics(set_planner: Callable[..., None]) -> Callable[..., None]:
+    """RoboTwin's ``set_planner``, whose planners of arms then get the kinematics of those that time its actions."""
+
+    def set_both(robot: Any, scene: Any = None) -> None:
+        set_planner(robot, scene)
+        robot.left_planner.attach(robot.left_mplib_planner.planner)
+        robot.right_planner.attach(robot.right_mplib_planner.planner)
+
+    return set_both
+
+
+class _HasEverything(type):
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Nothing
+
+
+class _Nothing(metaclass=_HasEverything):
     """What an attribute of a module that is not needed gives: a class, which takes anything and does nothing."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

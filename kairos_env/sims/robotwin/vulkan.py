@@ -19,7 +19,7 @@ from kairos_env.runs import atomic_write, write_json
 from kairos_env.sims.findings import Finding, last_line
 
 PACKAGE = "mesa-vulkan-drivers"
-REMEDY = "kairos sims install robotwin gets a driver for processors (Debian, Ubuntu; elsewhere: Mesa 24 or newer)"
+REMEDY = "`kairos sims install robotwin` gets a driver for processors (Debian, Ubuntu; elsewhere: Mesa 24 or newer)"
 _KEPT = re.compile(
     r"libc6|libgcc-s1|gcc-\d+-base|libstdc\+\+6|libcrypt1|libtinfo6|.*-data|.*-base|tzdata|debconf|dpkg|perl.*"
 )

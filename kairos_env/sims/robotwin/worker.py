@@ -7,7 +7,7 @@ does: along a time-optimal path from rest to rest, so that it lasts as long as i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ class RoboTwinSimulator:
         for tried in range(_TRIES):
             try:
                 self._start["initial_state"] = initial_state + tried
-                self._task = self._set_up()
+                self._task = self._set_up(self._start)
                 break
             except self._runtime.Unstable as error:
                 if exact or tried + 1 == _TRIES:
@@ -85,9 +85,7 @@ class RoboTwinSimulator:
         extra = {"instruction": words, "initial_state": self._start["initial_state"], "memory_mb": _memory_mb()}
         return self._observation(cameras) | extra
 
-    def step(
-        self, action: Sequence[float], kind: str, cameras: Sequence[str], draw_every: int = 1
-    ) -> dict[str, Any]:
+    def step(self, action: Sequence[float], kind: str, cameras: Sequence[str], draw_every: int = 1) -> dict[str, Any]:
         """Executes an action: ``kind`` is ``"qpos"`` or ``"ee"``; pictures are drawn after every n-th one."""
         task = self._task
         self._physics = 0
@@ -112,31 +110,45 @@ class RoboTwinSimulator:
         """What RoboTwin's own expert does from the start of this episode, found in another scene of the same seed.
 
         Returns:
-            ``qpos`` (n, 14) and ``ee`` (n, 16), targets of successive actions; ``success``, whether it succeeds.
+            ``qpos`` (n, 14) and ``ee`` (n, 16), targets of successive actions; ``outcome``: ``"solved"``,
+            ``"no path"`` or ``"failed"``.
         """
-        luck = np.random.get_state()  # noqa: NPY002 (RoboTwin draws from numpy's global state)
-        task = self._set_up()
         joints: list[np.ndarray] = []
         hands: list[np.ndarray] = []
 
-        def note(*args: Any) -> None:
-            joints.append(_drive_targets(task.robot))
-            hands.append(_hands(task.robot))
+        def note(robot: Any) -> None:
+            joints.append(_drive_targets(robot))
+            hands.append(_hands(robot))
 
-        try:
-            task.save_freq, task._take_picture = _EXPERT_STEPS, note
-            with self._renderer_left_alone(task):
-                task.play_once()
-            success = bool(task.plan_success and task.check_success())
-        finally:
-            self._close_task(task)
-            np.random.set_state(luck)  # noqa: NPY002
+        outcome = self._demonstrate(self._start, note)
         kept = _without_pauses(np.stack(joints)) if joints else []
         return {
-            "success": success,
+            "outcome": outcome,
             "qpos": np.array([joints[i] for i in kept]).reshape(-1, 14),
             "ee": np.array([hands[i] for i in kept]).reshape(-1, 16),
         }
+
+    def ask_expert(self, options: dict[str, Any], task: str, config: str, initial_state: int) -> dict[str, Any]:
+        """``outcome`` of RoboTwin's own expert at a start: that of `expert`, or ``"unstable"``."""
+        self.open(**options)
+        start = {"task": task, "config": config, "initial_state": initial_state, "step_limit": 0}
+        try:
+            return {"outcome": self._demonstrate(start, lambda robot: None)}
+        except self._runtime.Unstable:
+            return {"outcome": "unstable"}
+
+    def _demonstrate(self, start: dict[str, Any], note: Callable[[Any], None]) -> str:
+        """Has RoboTwin's own expert play from a start, in a scene of its own; ``note`` sees the robot now and then."""
+        luck = np.random.get_state()  # noqa: NPY002 (RoboTwin draws from numpy's global state)
+        task = self._set_up(start)
+        try:
+            task.save_freq, task._take_picture = _EXPERT_STEPS, lambda *args: note(task.robot)
+            with self._renderer_left_alone(task):
+                task.play_once()
+            return "no path" if not task.plan_success else "solved" if task.check_success() else "failed"
+        finally:
+            self._close_task(task)
+            np.random.set_state(luck)  # noqa: NPY002
 
     def stay(self) -> dict[str, Any]:
         """Actions that leave both arms where they are: ``qpos`` (14,) and ``ee`` (16,)."""
@@ -149,9 +161,8 @@ class RoboTwinSimulator:
 
     # -- RoboTwin ------------------------------------------------------------------------------------------------
 
-    def _set_up(self) -> Any:
-        """A fresh scene of the present start."""
-        start = self._start
+    def _set_up(self, start: dict[str, Any]) -> Any:
+        """A fresh scene."""
         task = self._runtime.task(start["task"])
         try:
             arguments = self._runtime.arguments(start["task"], start["config"])
@@ -160,8 +171,6 @@ class RoboTwinSimulator:
             self._close_task(task)
             raise
         task.step_lim = start["step_limit"]
-        task.robot.left_planner.attach(task.robot.left_mplib_planner.planner)
-        task.robot.right_planner.attach(task.robot.right_mplib_planner.planner)
         return task
 
     def _close_task(self, task: Any) -> None:

@@ -6,23 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from robotwin_home import ROBOTS, robotwin_home
+from robotwin_home import note_outcomes, robotwin_home, separate_home
 
 from kairos_env.eval.closed_loop.config import RoboTwinConfig
 from kairos_env.eval.closed_loop.robotwin import plan_robotwin, robotwin_options, robotwin_tasks
-from kairos_env.runs import append_jsonl
-from kairos_env.sims.robotwin.env import RoboTwinEnv
+from kairos_env.sims.robotwin.env import ExpertOutcome, RoboTwinEnv
 from kairos_env.sims.robotwin.home import RoboTwinHome
-from kairos_env.sims.robotwin.seeds import expert_seeds
+from kairos_env.sims.robotwin.seeds import expert_seeds, skipped
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> RoboTwinHome:
-    """A home of its own, whose notes about seeds are nobody else's."""
-    code = RoboTwinHome.open(robotwin_home()).code
-    (tmp_path / "assets").mkdir()
-    (tmp_path / "assets" / "embodiments").symlink_to(ROBOTS)
-    return RoboTwinHome(tmp_path, code, "package")
+    return separate_home(tmp_path)
 
 
 def config(**changes: Any) -> RoboTwinConfig:
@@ -30,12 +25,12 @@ def config(**changes: Any) -> RoboTwinConfig:
 
 
 def test_seeds_are_robotwins_and_their_expert_solves_them(home: RoboTwinHome) -> None:
-    notes = home.home / "expert_seeds" / "stack_blocks_two-clean.jsonl"
-    notes.parent.mkdir()
-    for seed, solved in ((100000, True), (100001, False), (100002, True), (100003, True)):
-        append_jsonl(notes, {"seed": seed, "solved": solved})
+    outcomes: list[ExpertOutcome] = ["solved", "unstable", "solved", "failed", "no path", "solved"]
+    note_outcomes(home, "stack_blocks_two", 100000, outcomes)
     env = RoboTwinEnv(home=home)
-    assert expert_seeds(env, "stack_blocks_two", 3) == [100000, 100002, 100003]
+    assert expert_seeds(env, "stack_blocks_two", 3) == [100000, 100002, 100005]
+    left_out = skipped(home, "stack_blocks_two", "clean", [100000, 100002, 100005])
+    assert left_out == {"unstable": 1, "no path": 1, "failed": 1}
     plan = plan_robotwin(config(tasks=("stack_blocks_two",), episodes=2, protocol="A"), None, env)
     assert [job.initial_state for job in plan.jobs] == [100000, 100000, 100002, 100002]
     assert plan.labels["stack_blocks_two"] == {
@@ -46,6 +41,7 @@ def test_seeds_are_robotwins_and_their_expert_solves_them(home: RoboTwinHome) ->
         "assets": "not the published ones",
         "expert_check": True,
         "step_limit": 800,
+        "seeds_left_out": {"unstable": 1},
     }
     later = plan_robotwin(config(tasks=("stack_blocks_two",), episodes=2, seed=3, expert_check=False), None, env)
     assert {job.initial_state for job in later.jobs} == {400000, 400001}
@@ -53,10 +49,7 @@ def test_seeds_are_robotwins_and_their_expert_solves_them(home: RoboTwinHome) ->
 
 
 def test_too_few_solved_starts_are_told(home: RoboTwinHome) -> None:
-    notes = home.home / "expert_seeds" / "handover_block-clean.jsonl"
-    notes.parent.mkdir()
-    for seed in range(100000, 100010):
-        append_jsonl(notes, {"seed": seed, "solved": False})
+    note_outcomes(home, "handover_block", 100000, ["failed"] * 10)
     with pytest.raises(ValueError, match="solves 0 of the 10 starts of handover_block from seed 100000 on, not 1"):
         expert_seeds(RoboTwinEnv(home=home), "handover_block", 1)
 

@@ -14,6 +14,7 @@ from paths import ROOT
 from serving import make_server, see, serving
 from websockets.sync.server import serve
 
+from kairos_env.policies.remote import server
 from kairos_env.policies.remote.client import PolicyClient, ServerLost
 from kairos_env.policies.remote.policy import message_of
 from kairos_env.policies.remote.wire import pack
@@ -72,3 +73,12 @@ def test_the_distribution_needs_nothing_of_kairos(tmp_path: Path) -> None:
             [sys.executable, "-c", code, url], cwd=tmp_path, capture_output=True, text=True, check=False
         )
     assert done.stdout == "(4, 2) []\n", done.stderr
+
+
+def test_a_client_that_computes_for_minutes_is_kept() -> None:
+    """A simulator that holds its interpreter answers no pings; RoboTwin's first picture takes as long as one waits."""
+    with serving(make_server()) as url:
+        client = PolicyClient(url)
+        assert client._connection.ping_interval is None  # its own time limits do
+        client.close()
+    assert server._BUSY_S >= 600

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from robotwin_home import CONTRACT, robotwin_home
+from robotwin_home import CONTRACT, robotwin_home, separate_home
 
 from kairos_env.embodiments import ROBOTWIN_ALOHA, ROBOTWIN_CAMERAS, robotwin_aloha
 from kairos_env.records import SpecMismatch
 from kairos_env.sims.check import check_simulator
+from kairos_env.sims.process import SimulatorError
 from kairos_env.sims.robotwin.env import RoboTwinEnv
 from kairos_env.sims.vector import SimulatorVectorEnv
 
@@ -78,19 +80,22 @@ def test_telling_the_instruction_does_not_play_the_expert(env: RoboTwinEnv) -> N
 
 
 @pytest.mark.slow
-def test_the_first_simulator_keeps_the_contract() -> None:
-    findings = check_simulator("Kairos-RoboTwin-v0", home=robotwin_home(), cameras=("head",))
+def test_the_simulator_keeps_the_contract_with_pictures() -> None:
+    findings = check_simulator("Kairos-RoboTwin-v0", vector=False, home=robotwin_home(), cameras=("head",))
     assert [f for f in findings if f.status != "ok"] == []
-    assert {"state", "expert", "vector form"} <= {f.name for f in findings}
+    assert {"state", "expert"} <= {f.name for f in findings}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_the_other_tasks_keep_the_contract(task: str) -> None:
+    """The vector form, too, of one: without pictures, of which the first costs each process 8 processor seconds."""
+    vector = task == TASKS[0]
     findings = check_simulator(
-        "Kairos-RoboTwin-v0", vector=False, home=robotwin_home(), task=task, observe_images=False
+        "Kairos-RoboTwin-v0", vector=vector, home=robotwin_home(), task=task, observe_images=False
     )
     assert [f for f in findings if f.status != "ok"] == []
+    assert ("vector form" in {f.name for f in findings}) == vector
 
 
 @pytest.mark.slow
@@ -160,6 +165,18 @@ def test_missing_assets_are_named_before_anything_is_set_up() -> None:
         env.reset(options={"config": "randomized"})
     with pytest.raises(ValueError, match="did you mean 'handover_block'"):
         env.reset(options={"task": "handover_blok"})
+    env.close()
+
+
+@pytest.mark.slow
+def test_a_machine_that_cannot_draw_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = separate_home(tmp_path)
+    (tmp_path / "driver").unlink(missing_ok=True)
+    for variable in ("VK_ICD_FILENAMES", "VK_DRIVER_FILES"):
+        monkeypatch.setenv(variable, str(tmp_path / "none.json"))
+    env = RoboTwinEnv(home=home)
+    with pytest.raises(SimulatorError, match=r"rendering device: `kairos sims install robotwin` gets a driver"):
+        env.reset(seed=0)
     env.close()
 
 

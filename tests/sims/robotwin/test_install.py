@@ -27,7 +27,7 @@ def plan(request: RoboTwinRequest) -> list[str]:
 
 def test_a_plan_for_a_new_home(tmp_path: Path) -> None:
     told = plan(RoboTwinRequest(tmp_path / "home", assets=robots(tmp_path / "robots")))
-    first = ["a virtual", "packages: sapien==3.0.3,", "task code:", "a Vulkan", "assets from", "a note", "an episode"]
+    first = ["a virtual", "packages: sapien==3.0.3,", "packages: the", "a Vulkan", "assets from", "a note", "an epi"]
     assert [line[: len(start)] for line, start in zip(told, first, strict=True)] == first
     assert f"{len(PACKAGES) - 4} more" in told[1] and "rlinf-robotwin-runtime 0.1.3" in told[2]
     assert not (tmp_path / "home").exists()
@@ -40,6 +40,10 @@ def test_a_plan_for_a_finished_home_installs_nothing() -> None:
 def test_requests_that_cannot_be_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="neither embodiments.zip.* nor embodiments/aloha-agilex/config.yml"):
         plan(RoboTwinRequest(tmp_path / "home", assets=tmp_path))
+    with pytest.raises(
+        ValueError, match=r"--assets nowhere is not there\. RoboTwin's robots and objects are on the hub"
+    ):
+        plan(RoboTwinRequest(tmp_path / "home", assets=Path("nowhere")))
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 3 12\n")
     python.chmod(0o755)
