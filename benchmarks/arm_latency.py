@@ -3,7 +3,7 @@
     python benchmarks/arm_latency.py --model runs/robot/tuned/model --episodes 50
 
 The policy is served by `kairos serve` in a process of its own; every goal goes through the safety layer and LeRobot's
-own driver to the servos of the fake. The line's delay is counted in beats of the arm (25 ms), so that the table is the
+own driver to the servos of the fake. The line's delay is counted in beats of the arm (50 ms), so that the table is the
 same on every machine: *waits* asks, stands still for the delay, then executes; the others act while the next chunk is
 on its way (`kairos_env.policies.realtime`). All have the same time. A joint step is the change of a joint's goal from
 one control step to the next, in degrees, the largest of all episodes: where chunks meet, and inside chunks.
@@ -33,7 +33,7 @@ from kairos_env.records import Array, Observation, RobotSpec
 from kairos_env.sims.robot.env import RobotEnv
 from kairos_env.sims.robot.spec import require_drivable
 
-BEATS = 40  # a second
+BEATS = 20  # a second
 
 
 @dataclass

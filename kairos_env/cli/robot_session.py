@@ -64,6 +64,7 @@ def opened(robot: str, opening: Opening, **options: Any) -> Iterator[RobotEnv]:
         options.pop("cameras", None)
     options |= {"limits": opening.limits, "mjcf": opening.mjcf, "home": opening.home}
     if isinstance(opening, Guarded):
+        opening.log.parent.mkdir(parents=True, exist_ok=True)
         options |= {"log": opening.log, "on_stop": opening.on_stop, "on_exit": opening.on_exit}
     env = RobotEnv(source, **options)
     try:
@@ -96,6 +97,8 @@ def play(
     past_success: bool = False,
 ) -> int:
     """Plays episodes, keeps them as a LeRobot dataset if ``out`` is given; 1 if the robot was stopped."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
     writer = None if out is None else LeRobotWriter(out, env.robot_spec, metadata={"source": "kairos robot"})
     stopped, done, won = "", 0, 0
     try:
