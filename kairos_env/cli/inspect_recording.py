@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from kairos_env.cli.values import print_json
 if TYPE_CHECKING:
     from kairos_env.datasets.recording import Recording
     from kairos_env.datasets.statistics import DatasetStatistics
+    from kairos_env.datasets.video.captioned import CaptionedFilms
     from kairos_env.records import Episode
 
 LAYOUTS = {
@@ -25,6 +27,27 @@ LAYOUTS = {
 }
 
 
+def _inspect_films(path: str, films: CaptionedFilms, json: bool) -> int:
+    """The same of captioned films, in which nobody acts; every file's clock has been read."""
+    camera, rate = films.spec.cameras[0], films.spec.control_rate_hz
+    facts = {
+        "films": len(films),
+        "hours": round(films.total / rate / 3600, 3),
+        "pictures": f"{camera.height} x {camera.width} at {rate:g} Hz",
+        "seconds": [round(bound(films.lengths, default=0) / rate, 1) for bound in (min, max)],
+        "most_words": max((len(text.split()) for text in films.texts), default=0),
+    }
+    problems = [f"{name}: {why}" for name, why in films.broken.items()]
+    command = f"kairos train --data.path runs/record --data.more {shlex.quote(path)}"
+    if json:
+        print_json(facts | {"problems": problems, "next": command})
+        return int(bool(problems))
+    print("\n".join([f"{path}: captioned films", *(f"  {key}: {value}" for key, value in facts.items())]))
+    print("\n".join(["", *(["problems", *(f"  {line}" for line in problems)] if problems else ["no problems"])]))
+    print(f"\nnext\n  they have no robot: mix them with a robot's recording\n\n  {command}")
+    return int(bool(problems))
+
+
 def inspect_recording(path: str, quick: bool, json: bool) -> int:
     """Shows what a recording holds and what to type next; 1 if something in it cannot be used.
 
@@ -34,7 +57,12 @@ def inspect_recording(path: str, quick: bool, json: bool) -> int:
     """
     from kairos_env.cli.proposal import propose
     from kairos_env.datasets.layouts import open_recording
+    from kairos_env.datasets.video.captioned import CaptionedFilms, is_captioned
 
+    if is_captioned(path):
+        with warnings.catch_warnings(action="ignore"):
+            films = CaptionedFilms(path)
+        return _inspect_films(path, films, json)
     with warnings.catch_warnings(action="ignore"):  # what they say is listed below
         recording = open_recording(path)
         tasks: Counter[str] = Counter()

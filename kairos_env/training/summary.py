@@ -71,11 +71,14 @@ def read_summary(folder: str | Path) -> TrainingSummary:
         raise FileNotFoundError(
             f"{folder} is neither the folder of a training run nor of a model with {SUMMARY}; `kairos train` makes both"
         )
+    if "stages" in (config := _json(folder / "config.json")):
+        stages_there = ", ".join(str(path.parent) for path in sorted(folder.glob("*/launches.jsonl")))
+        raise FileNotFoundError(f"{folder} is a curriculum's; name one of its stages: {stages_there or 'none yet'}")
     launches = [{key: row[key] for key in _LAUNCH if key in row} for row in read_jsonl(folder / "launches.jsonl")]
     data = _json(folder / "data.json") if (folder / "data.json").exists() else {}
     stages = {stage: read_jsonl(folder / f"{stage}.jsonl") for stage in STAGES}
     lineage = _json(folder / LINEAGE) if (folder / LINEAGE).exists() else ()
-    return TrainingSummary(_json(folder / "config.json"), data, launches, stages, lineage)
+    return TrainingSummary(config, data, launches, stages, lineage)
 
 
 def write_summary(summary: TrainingSummary, folder: str | Path) -> None:

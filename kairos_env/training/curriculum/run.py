@@ -95,7 +95,7 @@ def _run(
     if (folder / "model" / CONFIG).exists():
         say(f"{folder.name}: done before")
         return folder / "model"
-    say(f"{folder.name}: {', '.join(sorted(config.learned))} learn from {', '.join(data.paths)}")
+    say(f"{folder.name}: learning {', '.join(sorted(config.learned))} from {', '.join(data.paths)}")
     clip = 0 if config.learned == {TOKENIZER} else config.loss.frames + _shapes(config).action.chunk
     mixture = load_mixture(data, say, clip, robot)
     known = dict(read(resolve(config.init)).tasks) if config.init else {}

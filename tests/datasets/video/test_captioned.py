@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kairos_env.cli import main as cli
 from kairos_env.datasets.layouts import open_recording, read_as
 from kairos_env.datasets.video.captioned import CaptionedFilms
 from kairos_env.media import write_mp4
@@ -102,6 +103,18 @@ def test_captions_give_way_to_instructions(tmp_path: Path) -> None:
         found = load_mixture(DataConfig(path=str(robot), more=(str(tmp_path / "films.jsonl"),), captions=share))
         assert [e.instruction for e in found.episodes].count("long") == detailed
         assert len(found.episodes) == 5 + 8
+
+
+def test_films_are_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grey_film(tmp_path / "a.mp4")
+    listed(tmp_path, {"video": "a.mp4", "caption": "one two three"})
+    assert cli.main(["data", "inspect", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["films"], found["pictures"], found["seconds"]) == (1, "48 x 80 at 10 Hz", [3.0, 3.0])
+    assert found["most_words"] == 3 and found["next"].endswith(f"--data.more {tmp_path}")
+    (tmp_path / "films.jsonl").write_text('{"video": "a.mp4", "caption": ""}\n{"video": "b.mp4", "caption": ""}\n')
+    assert cli.main(["data", "inspect", str(tmp_path)]) == 1
+    assert "problems" in (said := capsys.readouterr().out) and "b.mp4" in said
 
 
 def test_films_alone_have_no_robot(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import random
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from kairos_env.training.log import TIMES
 from kairos_env.training.losses import world_model_loss
 from kairos_env.training.passes import LossConfig
 from kairos_env.training.progress import read_checkpoint
+from kairos_env.training.summary import read_summary
 from kairos_env.world_model.model import WorldModel
 
 STAGES = ("0-tokenizer", "1-films", "2-robot")
@@ -67,6 +69,12 @@ def test_stages_go_on_from_each_other_and_every_checkpoint_knows_its_lineage(who
     assert [len(rows) for rows in curves(out).values()] == [6, 3 + 1, 6 + 2]
 
 
+def test_a_report_is_of_a_stage(whole: Path) -> None:
+    assert read_summary(whole / "out" / "2-robot").steps("model") == 6
+    with pytest.raises(FileNotFoundError, match="out is a curriculum's; name one of its stages: .*0-tokenizer, "):
+        read_summary(whole / "out")
+
+
 def test_only_what_a_stage_names_learns(whole: Path) -> None:
     first, second, last = (WorldModel.from_pretrained(whole / "out" / stage / "model") for stage in STAGES)
     changed = {name for name, value in first.state_dict().items() if not torch.equal(value, second.state_dict()[name])}
@@ -98,23 +106,30 @@ def test_stopped_at_stage_borders_it_goes_on_to_the_identical_end(whole: Path, t
 
 @pytest.mark.slow
 def test_killed_at_twenty_moments_it_is_the_identical_curriculum(whole: Path, tmp_path: Path) -> None:
-    """A dozen random moments, and the borders: when a checkpoint, a model or a stage's folder has just appeared."""
+    """Twelve random steps, and eight borders: a checkpoint, a model or a stage's folder has just appeared."""
     rng, started = random.Random(0), multiprocessing.get_context("fork")
     borders = [f"{stage}/{file}" for stage in STAGES for file in ("config.json", "lineage.json", "model")][:8]
-    moments: list[str | float] = [*borders, *(rng.uniform(0.3, 3.0) for _ in range(12))]
-    rng.shuffle(moments)
+    moments: list[str | int] = sorted(rng.sample(range(1, 18), 12))  # rows of all logs, of 18
+    for place, border in enumerate(borders):
+        moments.insert(int(place * 2.5), border)
+
+    def reached(moment: str | int) -> bool:
+        if isinstance(moment, str):
+            return (tmp_path / moment).exists()
+        logs = (tmp_path / stage / f"{name}.jsonl" for stage in STAGES for name in ("tokenizer", "model"))
+        return sum(log.read_bytes().count(b"\n") for log in logs if log.exists()) >= moment
+
+    killed = 0
     for moment in moments:
         process = started.Process(target=run, args=(whole / "data", tmp_path))
-        there = isinstance(moment, str) and (tmp_path / moment).exists()
-        wait = rng.uniform(0.3, 2.0) if there else moment
         process.start()
-        end = time.monotonic() + (wait if isinstance(wait, float) else 30)
-        while process.is_alive() and time.monotonic() < end:
-            if isinstance(wait, str) and (tmp_path / wait).exists():
-                break
+        while process.is_alive() and not reached(moment):
             time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.3))
         process.kill()
         process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    assert killed == 20
     run(whole / "data", tmp_path)
     require_same(tmp_path, whole / "out")
 
