@@ -100,6 +100,12 @@ class RobotSpec:
         return found if len(found) == 3 else []
 
     @property
+    def gripper_field(self) -> int | None:
+        """Index in the proprioception of how far the gripper is open; None if there is no gripper, or several."""
+        found = [index for index, field in enumerate(self.proprio) if field.kind == "gripper"]
+        return found[0] if len(found) == 1 else None
+
+    @property
     def action_low(self) -> Array:
         """(A,) float32, physical units."""
         return np.array([f.low for f in self.action], np.float32)

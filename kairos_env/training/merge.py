@@ -164,9 +164,7 @@ class MergeReport:
         return "\n".join(lines)
 
 
-def merge_models(
-    parents: Sequence[str], base: str, data: Sequence[str], out: Path, config: MergeConfig
-) -> MergeReport:
+def merge_models(parents: Sequence[str], base: str, data: Sequence[str], out: Path, config: MergeConfig) -> MergeReport:
     """Merges model folders in every way, keeps the best, and writes it with ``merge.json`` beside its weights.
 
     Args:

@@ -81,8 +81,7 @@ def test_imagination_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixtu
     weights = (BUNDLED / "kairos-tiny/model.safetensors").read_bytes()
     for number, one in enumerate(found):
         assert one.labels["imagined"].tolist() == [False] + [True] * len(one)
-        assert one.labels["uncertainty"][0] == 0
-        assert (one.labels["uncertainty"][1:] > 0).all()
+        assert (one.labels["uncertainty"] > 0).all()  # of what is observed, too
         notes = found.provenance(number)
         assert notes["checkpoint_sha256"] == hashlib.sha256(weights).hexdigest()
         assert (notes["model"], notes["policy"], notes["ended"]) == ("kairos-tiny", "random", "time_limit")
@@ -157,7 +156,7 @@ def test_illegal_settings(options: dict[str, Any], message: str) -> None:
     ("words", "message"),
     [
         (["--imagine", "1", "--policy", "polcy"], "did you mean 'policy'?"),
-        (["--imagine", "1", "--task", "pull"], "legal: lift, push, reach"),
+        (["--imagine", "1", "--task", "pull"], "legal: lift, place, push"),
         (["--imagine", "1", "--model", "kairos-tyni"], "did you mean 'kairos-tiny'?"),
         (["--imagine", "1", "--start", "nowhere"], "unknown simulator 'nowhere'"),
         (["--from", "nowhere"], "nowhere"),

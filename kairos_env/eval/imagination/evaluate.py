@@ -25,8 +25,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kairos_env.eval.imagination.held_out import record_held_out
-from kairos_env.eval.imagination.image_metrics import mean_squared_error, psnr, ssim
-from kairos_env.eval.imagination.probe import VISIBLE_PIXELS, Probe, red_pixels, red_spots
+from kairos_env.eval.imagination.image_metrics import (
+    VISIBLE_PIXELS,
+    mean_squared_error,
+    psnr,
+    red_pixels,
+    red_spots,
+    ssim,
+)
+from kairos_env.eval.imagination.probe import Probe, as_open
 from kairos_env.eval.imagination.report import (
     CONDITIONS,
     METRICS,
@@ -319,6 +326,8 @@ class _Truth:
     gripper: Array
     cube: Array | None
     cube_moved_cm: Array
+    proprio: Array
+    spec: RobotSpec
     probe: Probe | None
 
     @classmethod
@@ -329,7 +338,7 @@ class _Truth:
         labels = episode.labels.get("object_position")
         cube = None if labels is None else np.asarray(labels)[list(at)]
         moved = np.full(len(at), math.nan) if labels is None else _distance_cm(cube, labels[first])
-        return cls(pictures[list(at)], pictures[first], gripper, cube, moved, probe)
+        return cls(pictures[list(at)], pictures[first], gripper, cube, moved, episode.proprio[list(at)], spec, probe)
 
     def compare(self, images: Array) -> dict[str, Array]:
         """Frames uint8 (n, H, W, 3) -> metric -> (n,)."""
@@ -342,6 +351,8 @@ class _Truth:
             return found
         reading = self.probe.read(images)
         found["gripper_cm"] = _distance_cm(reading.gripper, self.gripper)
+        if (opening := as_open(reading.opening, self.proprio, self.spec)) is not None:
+            found["opening_right"] = opening.astype(np.float64)
         found["gripper_moved_cm"] = _distance_cm(reading.gripper, self.probe.read(self.observed).gripper)
         if self.cube is not None:
             found["cube_counted"] = (red_spots(images) == red_spots(self.images)).astype(np.float64)

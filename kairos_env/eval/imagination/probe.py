@@ -1,4 +1,4 @@
-"""An independent reader of positions from pictures: gripper, cube, and whether the cube is in view.
+"""An independent reader of positions from pictures: gripper, its opening, cube, and whether the cube is in view.
 
 The world model must not mark its own work, so imagined frames are measured by a small network that was
 trained on real frames only and shares nothing with it. Its error on real frames that it has not seen is
@@ -25,11 +25,9 @@ from torch.nn import functional
 
 from kairos_env.datasets.layouts import open_recording
 from kairos_env.datasets.recording import Recording
+from kairos_env.eval.imagination.image_metrics import VISIBLE_PIXELS, red_pixels
 from kairos_env.records import Array, Episode, RobotSpec
 from kairos_env.runs import describe_machine, write_bytes, write_text
-
-VISIBLE_PIXELS = 10
-"""The cube counts as in view with this many red pixels, a quarter of what it shows unhidden at 64 x 64."""
 
 _WEIGHTS, _CARD = "probe.safetensors", "probe.json"
 _CENTRE = (0.0, 0.0, 0.08)  # of the workspace [m]; outputs are in units of _REACH around it
@@ -78,11 +76,13 @@ class Reading:
         gripper: (..., 3) float32, metres, in the frame of the robot's proprioception.
         cube: (..., 3) float32, metres; a guess where the cube is not in view.
         cube_visible: (...) float32, probability that it is.
+        opening: (...) float32, metres between the fingers.
     """
 
     gripper: Array
     cube: Array
     cube_visible: Array
+    opening: Array
 
 
 class ProbeNet(nn.Module):
@@ -110,13 +110,14 @@ class ProbeNet(nn.Module):
         )
         self.maps = nn.Conv2d(2 * width, points, 3, padding=1)
         self.head = nn.Sequential(
-            nn.Linear(3 * points, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 7)
+            nn.Linear(3 * points, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 8)
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1], sides divisible by 4 -> (B, 7).
+        """(B, 3, H, W) in [-1, 1], sides divisible by 4 -> (B, 8).
 
-        Gripper and cube position in units of the workspace, and the logit of "the cube is in view".
+        Gripper and cube position and the gripper's opening in units of the workspace, and the logit of "the cube is in
+        view".
         """
         fine = self.fine(images)
         maps = self.maps(torch.cat([fine, self.coarse(fine)], 1))  # (B, points, H / 2, W / 2)
@@ -178,11 +179,12 @@ class Probe:
             )
         flat = images.reshape(-1, *images.shape[-3:])
         parts = [self.net(_to_input(flat[i : i + batch])) for i in range(0, len(flat), batch)]
-        out = torch.cat(parts).numpy() if parts else np.zeros((0, 7), np.float32)
+        out = torch.cat(parts).numpy() if parts else np.zeros((0, 8), np.float32)
         lead = images.shape[:-3]
         positions = (out[:, :6].reshape(*lead, 2, 3) * _REACH + np.array(_CENTRE)).astype(np.float32)
-        visible = 1 / (1 + np.exp(-out[:, 6].reshape(lead)))
-        return Reading(positions[..., 0, :], positions[..., 1, :], visible)
+        opening = _REACH * out[:, 6].reshape(lead)
+        visible = 1 / (1 + np.exp(-out[:, 7].reshape(lead)))
+        return Reading(positions[..., 0, :], positions[..., 1, :], visible, opening)
 
     def save(self, folder: str | Path) -> None:
         """Writes ``probe.safetensors`` and ``probe.json``."""
@@ -214,38 +216,6 @@ class Probe:
         return cls(net, card, mean_frame)
 
 
-def red_pixels(images: Array) -> Array:
-    """Number of pixels of uint8 (..., H, W, 3) pictures show the red cube: (...) int.
-
-    A rule, not a network: it also tells in imagined frames whether something of the cube's colour is left.
-    """
-    return np.asarray(_red(images).sum(axis=(-2, -1)))
-
-
-def red_spots(images: Array) -> Array:
-    """Number of separate spots of the cube's colour in uint8 (..., H, W, 3) pictures: (...) int.
-
-    Spots of fewer than half of `VISIBLE_PIXELS` are noise. Up to two pixels between them join them: a finger in front
-    of the cube does not make it two.
-    """
-    red = torch.from_numpy(_red(images))
-    flat = red.reshape(-1, 1, *red.shape[-2:]).float()
-    names = flat * torch.arange(1, flat[0].numel() + 1).view(flat.shape[1:])
-    while True:  # the largest number spreads over its spot
-        spread = functional.max_pool2d(names, 7, stride=1, padding=3) * flat
-        if torch.equal(spread, names):
-            break
-        names = spread
-    sizes = (torch.bincount(spots.flatten().long())[1:] for spots in names)
-    counts = [int((size >= VISIBLE_PIXELS // 2).sum()) for size in sizes]
-    return np.array(counts, int).reshape(red.shape[:-2])
-
-
-def _red(images: Array) -> Array:
-    red, green, blue = (np.asarray(images)[..., i].astype(np.int16) for i in range(3))
-    return np.asarray((red > 60) & (red > 2 * green) & (red > 2 * blue))
-
-
 def hand_fields(spec: RobotSpec) -> list[int]:
     """`RobotSpec.hand_fields`.
 
@@ -260,6 +230,17 @@ def hand_fields(spec: RobotSpec) -> list[int]:
     return spec.hand_fields
 
 
+def as_open(opening: Array, real: Array, spec: RobotSpec) -> Array | None:
+    """(...) bool, whether openings are right: to a quarter of the field's range; holding a cube is half open.
+
+    None of a robot that does not say how far its gripper is open.
+    """
+    if spec.gripper_field is None:
+        return None
+    field = spec.proprio[spec.gripper_field]
+    return np.asarray(np.abs(opening - real[..., spec.gripper_field]) < (field.high - field.low) / 4)
+
+
 def measure(probe: Probe, episodes: Iterable[Episode], spec: RobotSpec) -> dict[str, float]:
     """The probe's errors on real frames, in millimetres: what imagined frames are to be compared with.
 
@@ -270,6 +251,7 @@ def measure(probe: Probe, episodes: Iterable[Episode], spec: RobotSpec) -> dict[
     """
     fields = hand_fields(spec)
     gripper: list[Array] = []
+    opened: list[Array] = []
     cube: list[Array] = []
     visible: list[Array] = []
     right: list[Array] = []
@@ -279,6 +261,8 @@ def measure(probe: Probe, episodes: Iterable[Episode], spec: RobotSpec) -> dict[
         seen = red_pixels(images) >= VISIBLE_PIXELS
         gripper.append(np.linalg.norm(reading.gripper - episode.proprio[:, fields], axis=-1))
         cube.append(np.linalg.norm(reading.cube - episode.labels["object_position"], axis=-1))
+        if (found := as_open(reading.opening, episode.proprio, spec)) is not None:
+            opened.append(found)
         visible.append(seen)
         right.append((reading.cube_visible > 0.5) == seen)
     in_view = np.concatenate(visible)
@@ -290,7 +274,8 @@ def measure(probe: Probe, episodes: Iterable[Episode], spec: RobotSpec) -> dict[
             f"{name}_mean_mm": round(float(values.mean()), 2),
             f"{name}_90_percent_mm": round(float(np.quantile(values, 0.9)), 2),
         }
-    return result | {"cube_visible_accuracy": round(float(np.concatenate(right).mean()), 4)}
+    shares = {"cube_visible_accuracy": right, "opening_accuracy": opened}
+    return result | {name: round(float(np.concatenate(values).mean()), 4) for name, values in shares.items() if values}
 
 
 def train_probe(config: ProbeConfig, progress: bool = False) -> Probe:
@@ -319,8 +304,8 @@ def train_probe(config: ProbeConfig, progress: bool = False) -> Probe:
             pick = torch.randint(len(images), (config.batch,))
             out = net(_disturb(_to_input(images[pick.numpy()])))
             target, weight = targets[pick], weights[pick]
-            error = functional.smooth_l1_loss(out[:, :6], target[:, :6], beta=0.02, reduction="none")
-            visible = functional.binary_cross_entropy_with_logits(out[:, 6], target[:, 6])
+            error = functional.smooth_l1_loss(out[:, :7], target[:, :7], beta=0.02, reduction="none")
+            visible = functional.binary_cross_entropy_with_logits(out[:, 7], target[:, 7])
             loss = (error * weight).mean() + 0.02 * visible
             optimizer.zero_grad()
             loss.backward()
@@ -350,11 +335,11 @@ def train_probe(config: ProbeConfig, progress: bool = False) -> Probe:
 
 
 def _gather(file: Recording, indices: Array, config: ProbeConfig) -> tuple[Array, Tensor, Tensor]:
-    """Frames uint8 (N, H, W, 3), targets (N, 7) and weights (N, 6) of their positions."""
+    """Frames uint8 (N, H, W, 3), targets (N, 8) and weights (N, 7) of their positions and openings."""
     frames: list[Array] = []
     targets: list[Array] = []
     weights: list[Array] = []
-    fields = hand_fields(file.spec)
+    fields, opening = hand_fields(file.spec), file.spec.gripper_field
     every = max(1, -(-file.total // config.max_frames))
     for index in indices:
         episode = file[int(index)]
@@ -369,8 +354,12 @@ def _gather(file: Recording, indices: Array, config: ProbeConfig) -> tuple[Array
         visible = (red_pixels(images) >= VISIBLE_PIXELS).astype(np.float32)[:, None]
         positions = np.stack([episode.proprio[kept][:, fields], episode.labels["object_position"][kept]], 1)
         frames.append(images)
-        targets.append(np.concatenate([((positions - np.array(_CENTRE)) / _REACH).reshape(-1, 6), visible], 1))
-        weights.append(np.concatenate([np.ones_like(visible).repeat(3, 1), visible.repeat(3, 1)], 1))
+        places = ((positions - np.array(_CENTRE)) / _REACH).reshape(-1, 6)
+        always = np.ones_like(visible)
+        opened = 0 * always if opening is None else episode.proprio[kept][:, [opening]] / _REACH
+        told = always * (opening is not None)
+        targets.append(np.concatenate([places, opened, visible], 1))
+        weights.append(np.concatenate([always.repeat(3, 1), visible.repeat(3, 1), told], 1))
     target, weight = (torch.from_numpy(np.concatenate(parts).astype(np.float32)) for parts in (targets, weights))
     return np.concatenate(frames), target, weight
 

@@ -22,6 +22,7 @@ from kairos_env.runs import describe_machine, write_bytes, write_text
 CONDITIONS = ("imagined", "shuffled", "zero", "copy", "mean", "codec")
 METRICS = (
     *("psnr", "ssim", "mse", "gripper_cm", "own_gripper_cm", "gripper_moved_cm", "own_gripper_moved_cm"),
+    "opening_right",
     *("cube_cm", "cube_there", "cube_counted", "red_ratio"),
 )
 MOVING_PATH_CM = 10.0
@@ -43,7 +44,8 @@ class ImaginationReport:
         values: condition -> metric -> float64 (episodes, horizons); nan where an episode is too short or a
             metric has no meaning (``own_gripper_cm``, the model's own proprioception, of a copied frame).
             ``gripper_moved_cm``: how far the gripper is from where it was last observed; under actions of zero it
-            should not be. ``cube_there``: 1 if the probe sees the cube; ``red_ratio``: red pixels over those of the
+            should not be. ``opening_right``: 1 if the probe sees the gripper as far open as it is, to a quarter of
+            its range. ``cube_there``: 1 if the probe sees the cube; ``red_ratio``: red pixels over those of the
             real frame. These two and ``cube_cm`` are of frames in which the real cube is in view. ``cube_counted``: 1
             if there are as many spots of its colour as in the real frame, no phantom and none lost.
         cube_moved_cm: (episodes, horizons), how far the real cube has moved since the last observed frame.
@@ -217,6 +219,7 @@ _ROWS = (
     ("ssim", "SSIM", 3),
     ("gripper_cm", "gripper error, cm", 2),
     ("own_gripper_cm", _OWN, 2),
+    ("opening_right", "gripper as open as really", 2),
     ("cube_cm", "cube error, cm", 2),
     ("cube_there", "cube seen by the reader", 2),
     ("cube_counted", "as many cubes as really", 2),

@@ -153,9 +153,7 @@ def installed_package(environment: Path) -> Path:
     return found[0]
 
 
-def check(
-    home: Path, benchmark: str, start: int = 1, say: Callable[[str], None] = lambda text: None
-) -> list[Finding]:
+def check(home: Path, benchmark: str, start: int = 1, say: Callable[[str], None] = lambda text: None) -> list[Finding]:
     """How an installation stands; raises nothing for what is missing, because that is what it is for.
 
     Args:

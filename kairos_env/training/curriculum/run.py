@@ -243,4 +243,3 @@ def _encoder(curriculum: Curriculum) -> str:
     if not (caches and curriculum.train.init):
         return ""
     return str(WorldModel.from_pretrained(curriculum.train.init).encoder_sha256)
-

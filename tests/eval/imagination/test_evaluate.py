@@ -12,9 +12,11 @@ import torch
 from kairos_env.datasets.hdf5.recorded import EpisodeWriter
 from kairos_env.embodiments import libero_panda
 from kairos_env.eval.imagination.evaluate import ImaginationConfig, evaluate_imagination, moving_episodes, path_cm
-from kairos_env.eval.imagination.probe import Probe, ProbeConfig, Reading, measure, red_pixels, red_spots, train_probe
+from kairos_env.eval.imagination.image_metrics import red_pixels, red_spots
+from kairos_env.eval.imagination.probe import Probe, ProbeConfig, Reading, as_open, measure, train_probe
 from kairos_env.eval.imagination.report import CONDITIONS
 from kairos_env.records import Camera, Episode, Field, Observation, RobotSpec, SpecMismatch
+from kairos_env.sims.tabletop.env import make_spec
 from kairos_env.world_model.model import WorldModel
 
 SIDE = 32
@@ -155,6 +157,7 @@ def test_the_bundled_probe_reads_the_simulators_pictures() -> None:
     sims = pytest.importorskip("kairos_env.sims.tabletop.env")
     probe = Probe.load()
     assert probe.floor["gripper_median_mm"] < 5 and probe.floor["cube_median_mm"] < 5
+    assert probe.floor["opening_accuracy"] > 0.9
     try:
         env = sims.RobosuiteEnv()
     except (ImportError, OSError, RuntimeError) as error:
@@ -171,6 +174,16 @@ def test_the_bundled_probe_reads_the_simulators_pictures() -> None:
     assert np.median(errors, 0).max() < 0.012
 
 
+def test_an_opening_is_right_to_a_quarter_of_its_range() -> None:
+    spec = make_spec()
+    real = np.zeros((4, spec.proprio_dim))
+    real[:, -1] = [0.0, 0.08, 0.045, 0.045]  # closed, open, around the cube
+    right = as_open(np.array([0.01, 0.04, 0.05, 0.08]), real, spec)
+    assert right is not None and right.tolist() == [True, False, True, False]
+    without = dataclasses.replace(spec, proprio=spec.proprio[:3])
+    assert without.gripper_field is None and as_open(real[:, 3], real[:, :3], without) is None
+
+
 class PixelReader:
     """Reads the toy table's pictures by colour: exact up to a pixel, where nothing is hidden."""
 
@@ -180,7 +193,8 @@ class PixelReader:
     def read(self, images: np.ndarray) -> Reading:
         red = (images[..., 0] > 200) & (images[..., 1] < 50)
         white = images.min(-1) > 200
-        return Reading(self._centre(white), self._centre(red), (red.sum((-2, -1)) > 0).astype(np.float32))
+        shown = (red.sum((-2, -1)) > 0).astype(np.float32)
+        return Reading(self._centre(white), self._centre(red), shown, np.full_like(shown, 0.04))
 
     def _centre(self, mask: np.ndarray) -> np.ndarray:
         rows, columns = np.mgrid[0:SIDE, 0:SIDE] + 0.5

