@@ -8,8 +8,9 @@ a power, make up for it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -24,24 +25,26 @@ _ROUNDS, _LEAST = 200, 100  # of the fit; errors that it takes
 _SMALL = 1e-6  # logarithms are taken of errors above this
 
 
-def calibrate(model: WorldModel, episodes: Sequence[Episode], batch: int = 16) -> ModelStatistics:
+def calibrate(model: WorldModel, episodes: Iterable[Episode], batch: int = 16) -> ModelStatistics:
     """The model's statistics with the calibration of its expected errors.
 
     Args:
         model: expects its errors; of another the statistics come back as they are.
         episodes: held out, with the pictures of all cameras. Errors that too few of them tell stay as expected.
-        batch: episodes imagined at once.
+        batch: episodes imagined at once; no more are held in memory.
     """
     plain = dataclasses.replace(model.statistics, error_offset=(), error_slope=())
-    if not model.config.one_pass or not episodes:
+    if not model.config.one_pass:
         return plain
-    before, rows = model.statistics, []
+    before, rows, coming = model.statistics, list[tuple[Array, Array]](), iter(episodes)
     model.set_statistics(plain)
     try:
-        for start in range(0, len(episodes), batch):
-            rows += _errors(model, episodes[start : start + batch])
+        while chosen := list(itertools.islice(coming, batch)):
+            rows += _errors(model, chosen)
     finally:
         model.set_statistics(before)
+    if not rows:
+        return plain
     expected, made = (np.concatenate(column) for column in zip(*rows, strict=True))
     fits = [fit(expected[:, i], made[:, i]) for i in range(expected.shape[1])]
     offsets, slopes = zip(*fits, strict=True)

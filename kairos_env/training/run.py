@@ -86,7 +86,6 @@ def train(
         say(f"precision {precision}: {why}")
         trackers = open_trackers(launch.log, folder, dataclasses.asdict(config))
         open_training(folder, config, launch, {"threads": torch.get_num_threads(), "precision": why})
-        write_lineage(folder, config, digests)
         held_out = sorted({*parts.validation, *parts.starts})
         _require_same_data(folder, episodes, [names[i] for i in held_out] if names else [])
         chosen = [episodes[i] for i in parts.training]
@@ -99,6 +98,7 @@ def train(
 
         with TrainingLog(folder, trackers) as log:
             source, model = _new_model(config, chosen, spec, tasks)
+            write_lineage(folder, config, digests)
             _train_encoder(source, model, config, chosen, log, say)
             if config.learned != {"tokenizer"}:
                 odds = weights and [weights[i] for i in parts.training]
@@ -112,7 +112,7 @@ def train(
                     hooks.append((launch.snapshot_every, _snapshots(folder, starts, config)))
                 hooks.append((config.sample_every, _reports(report, folder)))
                 train_world_action(model, clips, config, log, hooks, say)
-                whole = [e for e in map(with_pictures, held_out) if e.acts and len(e.images) == len(spec.cameras)]
+                whole = (e for e in map(with_pictures, held_out) if e.acts and len(e.images) == len(spec.cameras))
                 model.set_statistics(calibrate(model, whole))
         _write_model(model, starts, config, folder, folder / "model")
         report(folder)

@@ -190,7 +190,11 @@ def test_the_folder_of_a_model_states_its_horizons(one_pass: WorldModel, tmp_pat
     one_pass.save_pretrained(tmp_path)
     assert WorldModel.from_pretrained(tmp_path).horizons == {}
     write_json(tmp_path / MEASURED, {HORIZONS: {"push": 2, "lift": 9}})
-    for task, horizon, expected in (("push", {}, 2), ("lift", {}, 9), ("push", {"horizon": None}, 50)):
+    for task, horizon, expected in (
+        ("push", {}, 2),
+        ("lift", {}, 9),
+        ("push", {"horizon": None}, gym.spec(WORLD).max_episode_steps),
+    ):
         settings: Any = {"model": tmp_path, "task": task, "success_threshold": None, "observation": "latent"} | horizon
         env, envs = gym.make(WORLD, **settings), gym.make_vec(WORLD, num_envs=2, **settings)
         env.reset(seed=0)

@@ -267,8 +267,8 @@ def test_make_vec_is_native(mode: str) -> None:
     assert observed in envs.observation_space
 
 
-def test_make_vec_limits_to_24_decisions_or_as_told() -> None:
-    for asked, expected in (({}, 24), ({"max_episode_steps": 30}, 30)):
+def test_make_vec_limits_to_what_may_be_believed_or_as_told() -> None:
+    for asked, expected in (({}, gym.spec(WORLD).max_episode_steps), ({"max_episode_steps": 30}, 30)):
         envs = gym.make_vec(WORLD, num_envs=2, model=CountingModel(), success_threshold=None, **asked)  # type: ignore[arg-type]
         envs.reset(seed=0)
         assert next(i for i in range(1, 100) if envs.step(np.zeros((2, 2)))[3].all()) == expected
@@ -279,7 +279,7 @@ def test_environments_share_an_imagination_but_not_their_time_limit() -> None:
     envs = gym.make_vec(WORLD, num_envs=2, model=shared)
     assert envs.model is shared.model  # type: ignore[attr-defined]
     limits = [e.imagination.max_episode_steps for e in (envs, WorldModelVectorEnv(2, shared, max_episode_steps=5))]  # type: ignore[attr-defined]
-    assert limits == [24, 5] and shared.max_episode_steps == 3
+    assert limits == [gym.spec(WORLD).max_episode_steps, 5] and shared.max_episode_steps == 3
     with pytest.raises(ValueError, match="max_episode_steps is 0"):
         WorldModelVectorEnv(2, shared, max_episode_steps=0)
 
