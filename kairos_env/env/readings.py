@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class Readings(NamedTuple):
-    """Values of B imagined frames, float32, all finite: 0 in the place of what is not.
+    """Values of B imagined frames, float32, finite: 0 in the place of what is not.
 
     Args:
         proprio: (B, P) physical.
-        objects: (B, O, 3); errors: (B, E).
-        reward, success, uncertainty: (B,).
+        objects: (B, O, 3); errors: (B, E), infinite where a frame is broken.
+        reward, success, uncertainty: (B,), the last infinite where a frame is broken.
         broken: (B,), whether anything was not finite: of these, of the latent.
     """
 
@@ -46,6 +46,7 @@ def read(out: StepOutput, earned: torch.Tensor) -> Readings:
         proprio, objects, errors, reward, success, uncertainty = (
             np.nan_to_num(values, posinf=0, neginf=0) for values in fetched[:-1]
         )
+        errors[broken], uncertainty[broken] = np.inf, np.inf  # whatever it expected: it is not to be believed
     return Readings(proprio, objects, errors, reward, success, uncertainty, broken)
 
 

@@ -30,7 +30,8 @@ def calibrate(model: WorldModel, episodes: Iterable[Episode], batch: int = 16) -
 
     Args:
         model: expects its errors; of another the statistics come back as they are.
-        episodes: held out, with the pictures of all cameras. Errors that too few of them tell stay as expected.
+        episodes: held out, with the pictures of all cameras. Errors that too few of them tell are expected as the
+            model's statistics had it, if they do, else as the weights have it.
         batch: episodes imagined at once; no more are held in memory.
     """
     plain = dataclasses.replace(model.statistics, error_offset=(), error_slope=())
@@ -44,9 +45,10 @@ def calibrate(model: WorldModel, episodes: Iterable[Episode], batch: int = 16) -
     finally:
         model.set_statistics(before)
     if not rows:
-        return plain
+        return before
     expected, made = (np.concatenate(column) for column in zip(*rows, strict=True))
-    fits = [fit(expected[:, i], made[:, i]) for i in range(expected.shape[1])]
+    known = list(zip(before.error_offset, before.error_slope, strict=True)) or [(0.0, 1.0)] * expected.shape[1]
+    fits = [fit(expected[:, i], made[:, i]) or known[i] for i in range(expected.shape[1])]
     offsets, slopes = zip(*fits, strict=True)
     return dataclasses.replace(plain, error_offset=offsets, error_slope=slopes)
 
@@ -64,17 +66,17 @@ def _errors(model: WorldModel, episodes: Sequence[Episode]) -> list[tuple[Array,
     return found
 
 
-def fit(expected: Array, made: Array) -> tuple[float, float]:
+def fit(expected: Array, made: Array) -> tuple[float, float] | None:
     """Offset and slope under which log(made) is expected best: as standard deviations of normal distributions.
 
     A generalised linear model of squared errors with logarithmic link, by Fisher scoring (McCullagh and Nelder 1989).
 
     Args:
-        expected, made: (N,) errors >= 0; made ones may be nan.
+        expected, made: (N,) errors >= 0; made ones may be nan. None if fewer than `_LEAST` are known.
     """
     known = np.isfinite(made)
     if known.sum() < _LEAST:
-        return 0.0, 1.0
+        return None
     x, squared = np.log(np.maximum(expected[known], _SMALL)), np.square(made[known])
     design = np.stack([np.ones_like(x), x - x.mean()], 1)
     normal = np.linalg.pinv(design.T @ design)

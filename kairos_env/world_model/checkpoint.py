@@ -139,11 +139,21 @@ def read(folder: Path) -> StoredModel:
     try:
         earlier = EARLIER if data["format"] == 2 else {}
         config, spec = WorldModelConfig.from_dict(data["model"] | earlier), RobotSpec.from_dict(data["robot"])
-        values = json.loads((folder / STATISTICS).read_text())
-        statistics = ModelStatistics(**{k: tuple(v) for k, v in values.items()})
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: cannot read the configuration: {error!r}") from None
+    statistics = _read_statistics(folder / STATISTICS, config, spec)
     return StoredModel(config, spec, data["tasks"], statistics, read_starts(folder / STARTS, spec))
+
+
+def _read_statistics(path: Path, config: WorldModelConfig, spec: RobotSpec) -> ModelStatistics:
+    """Raises CheckpointError unless they are there, and fit the model."""
+    try:
+        statistics = ModelStatistics(**{k: tuple(v) for k, v in dict(json.loads(path.read_text())).items()})
+        errors = 2 + len(config.objects) if config.one_pass else 1
+        statistics.require(config.tokenizer.latent_channels, spec.proprio_dim, errors)
+    except (OSError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not hold the model's normalisation: {error}") from None
+    return statistics
 
 
 def require_unharmed(folder: Path) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,9 +41,29 @@ class ModelStatistics:
     error_offset: tuple[float, ...] = ()
     error_slope: tuple[float, ...] = ()
 
+    def require(self, channels: int, proprio: int, errors: int) -> None:
+        """Raises ValueError unless all are finite numbers, as many as the model has of each, and spreads above 0."""
+        sizes = {"latent": channels, "proprio": proprio, "error": errors}
+        for name, values in vars(self).items():
+            size = sizes[name.split("_")[0]]
+            optional = name.startswith("error") and not (self.error_offset or self.error_slope)
+            if len(values) != size and not optional:
+                raise ValueError(f"{name} has {len(values)} numbers, and the model needs {size}")
+            if not all(map(_is_finite, values)):
+                raise ValueError(
+                    f"{name} holds {next(x for x in values if not _is_finite(x))!r}: it needs finite numbers"
+                )
+            least = {"std": 1e-12, "slope": 0.0}.get(name.split("_")[1], -math.inf)
+            if values and min(values) < least:
+                raise ValueError(f"{name} holds {min(values)}: it needs numbers of at least {least:g}")
+
     @classmethod
     def identity(cls, channels: int, proprio: int) -> ModelStatistics:
         return cls((0.0,) * channels, (1.0,) * channels, (0.0,) * proprio, (1.0,) * proprio)
+
+
+def _is_finite(x: object) -> bool:
+    return isinstance(x, int | float) and math.isfinite(x)
 
 
 class Interface(Protocol):

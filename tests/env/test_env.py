@@ -222,6 +222,8 @@ def test_a_broken_model_truncates_and_stays_inside_the_spaces(seen: Any) -> None
     env.step(np.zeros(2))
     observed, reward, terminated, truncated, info = env.step(np.zeros(2))
     assert (terminated, truncated, info["truncated_reason"]) == (False, True, "non_finite")
+    assert info["uncertainty"] == np.inf and np.isinf(info["errors"]).all(), "not the best values there are"
+    assert info.get("trust", 0) == 0
     assert observed in env.observation_space
     assert np.isfinite(reward)
 

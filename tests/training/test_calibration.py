@@ -33,8 +33,14 @@ def test_expectations_that_say_nothing_become_the_mean() -> None:
 
 
 def test_too_few_errors_leave_the_expected_ones() -> None:
-    assert fit(np.full(500, 0.1), np.full(500, np.nan)) == (0.0, 1.0)
-    assert fit(np.full(20, 0.1), np.full(20, 0.3)) == (0.0, 1.0)
+    assert fit(np.full(500, 0.1), np.full(500, np.nan)) is None
+    assert fit(np.full(20, 0.1), np.full(20, 0.3)) is None
+    model = WorldModel(dataclasses.replace(get_preset("debug"), objects=("object", "goal")), SPEC, TASKS).eval()
+    few = [moving_square(0)]
+    assert calibrate(model, few).error_slope == (1.0,) * 4
+    known = dataclasses.replace(model.statistics, error_offset=(0.1, 0.2, 0.3, 0.4), error_slope=(0.5, 0.6, 0.7, 0.8))
+    model.set_statistics(known)
+    assert calibrate(model, few) == known, "what a longer training found stays"
 
 
 def test_a_models_errors_are_as_large_as_expected(tmp_path: Path) -> None:
