@@ -19,6 +19,7 @@ from kairos_env.training.curriculum.stages import Curriculum, from_dict
 from kairos_env.training.data import DataConfig, instructions, load_mixture
 from kairos_env.training.launch import LaunchConfig
 from kairos_env.training.run import train
+from kairos_env.world_model.checkpoint import action_chunk
 from kairos_env.world_model.config import get_preset
 from kairos_env.world_model.engines import usable_device
 
@@ -56,7 +57,7 @@ def run(
         print(json.dumps(asdict(config), indent=2))
         return 0
     usable_device(config.device)  # before anything that takes long
-    chunk = 0 if config.init else get_preset(config.preset).action.chunk
+    chunk = action_chunk(config.init) if config.init else get_preset(config.preset).action.chunk
     data = load_mixture(config.data, print, config.loss.frames + chunk)
     folder = train(
         config,

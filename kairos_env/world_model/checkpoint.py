@@ -145,6 +145,11 @@ def read(folder: Path) -> StoredModel:
     return StoredModel(config, spec, data["tasks"], statistics, read_starts(folder / STARTS, spec))
 
 
+def action_chunk(model: str | os.PathLike[str]) -> int:
+    """How many actions a small model proposes at once, from its configuration alone; 0 of published weights."""
+    return int(read_config(resolve(model)).get("model", {}).get("action", {}).get("chunk", 0))
+
+
 def _read_statistics(path: Path, config: WorldModelConfig, spec: RobotSpec) -> ModelStatistics:
     """Raises CheckpointError unless they are there, and fit the model."""
     try:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kairos_env.sims.tabletop.env import TASKS, make_spec
+from kairos_env.world_model.checkpoint import action_chunk
 from kairos_env.world_model.config import WorldModelConfig, get_preset
 from kairos_env.world_model.model import WorldModel
 from kairos_env.world_model.weights import CheckpointError
@@ -75,3 +76,10 @@ def test_a_normalisation_that_does_not_fit_is_named(tmp_path: Path, change: dict
 
 def one_pass() -> WorldModelConfig:
     return dataclasses.replace(get_preset("debug"), objects=("object", "goal"))
+
+
+def test_the_length_of_a_chunk_is_read_without_the_weights(tmp_path: Path) -> None:
+    WorldModel(one_pass(), SPEC, TASKS).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    assert action_chunk(tmp_path) == one_pass().action.chunk
+    assert action_chunk("kairos-tiny") == 4
