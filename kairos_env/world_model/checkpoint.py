@@ -118,8 +118,10 @@ def read_horizons(folder: str | os.PathLike[str]) -> dict[str, int]:
         ValueError: damaged, or a horizon that is no whole number >= 0.
     """
     found = read_measured(folder).get(HORIZONS, {})
+    if not isinstance(found, dict):
+        raise ValueError(f"{Path(folder) / MEASURED}: {HORIZONS} is {found!r}; it needs task -> decisions")
     for task, decisions in found.items():
-        if not isinstance(decisions, int) or decisions < 0:
+        if type(decisions) is not int or decisions < 0:
             raise ValueError(f"{Path(folder) / MEASURED}: the horizon of {task!r} is {decisions!r}; use a number >= 0")
     return dict(found)
 

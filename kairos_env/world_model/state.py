@@ -129,7 +129,15 @@ class WorldState:
             raise ValueError(
                 f"{path} lacks {lacking}: a state of another version cannot be gone on from; observe again"
             )
-        return cls.of_tensors(flat)
+        names = {f.name for f in dataclasses.fields(cls)}
+        state = cls.of_tensors({k: v for k, v in flat.items() if k in names or k.startswith("layers.")})
+        odd = set(flat) ^ set(state.tensors())
+        odd |= {f"{m}.values" for m, one in enumerate(state.layers) if len(one.keys) != len(one.values)}
+        if odd:
+            raise ValueError(f"{path} is no whole state: {', '.join(sorted(odd))} belong to none; observe again")
+        if broken := sorted(k for k, v in flat.items() if v.is_floating_point() and not v.isfinite().all()):
+            raise ValueError(f"{path} holds numbers that are not finite, in {', '.join(broken)}; observe again")
+        return state
 
     def _own(self) -> dict[str, Tensor]:
         """The tensors beside the layers' memory."""

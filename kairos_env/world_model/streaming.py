@@ -139,6 +139,11 @@ class StreamingPasses(nn.Module):
         """Names of the objects whose positions are read in every frame; () if no data taught them."""
         return self.config.objects
 
+    def __repr__(self) -> str:
+        weights = sum(weight.numel() for weight in self.parameters())
+        what = f"preset={self.config.preset!r}, robot={self.spec.name!r}, {weights / 1e6:.2f} M weights"
+        return f"{type(self).__name__}({what})"
+
     @property
     def untrained(self) -> tuple[str, ...]:
         """What no episode taught: ``reward``, ``success``, names of objects."""

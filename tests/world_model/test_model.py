@@ -1,6 +1,7 @@
 """The verbs of the world model on a randomly initialised `debug` preset."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,6 +214,21 @@ def test_state_is_a_value_of_constant_size(model: WorldModel, tmp_path) -> None:
         WorldState.load(tmp_path / "old.safetensors")
 
 
+def test_incomplete_and_foreign_states_are_refused(model: WorldModel, tmp_path: Path) -> None:
+    whole = model.observe(observation()).tensors()
+    path = tmp_path / "state.safetensors"
+    last = max(name for name in whole if ".values." in name)
+    for change, message in (
+        ({last: None}, "no whole state"),
+        ({"mine": torch.zeros(1)}, "no whole state: mine"),
+        ({"errors": torch.full_like(whole["errors"], torch.nan)}, "not finite, in errors"),
+    ):
+        changed = {k: v.contiguous().clone() for k, v in (whole | change).items() if v is not None}
+        save_file(changed, str(path))
+        with pytest.raises(ValueError, match=message):
+            WorldState.load(path)
+
+
 def test_policy_runs_no_video(model: WorldModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Action-only inference: the video branch once per observation, the decoder never."""
     calls = {"video": 0, "decoder": 0}
@@ -290,3 +306,7 @@ def test_two_cameras_side_by_side() -> None:
 def test_unknown_preset_names_the_legal_ones() -> None:
     with pytest.raises(ValueError, match=r"did you mean 'tiny'"):
         WorldModel.from_preset("tinny", SPEC, TASKS)
+
+
+def test_a_model_is_named_in_a_line(model: WorldModel) -> None:
+    assert repr(model).startswith("WorldModel(preset='debug', robot='panda-tabletop', ") and "\n" not in repr(model)

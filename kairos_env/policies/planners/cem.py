@@ -20,7 +20,7 @@ def cem(
     population: int = 64,
     iterations: int = 3,
     elites: int = 8,
-    keep: int = 4,
+    keep: int | None = None,
     spread: float = 0.6,
     smoothness: float = 0.6,
     stickiness: float = 0.9,
@@ -42,7 +42,8 @@ def cem(
         horizon: actions of a plan.
         population, iterations: candidates per round, rounds.
         elites: how many of the best the distribution is refitted to.
-        keep: how many of the best compete again in the next round (they are not imagined again).
+        keep: how many of the best compete again in the next round (they are not imagined again); None is 4, or all
+            elites if they are fewer.
         spread, smoothness, stickiness: see `ActionDistribution.around`.
         momentum: see `ActionDistribution.fit`.
         tolerance: the search has converged, and ends early, when the elites' values differ by less than this
@@ -54,6 +55,7 @@ def cem(
         initial: (N, A) a first guess, usually the last plan shifted (warm start).
         options: see `Evaluator`.
     """
+    keep = min(4, elites) if keep is None else keep
     if not 1 <= elites <= population or iterations < 1 or not 0 <= keep <= elites:
         raise ValueError(
             f"cem needs 1 <= elites <= population, iterations >= 1 and 0 <= keep <= elites; got elites={elites}, "

@@ -201,7 +201,8 @@ class Evaluator:
             values = self._values_of(rollout).reshape(len(part), self.samples)
             if not np.isfinite(values).any():
                 raise FloatingPointError(
-                    "the model imagined a non-finite reward, success or uncertainty for every candidate plan"
+                    "no candidate plan has a finite value: the reward or penalty that was given computes none, or the "
+                    "model imagined a reward, success or uncertainty that is not finite"
                 )
             result[start : start + len(part)] = np.where(np.isfinite(values), values, -np.inf)
             self.evaluations += len(part)
