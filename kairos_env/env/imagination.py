@@ -193,6 +193,11 @@ class Imagination:
             observation.check(self.spec)
         words = options.get("instruction")
         wish = choose_instruction(self.model, words, task, observation.instruction, self.unknown_instructions)
+        if options.get("task") and wish.task and wish.task != options["task"]:
+            raise ValueError(
+                f"reset got the task {options['task']!r} and the instruction {words!r}, which is of {wish.task!r}; "
+                "pass one of them"
+            )
         own = given is None and self.initial_observations.shipped
         return dataclasses.replace(observation, instruction=wish.instruction), wish, own
 

@@ -30,8 +30,13 @@ class Wish(NamedTuple):
 
 def check_task(task: str | None, tasks: Mapping[str, str]) -> str | None:
     """Returns ``task``, or raises ValueError with those that there are."""
-    if task is None or task in tasks:
+    if task is None or (isinstance(task, str) and task in tasks):
         return task
+    if not isinstance(task, str):
+        raise ValueError(
+            f"task is {task!r}; it takes one name. Environments of a vector get tasks of their own by "
+            "reset(options={'task': [...]})"
+        )
     raise ValueError(
         f"the model knows no task {task!r} (wishes in words: reset(options={{'instruction': ...}})); "
         + did_you_mean(str(task), tasks)

@@ -63,3 +63,13 @@ def test_a_model_without_tasks_knows_no_words_to_refuse() -> None:
 def test_only_two_ways_to_treat_unknown_words() -> None:
     with pytest.raises(ValueError, match="use 'refuse' or 'accept'"):
         counting_env(unknown_instructions="ignore")
+
+
+def test_a_task_and_words_of_another_are_refused() -> None:
+    env = counting_env()
+    words = env.model.tasks["wait"]
+    with pytest.raises(ValueError, match="task 'count' and the instruction .*, which is of 'wait'; pass one of them"):
+        env.reset(options={"task": "count", "instruction": words})
+    assert env.reset(options={"task": "wait", "instruction": words})[1]["task"] == "wait"
+    with pytest.raises(ValueError, match=r"task is \['count', 'wait'\]; it takes one name"):
+        counting_env(task=["count", "wait"])
