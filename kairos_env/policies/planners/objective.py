@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,13 @@ class Objective:
     terminal_weight: float = 0.0
     uncertainty_penalty: float = 0.0
     reward: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.discount <= 1:
+            raise ValueError(f"discount is {self.discount}; it takes a number above 0, at most 1")
+        for name in ("terminal_weight", "uncertainty_penalty"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it takes a number >= 0")
 
     def __call__(self, rollout: Any) -> Array:
         """Values (B,) of a rollout with reward, success and uncertainty (B, Hor)."""

@@ -7,6 +7,7 @@ whatever has them: the video world model, the state model, a simulator behind th
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,10 +143,12 @@ class Evaluator:
             raise ValueError(
                 f"planners plan for one state, got a batch of {self.state.batch_size}; call state.select([i]) for each"
             )
-        if self.samples < 1 or self.batch_size < 1 or self.risk < 0:
-            raise ValueError(
-                f"samples and batch_size must be >= 1 and risk >= 0, got {self.samples}, {self.batch_size}, {self.risk}"
-            )
+        if self.samples < 1 or self.batch_size < 1:
+            raise ValueError(f"samples and batch_size must be >= 1, got {self.samples}, {self.batch_size}")
+        for name in ("risk", "untouched_penalty", "deadline"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+                raise ValueError(f"{name} is {value!r}; it takes a number >= 0")
         if self.risk and self.samples == 1:
             raise ValueError(f"risk={self.risk} needs several samples to compare: samples=2 or more")
         scored = getattr(self.objective, "reward", self.objective) is not None

@@ -165,3 +165,21 @@ def test_the_bundled_model_is_held_to_what_hands_can_do() -> None:
     plan = cem(model, state, untouched_penalty=10.0, **search)
     moved = untouched_motion(plan.rollout, model.spec).sum()
     assert plan.value == pytest.approx(float(Objective()(plan.rollout)[0]) - 10 * moved, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"discount": 2.0}, {"uncertainty_penalty": -1.0}, {"uncertainty_penalty": np.nan}, {"terminal_weight": -1}],
+)
+def test_weights_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} is .*; it takes a number"):
+        Objective(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"deadline": -1.0}, {"deadline": np.nan}, {"risk": "a", "samples": 2}, {"risk": np.nan}]
+)
+def test_limits_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"(deadline|risk) is .*; it takes a number >= 0"):
+        cem(PointWorld(), start(PointWorld()), **wrong)
